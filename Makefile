@@ -1,0 +1,70 @@
+# `make` alone lists what there is. Every target sets up what it needs: a virtual environment in .venv with the
+# versions of constraints.txt, made on first use, brought up to date when pyproject.toml or constraints.txt change.
+#
+#   make test PYTHON=python3.12        another interpreter for a new environment
+#   make test ARGS="-k rollout -x"     more arguments for pytest, the quickstart or the benchmark
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+ARGS ?=
+
+STAMP := $(VENV)/.installed
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
+# of pip's output, one line per download above 1 MB and per package that is built here
+PROGRESS := awk '/Downloading .*[0-9] [MG]B|Building (wheel|editable) for .*\.\.\.$$|Building .*: started/ { sub(/^ +/, ""); print "      " $$0; fflush() }'
+# ninja of the environment must be found by what compiles extensions on first use (DeepSpeed)
+IN_VENV := PATH="$(abspath $(VENV))/bin:$$PATH" TOKENIZERS_PARALLELISM=false
+
+.PHONY: help quickstart test lint bench clean install
+
+help:
+	@echo "make quickstart   base -> SFT -> SCST on data and a model that come along; about 6 minutes on two cores"
+	@echo "make test         every test, offline, $(WORKERS) at a time"
+	@echo "make lint         ruff check and ruff format --check"
+	@echo "make bench        side-by-side measurements (benchmarks/README.md)"
+	@echo "make install      the environment only: $(VENV)"
+	@echo "make clean        remove $(VENV) and caches; outputs/ stays"
+
+quickstart: $(STAMP)
+	@$(IN_VENV) $(VENV)/bin/python launch/quickstart.py $(ARGS)
+
+test: $(STAMP)
+	@$(IN_VENV) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+lint: $(STAMP)
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+bench: $(STAMP)
+	@$(IN_VENV) HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/rollout.py $(ARGS)
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" > /dev/null || { \
+	  echo "error: there is no '$(PYTHON)'; install Python 3.11 or newer, or name it: make PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: Python 3.11 or newer is needed; '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1)." \
+	    "Name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@if ! "$(VENV)/bin/python" -c 'import pip' 2> /dev/null; then \
+	  echo "[1/3] creating $(VENV) with $$("$(PYTHON)" --version)"; \
+	  "$(PYTHON)" -m venv --clear "$(VENV)"; \
+	else \
+	  echo "[1/3] updating $(VENV)"; \
+	fi
+	@echo "[2/3] installing torch (the largest download)"
+	@$(PIP) torch | $(PROGRESS)
+	@echo "[3/3] installing the project and the rest (about 80 packages)"
+	@DS_BUILD_OPS=0 $(PIP) -e '.[eval,test]' | $(PROGRESS)
+	@touch "$@"
+	@echo "      ready: $(VENV)/bin/python"
+
+clean:
+	@if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
+	@rm -rf build ./*.egg-info .pytest_cache .ruff_cache
+	@find . -path ./outputs -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Command lines of the project; each script also runs by path and under ``accelerate launch``."""

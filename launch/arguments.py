@@ -1,0 +1,145 @@
+"""What every command line shares: ``--config``, ``--key value`` overrides, ``--dry_run``, ``--help``, exit codes.
+
+Nothing here imports torch: help and a wrong recipe are answered at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scst.config import (
+    RECIPES,
+    build_recipe,
+    from_run_record,
+    read_recipe_file,
+    resolved,
+    training_argument_names,
+)
+from scst.errors import RecipeError, ScstError
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = ROOT / "recipes" / "quickstart"
+
+
+@dataclass
+class Arguments:
+    """A parsed command line."""
+
+    recipe: Any
+    dry_run: bool = False
+    positional: list[str] = field(default_factory=list)
+
+
+def main(
+    stage: str, run: Callable[[Arguments], None], *, usage: str, argv: Sequence[str] | None = None
+) -> int:
+    """Parse, run, and turn errors that a user can mend into a message and exit code 2.
+
+    Args:
+        stage: a name in ``scst.config.RECIPES``.
+        run: does the work; called with the parsed arguments.
+        usage: the script's docstring, shown by ``--help``.
+        argv: arguments; those of the process by default.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in argv or "-h" in argv:
+        print(help_text(stage, usage))
+        return 0
+    try:
+        run(parse(stage, argv))
+    except ScstError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(stage: str, argv: Sequence[str]) -> Arguments:
+    """Arguments of a stage: the recipe file, overridden by flags.
+
+    Without ``--config`` the quickstart recipe is used; `evaluate` and `caption` start from what the adapter was
+    trained with, when it tells.
+
+    Raises:
+        RecipeError: on a flag without value, an unknown key or a wrong value.
+    """
+    flags, positional = _split_flags(argv)
+    config = flags.pop("config", None)
+    dry_run = flags.pop("dry_run", False)
+    base = read_recipe_file(config) if config else _default_settings(stage, flags.get("adapter"))
+    return Arguments(build_recipe(stage, base | flags), bool(dry_run), positional)
+
+
+def _default_settings(stage: str, adapter: str | None) -> dict[str, Any]:
+    if stage in ("evaluate", "caption") and adapter is not None and (recorded := from_run_record(adapter)):
+        keys = {f.name for f in dataclasses.fields(RECIPES[stage])} - {"output_dir", "adapter"}
+        return {name: value for name, value in recorded.items() if name in keys}
+    return read_recipe_file(QUICKSTART / f"{stage}.yaml")
+
+
+def _split_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """``--key value``, ``--key=value`` and a bare ``--key`` (true); the rest is positional."""
+    flags: dict[str, Any] = {}
+    positional: list[str] = []
+    remaining = list(argv)
+    while remaining:
+        argument = remaining.pop(0)
+        if not argument.startswith("--"):
+            positional.append(argument)
+            continue
+        name, separator, value = argument[2:].partition("=")
+        if not separator and name != "dry_run" and remaining and not remaining[0].startswith("--"):
+            value, separator = remaining.pop(0), "="
+        flags[name] = _value(name, value) if separator else True
+    return flags, positional
+
+
+def _value(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{name}: cannot read the value {text!r}: {error}") from error
+
+
+def refuse_positional(arguments: Arguments) -> None:
+    """Scripts that take keys only refuse anything else: a forgotten ``--`` must not be passed over.
+
+    Raises:
+        RecipeError: naming the first stray argument.
+    """
+    if arguments.positional:
+        raise RecipeError(f"unexpected argument {arguments.positional[0]!r}: keys are given as --key value")
+
+
+def help_text(stage: str, usage: str) -> str:
+    """What ``--help`` prints: the script's docstring and every key with its default."""
+    lines = [usage.strip(), "", "flags:"]
+    lines += ["  --config RECIPE.yaml   flat `key: value` lines; every key can be overridden as --key value"]
+    lines += [
+        "  --dry_run              check recipe and dataset, print the resolved recipe, load no model",
+        "",
+        "keys:",
+    ]
+    for f in dataclasses.fields(RECIPES[stage]):
+        if f.name == "training":
+            continue
+        default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+        choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
+        lines.append(f"  {f.name:24} {f.metadata['help']}{choices} [{default}]")
+    if any(f.name == "training" for f in dataclasses.fields(RECIPES[stage])):
+        lines += ["", "and every name of transformers.TrainingArguments:"]
+        lines.append("  " + ", ".join(sorted(training_argument_names())))
+    return "\n".join(lines)
+
+
+def print_dry_run(recipe: Any, layout: dict[str, Any]) -> None:
+    """The resolved recipe as YAML, with what was found in the dataset as comments."""
+    for name, value in layout.items():
+        print(f"# dataset {name}: {value}")
+    print(yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True), end="")

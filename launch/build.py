@@ -1,0 +1,244 @@
+"""Builders: from a recipe to data, model, trainer. The one place that sees both recipes and classes.
+
+Import this after the arguments are parsed: it imports torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import datasets
+import torch
+import transformers
+from accelerate import PartialState
+from rich.console import Console
+from rich.progress import Progress
+
+from scst.config import resolved
+from scst.data.loading import LoadedData, load_splits
+from scst.data.preview import training_preview
+from scst.errors import RecipeError
+from scst.models.adapters import add_lora, check_adapter_exists, load_adapter, parameter_table
+from scst.models.loading import check_model_exists, compute_dtype, load_model, load_processor
+from scst.records import checkpoint_to_resume, claim_output_dir, write_run_record
+from scst.validation import CaptionValidation
+
+
+def quiet_libraries() -> None:
+    """Leave the screen to this project's own progress and tables."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    for name in ("bitsandbytes", "accelerate", "torch.distributed", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module="bitsandbytes|torch|peft")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="__array__ implementation")
+
+
+def make_console() -> Console:
+    """The console of the main process; other processes stay silent."""
+    return Console(quiet=not PartialState().is_main_process, width=None if os.isatty(1) else 140)
+
+
+def check_inputs(recipe: Any) -> str:
+    """Everything that can be wrong before data or model are loaded; returns the base model's name.
+
+    Raises:
+        RecipeError: on a model, adapter or output folder that cannot be used.
+    """
+    if recipe.adapter:
+        check_adapter_exists(recipe.adapter)
+    name = recipe.model_name_or_path or _base_of(recipe.adapter)
+    check_model_exists(name)
+    return name
+
+
+def _base_of(adapter: str | None) -> str:
+    if adapter is None:
+        raise RecipeError(
+            "model_name_or_path: missing; give a PaliGemma checkpoint, or an adapter that names its own"
+        )
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(adapter).base_model_name_or_path
+
+
+def load_data(recipe: Any, splits: list[str], console: Console) -> LoadedData:
+    """The splits of a recipe, checked; the main process reads first."""
+    limits = {recipe.train_split: getattr(recipe, "max_train_images", None)}
+    limits |= {recipe.eval_split: recipe.max_eval_images}
+    with PartialState().main_process_first():
+        return load_splits(
+            recipe.dataset,
+            splits,
+            fractions=recipe.split_fractions,
+            split_seed=recipe.split_seed,
+            on_bad_example=recipe.on_bad_example,
+            limit={name: count for name, count in limits.items() if name in splits and count is not None},
+            console=console,
+        )
+
+
+def build_policy(recipe: Any, base: str, *, trainable: bool) -> tuple[torch.nn.Module, Any]:
+    """Model with its adapter (a new one for SFT without `adapter`), and processor."""
+    processor = load_processor(base)
+    model = load_model(
+        base,
+        quantization=recipe.quantization,
+        precision=recipe.precision,
+        attn_implementation=recipe.attn_implementation,
+    )
+    if recipe.adapter:
+        model = load_adapter(model, recipe.adapter, trainable=trainable)
+    elif trainable:
+        transformers.set_seed(recipe.seed)
+        model = add_lora(
+            model,
+            targets=recipe.lora_targets,
+            rank=recipe.lora_rank,
+            alpha=recipe.lora_alpha,
+            dropout=recipe.lora_dropout,
+        )
+    return model, processor
+
+
+def build_training_arguments(recipe: Any, cls: type, **stage: Any) -> Any:
+    """``cls`` (TrainingArguments or a subclass) from the recipe, with what the project decides.
+
+    Raises:
+        RecipeError: on a combination that the library refuses.
+    """
+    dtype = compute_dtype(recipe.precision)
+    on_gpu = torch.cuda.is_available()
+    settings = {
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "report_to": "none",
+        "gradient_checkpointing": False,
+    }
+    settings |= recipe.training | stage
+    settings |= {
+        "output_dir": recipe.output_dir,
+        "seed": recipe.seed,
+        "bf16": dtype is torch.bfloat16,
+        "fp16": dtype is torch.float16,
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    }
+    try:
+        return cls(**settings)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"training arguments: {error}") from error
+
+
+def build_validation(recipe: Any, data: LoadedData, processor: Any, args: Any) -> CaptionValidation | None:
+    """Caption metrics on a fixed random part of the evaluation split, when the recipe evaluates at all."""
+    if args.eval_strategy == "no":
+        return None
+    rows = data.splits[recipe.eval_split]
+    count = min(recipe.validation_images, len(rows))
+    subset = rows.shuffle(seed=recipe.split_seed).select(range(count))
+    return CaptionValidation(
+        processor,
+        subset,
+        split_references=list(rows["references"]),
+        split_name=recipe.eval_split,
+        prompt=recipe.prompt,
+        max_new_tokens=recipe.max_new_tokens,
+        min_new_tokens=recipe.min_new_tokens,
+        batch_size=recipe.validation_batch_size,
+    )
+
+
+def training_splits(recipe: Any) -> list[str]:
+    """The splits a training stage reads: the evaluation split only when it evaluates."""
+    evaluates = recipe.training.get("eval_strategy", "no") != "no"
+    return [recipe.train_split, recipe.eval_split] if evaluates else [recipe.train_split]
+
+
+def stopping_callbacks(recipe: Any) -> list[Any]:
+    """Early stopping by ``metric_for_best_model``, when the recipe asks for it."""
+    if recipe.early_stopping_patience is None:
+        return []
+    return [transformers.EarlyStoppingCallback(recipe.early_stopping_patience)]
+
+
+def preview(recipe: Any, data: LoadedData, collator: Any, console: Console) -> None:
+    """Show what the model will be trained on, and refuse data that cannot be meant."""
+    train = data.splits[recipe.train_split]
+    rows = [train[i] for i in range(0, len(train), max(1, len(train) // 3))][:3]
+    training_preview(
+        train,
+        collator(rows),
+        collator.processor.tokenizer,
+        max_new_tokens=recipe.max_new_tokens,
+        choice=collator.choice,
+        data=data,
+        image_ids=[row["image_id"] for row in rows],
+        console=console,
+    )
+
+
+def run_training(
+    trainer: Any, recipe: Any, data: LoadedData, *, stage: str, console: Console, started: float
+) -> None:
+    """Train, resume when asked, and leave a complete output folder: adapter, processor, state, ``run.json``."""
+    checkpoint = checkpoint_to_resume(recipe.output_dir, recipe.resume)
+    if recipe.resume and checkpoint is None:
+        console.print(f"resume: no complete checkpoint in {recipe.output_dir}; starting from the beginning")
+    elif checkpoint:
+        console.print(f"resuming from {checkpoint}")
+    console.print(parameter_table(trainer.model))
+    trainer.remove_callback(transformers.PrinterCallback)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        results = {
+            "train_seconds": round(result.metrics["train_runtime"], 1),
+            "steps": trainer.state.global_step,
+            "best_metric": trainer.state.best_metric,
+            "best_step": trainer.state.best_global_step,
+            "images": {name: len(rows) for name, rows in data.splits.items()},
+        }
+        write_run_record(
+            recipe.output_dir,
+            stage=stage,
+            recipe=resolved(recipe),
+            data_fingerprint=data.fingerprint,
+            started=started,
+            results=results,
+        )
+    console.print(
+        f"[bold]{stage} done[/bold]: {trainer.state.global_step} steps in {time.time() - started:.0f} s; "
+        f"adapter in {Path(recipe.output_dir)}"
+    )
+
+
+@contextmanager
+def progress_to_stderr(title: str, total: int) -> Iterator[Any]:
+    """A progress bar beside the results on standard output; yields a function that takes images just done."""
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+def open_output_dir(recipe: Any) -> None:
+    """Claim the output folder, on the main process only."""
+    with PartialState().main_process_first():
+        if PartialState().is_main_process:
+            claim_output_dir(recipe.output_dir, resume=recipe.resume, overwrite=recipe.overwrite)

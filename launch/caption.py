@@ -1,0 +1,55 @@
+"""Caption pictures.
+
+    python launch/caption.py --adapter DIR IMAGE_OR_FOLDER...
+
+Prints one JSON line per picture (image, caption, ended_by_eos) on standard output, or writes them to --output.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # launch/ itself would shadow the package `scst`
+
+from launch.arguments import Arguments, main, print_dry_run
+
+
+def run(arguments: Arguments) -> None:
+    """Caption every picture that the arguments name."""
+    recipe = arguments.recipe
+    from scst.data.pictures import find_pictures, open_picture
+
+    pictures = find_pictures(arguments.positional)
+    if arguments.dry_run:
+        print_dry_run(recipe, {"pictures": len(pictures)})
+        return
+    from launch import build
+    from scst.evaluation.captioning import caption_images
+    from scst.evaluation.decoding import get_decoding
+    from scst.records import write_jsonl
+
+    build.quiet_libraries()
+    decoding = get_decoding(recipe.decoding)
+    images = [open_picture(path) for path in pictures]
+    model, processor = build.build_policy(recipe, build.check_inputs(recipe), trainable=False)
+    with build.progress_to_stderr("captioning", len(images)) as advance:
+        captions = caption_images(
+            model,
+            processor,
+            images,
+            recipe.prompt,
+            decoding,
+            max_new_tokens=recipe.max_new_tokens,
+            min_new_tokens=recipe.min_new_tokens,
+            batch_size=recipe.eval_batch_size,
+            seed=recipe.seed,
+            progress=advance,
+        )
+    rows = [
+        {"image": str(path), "caption": caption.text, "ended_by_eos": caption.ended_by_eos}
+        for path, caption in zip(pictures, captions, strict=True)
+    ]
+    write_jsonl(rows, recipe.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main("caption", run, usage=__doc__))

@@ -1,0 +1,58 @@
+"""Caption a split and score it.
+
+    python launch/evaluate.py --adapter DIR --dataset D --eval_split val --output_dir OUT
+    python launch/evaluate.py --model_name_or_path MODEL --dataset D --output_dir OUT     (zero-shot)
+
+Without --config the recipe recorded with the adapter is used. Leaves metrics.json (values, signatures, confidence
+intervals; written last), predictions.jsonl and report.html in output_dir.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # launch/ itself would shadow the package `scst`
+
+from launch.arguments import Arguments, main, print_dry_run, refuse_positional
+
+
+def run(arguments: Arguments) -> None:
+    """Evaluate the base model or an adapter on one split."""
+    recipe = arguments.recipe
+    refuse_positional(arguments)
+    if arguments.dry_run:
+        from scst.data.sources import check_layout
+
+        print_dry_run(recipe, check_layout(recipe.dataset))
+        return
+    from launch import build
+    from scst.evaluation.decoding import get_decoding
+    from scst.evaluation.evaluate import evaluate
+    from scst.evaluation.metrics import check_metrics
+
+    build.quiet_libraries()
+    console = build.make_console()
+    check_metrics(recipe.metrics)
+    decoding = get_decoding(recipe.decoding)
+    base = build.check_inputs(recipe)
+    data = build.load_data(recipe, [recipe.eval_split], console)
+    model, processor = build.build_policy(recipe, base, trainable=False)
+    evaluate(
+        model,
+        processor,
+        data.splits[recipe.eval_split],
+        prompt=recipe.prompt,
+        output_dir=recipe.output_dir,
+        decoding=decoding,
+        max_new_tokens=recipe.max_new_tokens,
+        min_new_tokens=recipe.min_new_tokens,
+        batch_size=recipe.eval_batch_size,
+        metrics=recipe.metrics,
+        bootstrap_samples=recipe.bootstrap_samples,
+        seed=recipe.seed,
+        title=f"{recipe.adapter or base} on {recipe.dataset} {recipe.eval_split}",
+        console=console,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main("evaluate", run, usage=__doc__))

@@ -1,0 +1,51 @@
+"""Stage 2: refine an adapter with self-critical sequence training.
+
+    accelerate launch launch/scst.py --config recipes/rsicd/scst.yaml --adapter DIR
+    python launch/scst.py --adapter DIR                            (the rest from the quickstart recipe)
+
+Leaves the refined adapter, the processor, trainer_state.json, run.json and the document frequencies of the CIDEr-D
+reward in output_dir.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # launch/ itself would shadow the package `scst`
+
+from launch.arguments import Arguments, main, print_dry_run, refuse_positional
+
+
+def run(arguments: Arguments) -> None:
+    """Build the self-critical stage from its recipe and run it."""
+    recipe = arguments.recipe
+    refuse_positional(arguments)
+    if arguments.dry_run:
+        from scst.data.sources import check_layout
+
+        print_dry_run(recipe, check_layout(recipe.dataset))
+        return
+    started = time.time()
+    from transformers import TrainingArguments
+
+    from launch import build, build_scst
+    from scst.data.collate import SCSTCollator
+
+    build.quiet_libraries()
+    console = build.make_console()
+    build_scst.check_settings(recipe)
+    base = build.check_inputs(recipe)
+    reward = build_scst.build_reward(recipe)
+    build.open_output_dir(recipe)
+    data = build.load_data(recipe, build.training_splits(recipe), console)
+    args = build.build_training_arguments(recipe, TrainingArguments)
+    model, processor = build.build_policy(recipe, base, trainable=True)
+    build_scst.setup_reward(reward, data.splits[recipe.train_split], recipe)
+    collator = SCSTCollator(processor, recipe.prompt)
+    trainer = build_scst.build_trainer(recipe, args, model, processor, collator, reward, data, console)
+    build.run_training(trainer, recipe, data, stage="scst", console=console, started=started)
+    reward.save(recipe.output_dir)
+
+
+if __name__ == "__main__":
+    sys.exit(main("scst", run, usage=__doc__))

@@ -1,0 +1,318 @@
+"""Recipes: flat YAML files whose every key can be overridden on the command line.
+
+One dataclass per stage; its fields are the keys, their defaults and their help. Training stages also take every
+name of ``transformers.TrainingArguments``; those names are read from the library's source, so that parsing a recipe
+imports neither torch nor transformers and a typo is answered at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import functools
+import importlib.util
+import json
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scst.errors import RecipeError
+
+
+def key(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
+    """A recipe key: its default, one line of help and, where there are any, its allowed values."""
+    metadata = {"help": help, "choices": tuple(choices) if choices else None}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelKeys:
+    """Which model, in which precision."""
+
+    model_name_or_path: str | None = key(
+        None, "PaliGemma checkpoint: folder, hub id or embedded:scenes-paligemma"
+    )
+    adapter: str | None = key(None, "folder of an adapter made by launch/sft.py or launch/scst.py")
+    quantization: str = key("nf4", "how the frozen decoder is stored", ["nf4", "8bit", "none"])
+    precision: str = key(
+        "auto", "of computation; auto: bf16 on GPU, fp32 on CPU", ["auto", "bf16", "fp16", "fp32"]
+    )
+    attn_implementation: str = key(
+        "auto", "attention kernel; auto picks one with right masks", ["auto", "sdpa", "eager"]
+    )
+
+
+@dataclass
+class DataKeys:
+    """Which images, captions and prompts."""
+
+    dataset: str = key("embedded:scenes", "RISC folder, parquet, saved dataset, hub id or embedded:scenes")
+    train_split: str = key("train", "split to train on")
+    eval_split: str = key("val", "split to evaluate on")
+    split_fractions: str | None = key(
+        None, "e.g. 60/20/20 (train/val/test); default: the dataset's own splits"
+    )
+    split_seed: int = key(0, "seed of split_fractions and of max_train_images, max_eval_images")
+    max_train_images: int | None = key(None, "use a seeded random subset of the training images")
+    max_eval_images: int | None = key(None, "use a seeded random subset of the evaluation images")
+    on_bad_example: str = key("error", "what a missing image, empty captions and so on do", ["error", "skip"])
+    prompt: str = key("caption en", "the instruction beside the image")
+    max_new_tokens: int = key(32, "length limit of captions in tokens, end of sequence included")
+    min_new_tokens: int = key(1, "captions cannot end before this many tokens")
+
+
+@dataclass
+class RunKeys:
+    """Where results go."""
+
+    output_dir: str = key("outputs/run", "folder of everything the command writes")
+    seed: int = key(42, "seed of initialisation, data order, caption choice and sampling")
+
+
+@dataclass
+class ValidationKeys:
+    """Generation metrics during training."""
+
+    validation_images: int = key(
+        200, "images of eval_split captioned at every evaluation (a fixed random subset)"
+    )
+    early_stopping_patience: int | None = key(None, "stop after so many evaluations without a better metric")
+    validation_batch_size: int = key(16, "images captioned together at an evaluation")
+    resume: bool | str = key(False, "true: from the newest checkpoint in output_dir; or a checkpoint folder")
+    overwrite: bool = key(False, "true: replace an earlier run in output_dir")
+
+
+@dataclass
+class SFTRecipe(ModelKeys, DataKeys, ValidationKeys, RunKeys):
+    """Supervised stage: a new adapter, or with `adapter` an existing one continued."""
+
+    caption_policy: str = key(
+        "random", "caption an image is trained on", ["first", "random", "longest", "all"]
+    )
+    lora_targets: str = key(
+        "decoder-attention",
+        "decoder-attention, decoder-attention-mlp, decoder-attention-mlp+projector, vision+decoder-qv, full, "
+        "or a regular expression over module names",
+    )
+    lora_rank: int = key(16, "rank of the adapter")
+    lora_alpha: float = key(32.0, "scale of the adapter: alpha / rank")
+    lora_dropout: float = key(0.0, "dropout on the adapter's input, in this stage only")
+    training: dict = key({}, "names of transformers.TrainingArguments")
+
+
+@dataclass
+class SCSTRecipe(ModelKeys, DataKeys, ValidationKeys, RunKeys):
+    """Self-critical stage: refines the adapter of the supervised stage."""
+
+    num_samples: int = key(5, "K, sampled captions per image beside the greedy one")
+    temperature: float = key(1.0, "of sampling; scoring uses the same distribution")
+    top_k: int = key(0, "sample from the k most probable tokens; 0: from all")
+    top_p: float = key(1.0, "sample from the smallest set of this probability mass")
+    baseline: str = key("greedy", "what a reward is compared with", ["greedy", "leave_one_out", "group"])
+    rewards: list = key([{"name": "cider_d"}], "list of {name or import_path, weight, kwargs}")
+    kl_weight: float = key(0.0, "weight of KL(policy || SFT policy), subtracted from the reward")
+    entropy_weight: float = key(0.0, "weight of the entropy bonus")
+    cross_entropy_weight: float = key(
+        0.0, "weight of cross-entropy on a human caption beside the policy gradient"
+    )
+    caption_policy: str = key(
+        "random", "human caption for cross_entropy_weight", ["first", "random", "longest"]
+    )
+    scoring: str = key("packed", "layout of the scoring pass", ["packed", "plain"])
+    table_steps: int = key(25, "print a table of captions and rewards every so many steps; 0: never")
+    training: dict = key({}, "names of transformers.TrainingArguments")
+
+
+@dataclass
+class EvaluateRecipe(ModelKeys, DataKeys, RunKeys):
+    """Captions a split and scores it."""
+
+    decoding: str = key("greedy", "greedy, beam, nucleus or beam-sample")
+    metrics: list = key(
+        ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "meteor"], "metrics to compute"
+    )
+    eval_batch_size: int = key(32, "images captioned together")
+    bootstrap_samples: int = key(1000, "resamples behind every 95 % interval")
+
+
+@dataclass
+class CaptionRecipe(ModelKeys, RunKeys):
+    """Captions pictures."""
+
+    prompt: str = key("caption en", "the instruction beside the image")
+    max_new_tokens: int = key(32, "length limit of captions in tokens")
+    min_new_tokens: int = key(1, "captions cannot end before this many tokens")
+    decoding: str = key("greedy", "greedy, beam, nucleus or beam-sample")
+    eval_batch_size: int = key(32, "images captioned together")
+    output: str | None = key(None, "JSONL file to write; default: standard output")
+
+
+RECIPES: dict[str, type] = {
+    "sft": SFTRecipe,
+    "scst": SCSTRecipe,
+    "evaluate": EvaluateRecipe,
+    "caption": CaptionRecipe,
+}
+"""Stage -> its recipe. Training stages are those with a field ``training``."""
+
+OWNED_TRAINING_ARGUMENTS = {
+    "bf16": "precision",
+    "fp16": "precision",
+    "resume_from_checkpoint": "resume",
+    "remove_unused_columns": None,
+    "label_names": None,
+    "predict_with_generate": None,
+    "do_train": None,
+    "do_eval": None,
+    "do_predict": None,
+}
+"""TrainingArguments that a recipe may not set, and the key to use instead."""
+
+
+def build_recipe(stage: str, settings: dict[str, Any]) -> Any:
+    """The recipe of a stage from flat keys.
+
+    Args:
+        stage: a name in :data:`RECIPES`.
+        settings: keys and values, as read from YAML and flags.
+
+    Raises:
+        RecipeError: on an unknown key or a wrong value; the message names the key.
+    """
+    recipe_class = RECIPES[stage]
+    is_training = "training" in _fields(recipe_class)
+    own, training = {}, {}
+    for name, value in settings.items():
+        if name in _fields(recipe_class) and name != "training":
+            own[name] = _convert(name, value, recipe_class)
+        elif is_training:
+            training[name] = _training_argument(stage, name, value)
+        elif name not in _all_keys():
+            raise _unknown_key(stage, name)
+    return recipe_class(**own, **({"training": training} if is_training else {}))
+
+
+def read_recipe_file(path: str | Path) -> dict[str, Any]:
+    """The flat keys of a YAML file.
+
+    Raises:
+        RecipeError: when the file is missing, no YAML, or not a flat mapping.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"--config: there is no file {str(path)!r}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"--config: {str(path)!r} is no readable YAML file: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise RecipeError(
+            f"--config: {str(path)!r} must hold `key: value` lines, got a {type(content).__name__}"
+        )
+    return content
+
+
+def resolved(recipe: Any) -> dict[str, Any]:
+    """The flat keys of a recipe with all defaults filled in; `build_recipe` of them gives the same recipe."""
+    settings = dataclasses.asdict(recipe)
+    return settings | settings.pop("training", {})
+
+
+def from_run_record(adapter: str | Path) -> dict[str, Any]:
+    """The keys an adapter was trained with, from the ``run.json`` beside it or above its checkpoint; else none."""
+    for folder in (Path(adapter), Path(adapter).parent):
+        record = folder / "run.json"
+        if record.is_file():
+            return json.loads(record.read_text(encoding="utf-8"))["recipe"]
+    return {}
+
+
+@functools.cache
+def training_argument_names() -> dict[str, str]:
+    """Name -> annotation of every field of the installed ``transformers.TrainingArguments``."""
+    folder = Path(importlib.util.find_spec("transformers").origin).parent
+    tree = ast.parse((folder / "training_args.py").read_text(encoding="utf-8"))
+    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "TrainingArguments")
+    return {
+        node.target.id: ast.unparse(node.annotation)
+        for node in body
+        if isinstance(node, ast.AnnAssign) and not node.target.id.startswith("_")
+    }
+
+
+def _training_argument(stage: str, name: str, value: Any) -> Any:
+    if name in OWNED_TRAINING_ARGUMENTS:
+        instead = OWNED_TRAINING_ARGUMENTS[name]
+        advice = f"use `{instead}`" if instead else "the project sets it"
+        raise RecipeError(f"{name}: not a recipe key; {advice}")
+    if name not in training_argument_names():
+        raise _unknown_key(stage, name)
+    annotation = training_argument_names()[name]
+    if value is False and "Strategy" in annotation:
+        return "no"  # YAML reads a bare `no` as false
+    for kind in (int, float):
+        if kind.__name__ in annotation and isinstance(value, str):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+    return value
+
+
+@functools.cache
+def _all_keys() -> frozenset[str]:
+    """Every key that some stage knows."""
+    own = {name for recipe in RECIPES.values() for name in _fields(recipe)} - {"training"}
+    return frozenset(own | set(training_argument_names()))
+
+
+def _unknown_key(stage: str, name: str) -> RecipeError:
+    owners = [other for other, recipe in RECIPES.items() if name in _fields(recipe) and other != stage]
+    if owners:
+        return RecipeError(f"{name}: a key of launch/{owners[0]}.py, not of launch/{stage}.py")
+    known = set(_fields(RECIPES[stage])) | _all_keys()
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"see launch/{stage}.py --help"
+    return RecipeError(f"{name}: unknown key; {hint}")
+
+
+def _fields(recipe_class: type) -> dict[str, dataclasses.Field]:
+    return {f.name: f for f in dataclasses.fields(recipe_class)}
+
+
+def _convert(name: str, value: Any, recipe_class: type) -> Any:
+    """The value in the type of its key; YAML reads 1e-5 as text and flags come as text."""
+    annotation = typing.get_type_hints(recipe_class)[name]
+    kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    choices = _fields(recipe_class)[name].metadata["choices"]
+    if choices and value not in choices:
+        raise RecipeError(f"{name}: must be one of {', '.join(choices)}; got {value!r}")
+    for kind in kinds:
+        if kind is types.NoneType and value is None:
+            return None
+        if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+            return value
+        if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
+            try:
+                return _number(value, kind)
+            except ValueError:
+                continue
+    expected = " or ".join("nothing" if kind is types.NoneType else kind.__name__ for kind in kinds)
+    raise RecipeError(f"{name}: expected {expected}, got {value!r}")
+
+
+def _number(value: int | float | str, kind: type) -> int | float:
+    number = float(value)
+    if kind is int and number != int(number):
+        raise ValueError
+    return kind(number)

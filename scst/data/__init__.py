@@ -1,0 +1,17 @@
+"""From a dataset name to checked splits of images and their reference captions.
+
+The way through this room, in order:
+
+- ``sources``: every accepted form (RISC folder, parquet, saved to disk, hub id, embedded scenes) becomes
+  rows.
+- ``columns``: the columns of such a row; ``risc``: the RISC folder form; ``images``: bytes, hash, decoding
+  check.
+- ``splits``: the dataset's own splits or seeded fractions, and the leakage check.
+- ``validate``: examples that cannot be trained on, found before a model is loaded.
+- ``loading``: all of the above behind ``load_splits``.
+- ``supervision``: which caption of an image is trained on.
+- ``preview``: what the model will see, decoded back from token ids.
+- ``scenes``: the embedded world that needs no download.
+
+Nothing here imports torch. Import from the modules: this file stays empty so that each costs only itself.
+"""

@@ -1,0 +1,103 @@
+"""The columns every dataset is brought to: ``image``, ``references``, ``image_id``, ``split``.
+
+Further columns are kept as they are.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+
+from scst.errors import DataError
+
+TEXT = datasets.Value("string")
+TEXTS = datasets.List(TEXT)
+STORED_IMAGE = datasets.Image(decode=False)
+CAPTION_COLUMNS = ("references", "captions")
+ID_COLUMNS = ("image_id", "filename", "file_name")  # hub datasets often have only the file's name
+EXPECTED = {
+    "image": "image bytes, a path, or both",
+    "references": "a list of strings per image",
+    "image_id": "a string",
+    "split": "a string",
+}
+
+
+def check_columns(names: Iterable[str], where: str) -> None:
+    """Raise DataError, naming the found columns, unless an image, captions and an id are among them."""
+    names = list(names)
+    missing = [
+        " or ".join(group)
+        for group in (("image",), CAPTION_COLUMNS, ID_COLUMNS)
+        if not set(group) & set(names)
+    ]
+    if missing:
+        raise DataError(
+            f"{where}: expected the columns image, captions, image_id, split; missing: {'; '.join(missing)}. "
+            f"Found columns: {', '.join(names) or 'none'}. Rename them in the dataset."
+        )
+
+
+def normalise(part: datasets.Dataset, where: str, split: str) -> datasets.Dataset:
+    """Give one part of a dataset the common columns, without copying image bytes.
+
+    Args:
+        part: rows as they were stored.
+        where: file or dataset name for messages.
+        split: the split of rows that name none themselves.
+
+    Raises:
+        DataError: a column is missing or has the wrong type.
+    """
+    check_columns(part.column_names, where)
+    if "references" not in part.column_names:
+        part = part.rename_column("captions", "references")
+    part = _cast(_with_ids(part), "image_id", TEXT, where)
+    part = _cast(part, "references", TEXTS, where)
+    part = _cast(part, "image", STORED_IMAGE, where)
+    return _with_split(part, split, where)
+
+
+def concatenate(parts: list[datasets.Dataset], where: str) -> datasets.Dataset:
+    """Put parts with the same columns one after the other. Raises DataError when their types differ."""
+    try:
+        return datasets.concatenate_datasets(parts)
+    except (ValueError, pa.ArrowException) as error:
+        raise DataError(f"{where}: its parts do not have the same columns: {error}") from error
+
+
+def _cast(part: datasets.Dataset, name: str, feature, where: str) -> datasets.Dataset:
+    found = part.features[name]
+    if found == feature:  # casting text copies the whole table, images included
+        return part
+    try:
+        if feature == TEXTS and not _holds_text(found):
+            raise TypeError("numbers are not captions")
+        return part.cast_column(name, feature)
+    except (TypeError, ValueError, KeyError, pa.ArrowException) as error:
+        raise DataError(f"{where}: column {name} should hold {EXPECTED[name]}; found {found}.") from error
+
+
+def _holds_text(feature) -> bool:
+    inner = getattr(feature, "feature", None)
+    return getattr(inner, "dtype", None) in ("string", "large_string", "null")
+
+
+def _with_ids(part: datasets.Dataset) -> datasets.Dataset:
+    if "image_id" in part.column_names:
+        return part
+    name = next(name for name in ID_COLUMNS if name in part.column_names)
+    return part.add_column("image_id", [Path(value or "").stem for value in part[name]], feature=TEXT)
+
+
+def _with_split(part: datasets.Dataset, split: str, where: str) -> datasets.Dataset:
+    if "split" not in part.column_names:
+        return part.add_column("split", [split] * len(part), feature=TEXT)
+    part = _cast(part, "split", TEXT, where)
+    values = part["split"][:]
+    if all(values):
+        return part
+    return part.remove_columns("split").add_column(
+        "split", [value or split for value in values], feature=TEXT
+    )

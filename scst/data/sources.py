@@ -1,0 +1,275 @@
+"""Every accepted form of a dataset, read into the same rows.
+
+A row is one image: ``image`` (stored, not decoded), ``references: list[str]``, ``image_id: str``,
+``split: str`` (``""`` when the source has none) and whatever further columns the source has.
+"""
+
+import io
+import re
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scst.data.columns import STORED_IMAGE, TEXT, TEXTS, check_columns, concatenate, normalise
+from scst.data.risc import CAPTIONS_FILE, IMAGES_FOLDER, read_risc, refuse_outside_path, risc_layout
+from scst.errors import DataError
+
+ACCEPTED_FORMS = (
+    f"a RISC folder ({CAPTIONS_FILE} beside {IMAGES_FOLDER}/), a parquet file or a folder of them (columns "
+    "image, captions, image_id, split), a folder written by datasets' save_to_disk, a hub id (owner/name), "
+    "or embedded:scenes"
+)
+EMBEDDED = "embedded:scenes"
+EMBEDDED_SPLITS = ("train", "val", "test")
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+HUB_FAILURES = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+
+
+def read_rows(dataset: str) -> datasets.Dataset:
+    """Read a dataset in any accepted form; images stay encoded.
+
+    Args:
+        dataset: a path, a hub id, or ``embedded:scenes``.
+
+    Returns:
+        Columns ``image`` (``datasets.Image(decode=False)``), ``references``, ``image_id``, ``split`` and the
+        source's further columns, in the source's order.
+
+    Raises:
+        DataError: the form is not one of those accepted, or its columns are wrong; the message says what was
+            found.
+    """
+    rows = READERS[find_form(dataset)](dataset)
+    if len(rows) == 0:
+        raise DataError(f"{dataset}: the dataset has no rows.")
+    return rows
+
+
+def check_layout(dataset: str) -> dict:
+    """Check a dataset's layout quickly, without decoding or even reading images.
+
+    Returns:
+        ``{"form": ..., "splits": {name: rows}}``; RISC folders add ``missing_images``. A hub id asks the hub
+        for its description, which may leave row counts ``None``.
+
+    Raises:
+        DataError: as :func:`read_rows`.
+    """
+    return LAYOUTS[find_form(dataset)](dataset)
+
+
+def find_form(dataset: str) -> str:
+    """Name the form of a dataset: ``risc``, ``parquet``, ``saved``, ``hub`` or ``embedded``.
+
+    Raises:
+        DataError: it is none of these; the message lists what is there and what is accepted.
+    """
+    if dataset.startswith("embedded:"):
+        if dataset != EMBEDDED:
+            raise DataError(f"unknown embedded dataset {dataset!r}; there is one: {EMBEDDED}.")
+        return "embedded"
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        return _folder_form(path)
+    if path.is_file():
+        if path.suffix == ".parquet":
+            return "parquet"
+        raise DataError(f"{path} is a {path.suffix or 'nameless'} file; accepted are {ACCEPTED_FORMS}.")
+    if HUB_ID.fullmatch(dataset) and not dataset.endswith((".parquet", ".csv")):
+        return "hub"
+    raise DataError(f"no such file or folder: {path}; accepted are {ACCEPTED_FORMS}.")
+
+
+def _folder_form(folder: Path) -> str:
+    if (folder / CAPTIONS_FILE).is_file():
+        return "risc"
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return "saved"
+    if _parquet_files(folder):
+        return "parquet"
+    found = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir())
+    listing = ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
+    raise DataError(
+        f"{folder} is not a dataset. Found in it: {listing or 'nothing'}. Accepted are {ACCEPTED_FORMS}."
+    )
+
+
+# --- RISC, embedded
+
+
+def _read_risc_rows(dataset: str) -> datasets.Dataset:
+    return _dataset(read_risc(Path(dataset).expanduser()))
+
+
+def _check_risc(dataset: str) -> dict:
+    return risc_layout(Path(dataset).expanduser())
+
+
+def _read_embedded(dataset: str) -> datasets.Dataset:
+    from scst.data.scenes import scene_rows
+
+    rows = [row | {"split": split} for split in EMBEDDED_SPLITS for row in scene_rows(split)]
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "image"}
+    return _dataset({"image": [{"bytes": _png_bytes(row["image"]), "path": None} for row in rows]} | columns)
+
+
+def _check_embedded(dataset: str) -> dict:
+    from scst.data.scenes import SPLIT_SEEDS
+
+    return {"form": "embedded", "splits": {split: len(SPLIT_SEEDS[split]) for split in EMBEDDED_SPLITS}}
+
+
+def _png_bytes(image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _dataset(columns: dict[str, list]) -> datasets.Dataset:
+    special = {"image": STORED_IMAGE, "references": TEXTS}
+    return datasets.Dataset.from_dict(
+        columns, features=datasets.Features({name: special.get(name, TEXT) for name in columns})
+    )
+
+
+# --- parquet
+
+
+def _parquet_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
+
+
+def _stem_split(path: Path) -> str:
+    """``val.parquet`` and ``val-00000-of-00001.parquet`` are ``val``; other names say nothing."""
+    found = re.fullmatch(r"(train|val|validation|valid|dev|test)([-_.].*)?", path.stem)
+    return found[1] if found else ""
+
+
+def _parquet_schema(path: Path) -> pa.Schema:
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: expected a parquet file, but it cannot be read as one: {error}") from error
+    check_columns(schema.names, str(path))
+    return schema
+
+
+def _read_parquet(dataset: str) -> datasets.Dataset:
+    parts = []
+    for path in _parquet_files(Path(dataset).expanduser()):
+        _parquet_schema(path)
+        part = normalise(datasets.Dataset.from_parquet(str(path)), str(path), _stem_split(path))
+        parts.append(_resolve_paths(part, path))
+    return concatenate(parts, dataset)
+
+
+def _resolve_paths(part: datasets.Dataset, file: Path) -> datasets.Dataset:
+    """Make image paths that come without bytes relative to the parquet file's folder."""
+    if _stored_inside(part):
+        return part
+    images = part["image"][:]
+    for image in images:
+        if image and image["bytes"] is None and image["path"]:
+            refuse_outside_path(image["path"], str(file), "the parquet file's folder")
+            image["path"] = str(file.parent / image["path"])
+    return part.remove_columns("image").add_column("image", images, feature=STORED_IMAGE)
+
+
+def _stored_inside(part: datasets.Dataset) -> bool:
+    chunks = part.data.column("image").chunks
+    return all(chunk.field("bytes").null_count == 0 for chunk in chunks)
+
+
+def _check_parquet(dataset: str) -> dict:
+    splits: Counter[str] = Counter()
+    for path in _parquet_files(Path(dataset).expanduser()):
+        if "split" in _parquet_schema(path).names:
+            values = pq.read_table(path, columns=["split"])["split"].to_pylist()
+            splits.update(value or _stem_split(path) for value in values)
+        else:
+            splits[_stem_split(path)] += pq.read_metadata(path).num_rows
+    return {"form": "parquet", "splits": dict(splits)}
+
+
+# --- saved, hub
+
+
+def _read_saved(dataset: str) -> datasets.Dataset:
+    return _from_parts(_load_saved(dataset), dataset)
+
+
+def _check_saved(dataset: str) -> dict:
+    splits: Counter[str] = Counter()
+    for name, part in _parts(_load_saved(dataset)).items():
+        check_columns(part.column_names, dataset)
+        values = part["split"][:] if "split" in part.column_names else [name] * len(part)
+        splits.update(value or name for value in values)
+    return {"form": "saved", "splits": dict(splits)}
+
+
+def _load_saved(dataset: str) -> datasets.Dataset | datasets.DatasetDict:
+    path = Path(dataset).expanduser()
+    try:
+        return datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"{path} looks like a saved dataset but does not load ({error}); save it again."
+        ) from error
+
+
+def _read_hub(dataset: str) -> datasets.Dataset:
+    try:
+        loaded = datasets.load_dataset(dataset)
+    except HUB_FAILURES as error:
+        raise _hub_error(dataset, error) from error
+    return _from_parts(loaded, dataset)
+
+
+def _check_hub(dataset: str) -> dict:
+    try:
+        info = datasets.load_dataset_builder(dataset).info
+    except HUB_FAILURES as error:
+        raise _hub_error(dataset, error) from error
+    if info.features is not None:
+        check_columns(list(info.features), dataset)
+    return {
+        "form": "hub",
+        "splits": {name: split.num_examples for name, split in (info.splits or {}).items()},
+    }
+
+
+def _hub_error(dataset: str, error: Exception) -> DataError:
+    return DataError(
+        f"{dataset!r} is no file or folder here, and loading it as a hub id failed: "
+        f"{type(error).__name__}: {error}. "
+        f"Check the path, or the hub id and the connection. Accepted are {ACCEPTED_FORMS}."
+    )
+
+
+def _parts(loaded: datasets.Dataset | datasets.DatasetDict) -> dict[str, datasets.Dataset]:
+    return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
+
+
+def _from_parts(loaded: datasets.Dataset | datasets.DatasetDict, where: str) -> datasets.Dataset:
+    return concatenate([normalise(part, where, name) for name, part in _parts(loaded).items()], where)
+
+
+READERS = {
+    "risc": _read_risc_rows,
+    "parquet": _read_parquet,
+    "saved": _read_saved,
+    "hub": _read_hub,
+    "embedded": _read_embedded,
+}
+LAYOUTS = {
+    "risc": _check_risc,
+    "parquet": _check_parquet,
+    "saved": _check_saved,
+    "hub": _check_hub,
+    "embedded": _check_embedded,
+}

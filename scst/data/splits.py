@@ -1,0 +1,174 @@
+"""Splits by image: the dataset's own, or seeded fractions; and the check that no image is in two of them."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from datasets import Dataset
+
+from scst.data.images import content_hash
+from scst.errors import DataError, RecipeError
+
+FRACTION_SPLITS = ("train", "val", "test")
+VAL_ALIASES = ("val", "validation", "valid", "dev")
+SHOWN_LEAKS = 5
+
+
+def select_splits(
+    rows: Dataset,
+    names: Sequence[str],
+    fractions: str | None,
+    seed: int,
+    *,
+    content_hashes: Sequence[str] | None = None,
+) -> dict[str, Dataset]:
+    """Return the rows of each named split, in the rows' own order.
+
+    Args:
+        rows: rows of :func:`scst.data.sources.read_rows`.
+        names: split names; ``val``, ``validation``, ``valid`` and ``dev`` mean the same.
+        fractions: ``None`` for the dataset's own splits, or percentages for train/val/test such as
+            ``"80/10/10"`` (two numbers: train/val). Then which images go where depends on the seed and the
+            image ids, not on row order, sizes are exact, and images with the same content stay together.
+        seed: of the fractions.
+        content_hashes: one per row when already known; otherwise images are read and hashed for fractions.
+
+    Raises:
+        DataError: a split is not there, or is empty.
+        RecipeError: the fractions cannot be used.
+    """
+    if fractions is None:
+        return {name: rows.select(_own_split(rows, name)) for name in dict.fromkeys(names)}
+    shares = parse_fractions(fractions)
+    hashes = content_hashes or hash_images(rows)
+    assigned = assign_fractions(rows["image_id"][:], hashes, shares, seed)
+    return {name: rows.select(_fraction_split(assigned, name, fractions)) for name in dict.fromkeys(names)}
+
+
+def check_leakage(
+    splits: Mapping[str, Dataset], *, content_hashes: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Check that no image is in two splits, by id and by the sha256 of its encoded bytes.
+
+    Args:
+        splits: rows per split.
+        content_hashes: per split, one per row, when already known.
+
+    Raises:
+        DataError: an image is in two splits; up to five examples are listed.
+    """
+    leaks = _shared(
+        {name: zip(rows["image_id"], rows["image_id"], strict=True) for name, rows in splits.items()}
+    )
+    examples = [f"image_id {key} in {' and '.join(places)}" for key, places in leaks.items()]
+    hashes = content_hashes or {name: hash_images(rows) for name, rows in splits.items()}
+    same = _shared({name: zip(hashes[name], rows["image_id"], strict=True) for name, rows in splits.items()})
+    for places in same.values():
+        if len(set(places.values())) > 1:  # with one id it is listed above
+            examples.append("same picture: " + " = ".join(f"{key} in {name}" for name, key in places.items()))
+    if examples:
+        shown = "\n  ".join(examples[:SHOWN_LEAKS])
+        raise DataError(
+            f"{len(examples)} images are in more than one split, so evaluation would be on training images:\n"
+            f"  {shown}\nRemove them from one of the splits, or use fractions such as 80/10/10, which keep "
+            "equal images together."
+        )
+
+
+def hash_images(rows: Dataset) -> list[str]:
+    """Return the content hash of every row's image, ``""`` where it cannot be read."""
+    batches = rows.select_columns("image").iter(batch_size=256)
+    return [content_hash(image) for batch in batches for image in batch["image"]]
+
+
+def parse_fractions(fractions: str) -> list[int]:
+    """Parse ``"60/20/20"`` into ``[60, 20, 20]``.
+
+    Raises:
+        RecipeError: it is not two or three positive whole numbers with the sum 100.
+    """
+    parts = fractions.split("/")
+    shares = [int(part) for part in parts if part.strip().isdecimal()]
+    if len(shares) != len(parts) or len(parts) not in (2, 3) or min(shares) < 1 or sum(shares) != 100:
+        raise RecipeError(
+            "split fractions should be two or three positive whole numbers with the sum 100, for "
+            f"train/val/test, such as 80/10/10; got {fractions!r}."
+        )
+    return shares
+
+
+def assign_fractions(
+    image_ids: Sequence[str], content_hashes: Sequence[str], shares: Sequence[int], seed: int
+) -> dict[str, list[int]]:
+    """Assign row numbers to ``train``, ``val`` and ``test`` by share.
+
+    Rows with the same content form a group, named by its smallest id (so that a collection splits alike at
+    every resolution). Groups in the order of their seeded hash fill train, then val, then test; a group too
+    large for what is left of a split goes to the next, which keeps the counts exact whenever single images
+    can fill the gap.
+
+    Raises:
+        DataError: there are too few images for the shares.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for row, (image_id, digest) in enumerate(zip(image_ids, content_hashes, strict=True)):
+        groups[digest or f"unreadable:{image_id}"].append(row)
+    room = _exact_counts(len(image_ids), shares)
+    assigned: dict[str, list[int]] = {name: [] for name in room}
+    names = {digest: min(image_ids[row] for row in group) for digest, group in groups.items()}
+    for digest in sorted(groups, key=lambda digest: (seeded_hash(seed, names[digest]), digest)):
+        group = groups[digest]
+        place = next((name for name in room if room[name] >= len(group)), max(room, key=room.__getitem__))
+        room[place] -= len(group)
+        assigned[place] += group
+    return {name: sorted(group) for name, group in assigned.items()}
+
+
+def seeded_hash(seed: int, key: str) -> str:
+    """Return a hash that orders keys at random, the same for a seed on every machine."""
+    return hashlib.sha256(f"{seed}:{key}".encode()).hexdigest()
+
+
+def _exact_counts(total: int, shares: Sequence[int]) -> dict[str, int]:
+    """Round shares of a total by largest remainder, so that the counts add up to it."""
+    counts = [total * share // 100 for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda i: -(total * shares[i] % 100))
+    for i in by_remainder[: total - sum(counts)]:
+        counts[i] += 1
+    if min(counts) == 0:
+        raise DataError(
+            f"{total} images are too few for the fractions {'/'.join(map(str, shares))}: a split is empty."
+        )
+    return dict(zip(FRACTION_SPLITS, counts, strict=False))
+
+
+def _own_split(rows: Dataset, name: str) -> list[int]:
+    values = rows["split"][:]
+    present = Counter(values)
+    wanted = {name} if name in present else set(VAL_ALIASES if name in VAL_ALIASES else [name])
+    indices = [row for row, value in enumerate(values) if value in wanted]
+    if indices:
+        return indices
+    if not any(present):
+        raise DataError(
+            f"there is no split {name!r}: the dataset does not name splits. Add a split column, or split "
+            "it by fractions such as 80/10/10."
+        )
+    listing = ", ".join(f"{value or '(none)'} ({count})" for value, count in present.items())
+    raise DataError(f"there is no split {name!r}; the dataset has {listing}. Use one of these, or fractions.")
+
+
+def _fraction_split(assigned: Mapping[str, list[int]], name: str, fractions: str) -> list[int]:
+    canonical = "val" if name in VAL_ALIASES else name
+    if canonical not in assigned:
+        raise DataError(f"there is no split {name!r}: the fractions {fractions} make {', '.join(assigned)}.")
+    return assigned[canonical]
+
+
+def _shared(keys: Mapping[str, Iterable[tuple[str, str]]]) -> dict[str, dict[str, str]]:
+    """Map each key found in two splits to ``{split: image_id}``."""
+    places: dict[str, dict[str, str]] = defaultdict(dict)
+    for name, pairs in keys.items():
+        for key, image_id in pairs:
+            places[key].setdefault(name, image_id)
+    return {key: found for key, found in places.items() if key and len(found) > 1}

@@ -1,0 +1,154 @@
+"""Examples that cannot be trained on, found and named before a model is loaded."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from datasets import Dataset
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+from scst.data.columns import TEXTS
+from scst.data.images import ImageProbe, probe_image
+from scst.errors import DataError, RecipeError
+
+POLICIES = ("error", "skip")
+SHOWN_EXAMPLES = 5
+PROGRESS_FROM = 500  # images; fewer are checked before a bar could be read
+BATCH = 256  # images in memory at once
+
+
+@dataclass(frozen=True)
+class BadExample:
+    """An example that cannot be used, and why."""
+
+    image_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The outcome of checking rows.
+
+    Attributes:
+        rows: the good rows, blank captions removed.
+        content_hashes: sha256 of the encoded image of each good row.
+        bad: the others, in row order.
+        blank_captions: how many blank captions were removed from good rows.
+    """
+
+    rows: Dataset
+    content_hashes: list[str]
+    bad: list[BadExample]
+    blank_captions: int
+
+
+def check_examples(
+    rows: Dataset, on_bad_example: str, console: Console | None = None
+) -> tuple[Dataset, list[BadExample]]:
+    """Return the rows that can be trained on, and the examples that cannot.
+
+    A bad example has a missing, damaged, empty or oversized image, an empty caption list or only blank
+    captions, a caption that is not text, no id, or an id seen before. Blank captions among others are
+    removed; degenerate ones (``" ."``) stay.
+
+    Args:
+        rows: rows of :func:`scst.data.sources.read_rows`.
+        on_bad_example: ``"error"`` or ``"skip"``.
+        console: where to draw the progress bar; standard error when not given.
+
+    Raises:
+        DataError: with ``"error"``, when an example is bad; the first five are listed.
+        RecipeError: for another value of ``on_bad_example``.
+    """
+    check_policy(on_bad_example)
+    inspection = inspect_examples(rows, console)
+    if on_bad_example == "error":
+        refuse_bad(inspection.bad)
+    return inspection.rows, inspection.bad
+
+
+def check_policy(on_bad_example: str) -> None:
+    """Raise RecipeError unless the value is ``error`` or ``skip``."""
+    if on_bad_example not in POLICIES:
+        raise RecipeError(f"on_bad_example should be one of {', '.join(POLICIES)}; got {on_bad_example!r}.")
+
+
+def refuse_bad(bad: Sequence[BadExample]) -> None:
+    """Raise DataError listing the first five bad examples and their number; return when there are none."""
+    if bad:
+        shown = "\n  ".join(f"{example.image_id}: {example.reason}" for example in bad[:SHOWN_EXAMPLES])
+        raise DataError(
+            f"{len(bad)} examples cannot be used; the first ones:\n  {shown}\n"
+            "Repair or remove them, or leave them out with --on_bad_example skip."
+        )
+
+
+def inspect_examples(rows: Dataset, console: Console | None = None) -> Inspection:
+    """Check every row; images are decoded once, in threads, and only where the text is good."""
+    reasons = _text_problems(rows)
+    candidates = [row for row, reason in enumerate(reasons) if reason is None]
+    probes = dict(zip(candidates, _probe_images(rows.select(candidates), console), strict=True))
+    for row, probe in probes.items():
+        reasons[row] = probe.problem
+    good = [row for row in candidates if reasons[row] is None]
+    ids = rows["image_id"]
+    bad = [BadExample(str(ids[row] or f"row {row}"), reason) for row, reason in enumerate(reasons) if reason]
+    kept, blank = _without_blank_captions(rows.select(good))
+    return Inspection(kept, [probes[row].content_hash for row in good], bad, blank)
+
+
+def caption_problem(references: object) -> str | None:
+    """Return why a caption list cannot be used, ``None`` when it can."""
+    if not references:
+        return "empty caption list"
+    wrong = [caption for caption in references if not isinstance(caption, str)]
+    if wrong:
+        return f"caption is not text: {wrong[0]!r}"
+    if not any(caption.strip() for caption in references):
+        return "all captions are blank"
+    return None
+
+
+def _text_problems(rows: Dataset) -> list[str | None]:
+    first_row: dict[str, int] = {}
+    reasons = []
+    for row, (image_id, references) in enumerate(
+        zip(rows["image_id"][:], rows["references"][:], strict=True)
+    ):
+        if not (image_id or "").strip():
+            reasons.append("image_id is empty")
+        elif first_row.setdefault(image_id, row) != row:
+            reasons.append(f"duplicate image_id: rows {first_row[image_id]} and {row}")
+        else:
+            reasons.append(caption_problem(references))
+    return reasons
+
+
+def _probe_images(rows: Dataset, console: Console | None) -> list[ImageProbe]:
+    probes: list[ImageProbe] = []
+    threads = min(
+        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    console = console or Console(stderr=True)  # stdout may be captions or JSON
+    hidden = len(rows) <= PROGRESS_FROM or not console.is_terminal
+    bar = Progress(console=console, transient=True, disable=hidden)
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool, bar:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # reported by probe_image
+        task = bar.add_task("checking images", total=len(rows))
+        for batch in rows.select_columns("image").iter(batch_size=BATCH):
+            probes += pool.map(probe_image, batch["image"])
+            bar.update(task, completed=len(probes))
+    return probes
+
+
+def _without_blank_captions(rows: Dataset) -> tuple[Dataset, int]:
+    references = rows["references"][:]
+    kept = [[caption for caption in captions if caption.strip()] for captions in references]
+    blank = sum(map(len, references)) - sum(map(len, kept))
+    if blank:
+        rows = rows.remove_columns("references").add_column("references", kept, feature=TEXTS)
+    return rows, blank

@@ -1,0 +1,147 @@
+"""Captions of images: batches, decoding, and whether each caption came to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import GenerationConfig
+
+from scst.errors import DataError, RecipeError
+from scst.evaluation.decoding import Decoding, bare_generation_defaults, get_decoding, to_generation_config
+from scst.models.prompts import encode_prompts, forbidden_token_ids
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption.
+
+    Attributes:
+        text: decoded, without special tokens.
+        ended_by_eos: False when the length limit cut it.
+        num_tokens: tokens generated, the end-of-sequence token included.
+    """
+
+    text: str
+    ended_by_eos: bool
+    num_tokens: int
+
+
+def caption_images(
+    model: Any,
+    processor: Any,
+    images: Sequence[Image.Image],
+    prompts: str | Sequence[str],
+    decoding: Decoding | str,
+    *,
+    max_new_tokens: int,
+    min_new_tokens: int = 0,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[Caption]:
+    """Caption every image; the model's mode, generation defaults and the random state stay as they were.
+
+    Args:
+        model: a PaliGemma, with or without a PEFT adapter.
+        processor: its processor.
+        images: N pictures; read one batch at a time, so a lazy column is fine.
+        prompts: one instruction for all, or N of them; without the image token.
+        decoding: a preset or its name.
+        max_new_tokens: length limit, end-of-sequence token included.
+        min_new_tokens: the end-of-sequence token is impossible before this many tokens.
+        batch_size: images at a time. Sampled captions depend on it, greedy and beam captions do not.
+        seed: of the sampling presets.
+        progress: called with the number of images just captioned, once per batch.
+
+    Returns:
+        N captions in the order of the images.
+
+    Raises:
+        DataError: the numbers of images and prompts differ.
+        RecipeError: unknown preset, or length limits or batch size that cannot be.
+    """
+    if batch_size < 1:
+        raise RecipeError(f"batch_size must be at least 1, got {batch_size}")
+    prompts = _one_prompt_per_image(prompts, len(images))
+    config = _generation_config(model, processor, get_decoding(decoding), max_new_tokens, min_new_tokens)
+    captions: list[Caption] = []
+    with _decoding_state(model, seed):
+        for start in range(0, len(images), batch_size):
+            rows = range(start, min(start + batch_size, len(images)))
+            batch = encode_prompts(processor, [images[i] for i in rows], [prompts[i] for i in rows])
+            captions += _caption_batch(model, processor, batch, config)
+            if progress is not None:
+                progress(len(rows))
+    return captions
+
+
+def _one_prompt_per_image(prompts: str | Sequence[str], num_images: int) -> list[str]:
+    if isinstance(prompts, str):
+        return [prompts] * num_images
+    if len(prompts) != num_images:
+        raise DataError(f"expected one prompt or {num_images} (one per image), got {len(prompts)} prompts")
+    return list(prompts)
+
+
+def _generation_config(
+    model: Any, processor: Any, decoding: Decoding, max_new_tokens: int, min_new_tokens: int
+) -> GenerationConfig:
+    tokenizer = processor.tokenizer
+    return to_generation_config(
+        decoding,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        suppress_tokens=forbidden_token_ids(processor, model.config.get_text_config().vocab_size),
+    )
+
+
+def _caption_batch(
+    model: Any, processor: Any, batch: dict[str, torch.Tensor], config: GenerationConfig
+) -> list[Caption]:
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
+    # Without token types the prompt is causal in one attention implementation and leaks in another.
+    inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))
+    sequences = model.generate(**inputs, generation_config=config)  # (B, P + T)
+    completions = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+    return [_to_caption(processor.tokenizer, ids) for ids in completions]
+
+
+def _to_caption(tokenizer: Any, ids: list[int]) -> Caption:
+    eos = tokenizer.eos_token_id
+    length = ids.index(eos) if eos in ids else len(ids)
+    text = tokenizer.decode(ids[:length], skip_special_tokens=True)
+    return Caption(" ".join(text.split()), eos in ids, length + (eos in ids))
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module is back in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _decoding_state(model: Any, seed: int) -> Iterator[None]:
+    defaults, seeded = bare_generation_defaults(model), _seeded(seed, model.device)
+    with evaluation_mode(model), defaults, seeded, torch.no_grad():
+        yield
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

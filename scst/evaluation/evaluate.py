@@ -1,0 +1,161 @@
+"""Caption a dataset, score the captions, and leave predictions, metrics and a report behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from scst.errors import DataError
+from scst.evaluation.captioning import Caption, caption_images
+from scst.evaluation.decoding import Decoding, get_decoding
+from scst.evaluation.metrics import METRICS, MetricResult, check_metrics, metrics_json, score_captions
+from scst.evaluation.report import format_statistic, report_html
+from scst.evaluation.text_stats import caption_statistics
+from scst.records import write_json, write_jsonl, write_text
+
+PREDICTIONS, REPORT, METRICS_FILE = "predictions.jsonl", "report.html", "metrics.json"
+DEFAULT_METRICS = tuple(METRICS)
+
+
+def evaluate(
+    model: Any,
+    processor: Any,
+    dataset: Any,
+    *,
+    prompt: str,
+    output_dir: str | Path,
+    decoding: Decoding | str = "greedy",
+    max_new_tokens: int = 32,
+    min_new_tokens: int = 0,
+    batch_size: int = 16,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    bootstrap_samples: int = 1000,
+    seed: int = 0,
+    title: str = "evaluation",
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Evaluate a policy on a dataset.
+
+    Writes ``predictions.jsonl`` (``image_id, caption, references, ended_by_eos``), ``report.html`` and, last
+    and atomically, ``metrics.json``: its presence means complete. An older one is removed first.
+
+    Args:
+        model, processor: a PaliGemma, with or without adapter, and its processor.
+        dataset: ``datasets.Dataset`` of ``image``, ``references`` and ``image_id``.
+        prompt: instruction without the image token.
+        output_dir: made if it does not exist.
+        decoding, max_new_tokens, min_new_tokens, batch_size: as in :func:`caption_images`.
+        seed: of sampled captions and of the bootstrap.
+        metrics: names in ``METRICS``.
+        bootstrap_samples: resamples for the intervals.
+        title: heading of table and report.
+        console: where progress and table go; by default standard output.
+
+    Returns:
+        The contents of ``metrics.json``.
+
+    Raises:
+        RecipeError: unknown preset or metric. DataError: missing columns, no rows. ScstError: no Java. All of
+            these before the first caption is generated.
+    """
+    check_metrics(metrics)
+    _check_columns(dataset)
+    decoding, console, folder = get_decoding(decoding), console or Console(), Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / METRICS_FILE).unlink(missing_ok=True)
+    caption = partial(
+        caption_images,
+        *(model, processor, dataset["image"], prompt, decoding),
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    captions = _with_progress(caption, len(dataset), f"captioning: {title}", console)
+    write_jsonl(_prediction_rows(dataset, captions), folder / PREDICTIONS)
+    texts, references = [caption.text for caption in captions], list(dataset["references"])
+    with console.status("scoring"):
+        results = score_captions(texts, references, metrics, bootstrap_samples=bootstrap_samples, seed=seed)
+    statistics = text_statistics(captions)
+    subtitle = f"{len(texts)} images · prompt “{prompt}” · {decoding} · at most {max_new_tokens} tokens"
+    _write_report(folder / REPORT, title, subtitle, dataset, texts, results, statistics)
+    write_json(folder / METRICS_FILE, metrics_json(results))
+    console.print(results_table(title, results, statistics))
+    return metrics_json(results)
+
+
+def _check_columns(dataset: Any) -> None:
+    missing = {"image", "references", "image_id"} - set(dataset.column_names)
+    if missing:
+        raise DataError(f"evaluation: dataset lacks {sorted(missing)}; it has {dataset.column_names}")
+    if not len(dataset):
+        raise DataError("evaluation: the dataset has no rows; check `eval_split`")
+
+
+def _with_progress(
+    caption: Callable[..., list[Caption]], total: int, description: str, console: Console
+) -> list[Caption]:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(description, total=total)
+        return caption(progress=partial(progress.advance, task))
+
+
+def text_statistics(captions: Sequence[Caption]) -> dict[str, float]:
+    """``caption_statistics`` and the share of captions that the length limit cut (``truncation_rate``)."""
+    cut = sum(not caption.ended_by_eos for caption in captions) / max(len(captions), 1)
+    return {"truncation_rate": cut, **caption_statistics([caption.text for caption in captions])}
+
+
+def _prediction_rows(dataset: Any, captions: Sequence[Caption]) -> list[dict[str, Any]]:
+    return [
+        {
+            "image_id": image_id,
+            "caption": caption.text,
+            "references": list(references),
+            "ended_by_eos": caption.ended_by_eos,
+        }
+        for image_id, caption, references in zip(
+            dataset["image_id"], captions, dataset["references"], strict=True
+        )
+    ]
+
+
+def _write_report(
+    path: Path,
+    title: str,
+    subtitle: str,
+    dataset: Any,
+    captions: list[str],
+    results: Mapping[str, MetricResult],
+    statistics: Mapping[str, float],
+) -> None:
+    page = report_html(
+        title=title,
+        subtitle=subtitle,
+        results=results,
+        statistics=statistics,
+        captions=captions,
+        references=list(dataset["references"]),
+        image_ids=list(dataset["image_id"]),
+        image=lambda index: dataset[index]["image"],
+    )
+    write_text(path, page)
+
+
+def results_table(title: str, results: Mapping[str, MetricResult], statistics: Mapping[str, float]) -> Table:
+    """Metrics with their intervals, then what the text looks like."""
+    table = Table("metric", "value", "95 % interval", title=title)
+    for name, result in results.items():
+        low, high = result.ci95
+        table.add_row(METRICS[name].title, f"{result.value:.4f}", f"{low:.4f} - {high:.4f}")
+    table.add_section()
+    for name, value in statistics.items():
+        table.add_row(name.replace("_", " "), format_statistic(name, value), "")
+    return table

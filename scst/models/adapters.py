@@ -1,0 +1,174 @@
+"""Adapters: which layers get one, what stays frozen, and a table of what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from rich.table import Table
+
+from scst.errors import RecipeError
+
+_ATTENTION = r"self_attn\.(q|k|v|o)_proj"
+_MLP = r"mlp\.(gate|up|down)_proj"
+_VISION = r"self_attn\.(q|k|v|out)_proj|mlp\.fc[12]"
+_PROJECTOR = r".*multi_modal_projector\.linear"
+
+LORA_TARGETS: dict[str, str] = {
+    "decoder-attention": rf".*language_model.*\.({_ATTENTION})",
+    "decoder-attention-mlp": rf".*language_model.*\.({_ATTENTION}|{_MLP})",
+    "decoder-attention-mlp+projector": rf".*language_model.*\.({_ATTENTION}|{_MLP})|{_PROJECTOR}",
+    "vision+decoder-qv": r".*(language_model|vision_tower).*\.self_attn\.(q|v)_proj",
+    "full": rf".*language_model.*\.({_ATTENTION}|{_MLP})|.*vision_tower.*\.({_VISION})|{_PROJECTOR}",
+}
+"""Preset -> regular expression over full module names. Bare names such as ``q_proj`` would also match SigLIP."""
+
+
+def target_pattern(lora_targets: str) -> str:
+    """The expression of a preset, or the text itself as a regular expression over full module names."""
+    return LORA_TARGETS.get(lora_targets, lora_targets)
+
+
+def add_lora(
+    model: torch.nn.Module, *, targets: str, rank: int, alpha: float, dropout: float = 0.0
+) -> PeftModel:
+    """Wrap a frozen model with a new LoRA adapter (Hu et al. 2021, arXiv:2106.09685) in fp32.
+
+    Raises:
+        RecipeError: when the targets match no layer, or reach embeddings or the language-model head.
+    """
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target_pattern(targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise RecipeError(
+            f"lora_targets: {targets!r} fits no layer of this model. Presets: {', '.join(LORA_TARGETS)}; or a "
+            f"regular expression over full module names. ({error})"
+        ) from error
+    _refuse_head(adapted)
+    return adapted
+
+
+def load_adapter(model: torch.nn.Module, adapter: str | Path, *, trainable: bool) -> PeftModel:
+    """Put a saved adapter on a model. For training its dropout is set to 0: see :func:`disable_dropout`.
+
+    Raises:
+        RecipeError: when the folder holds no adapter.
+    """
+    check_adapter_exists(adapter)
+    adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+    disable_dropout(adapted)
+    return adapted
+
+
+def check_adapter_exists(adapter: str | Path) -> None:
+    """Refuse a local folder without an adapter before any model is loaded.
+
+    Raises:
+        RecipeError: naming the folder and what it holds.
+    """
+    folder = Path(adapter)
+    if (folder / "adapter_config.json").is_file():
+        return
+    found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
+    raise RecipeError(
+        f"adapter: {str(adapter)!r} holds no adapter_config.json (found: {found or 'an empty folder'}). Give the "
+        "output folder of launch/sft.py or launch/scst.py, or one of its checkpoints"
+    )
+
+
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout to 0: captions are sampled and scored by the same policy, in eval and in train mode."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+
+def _refuse_head(model: torch.nn.Module) -> None:
+    reached = [
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and ("lm_head" in name or "embed_tokens" in name)
+    ]
+    if reached:
+        raise RecipeError(
+            f"lora_targets reach the language-model head or the embeddings ({reached[0]}, ...): adapt decoder, "
+            "projector or vision layers only"
+        )
+
+
+@dataclass(frozen=True)
+class PartParameters:
+    """Parameter counts of one part of the model."""
+
+    part: str
+    trainable: int
+    total: int
+
+
+PARTS = ("vision_tower", "multi_modal_projector", "language_model", "lm_head")
+
+
+def count_parameters(model: torch.nn.Module) -> list[PartParameters]:
+    """Trainable and all parameters per part; a quantised weight counts its elements, not its bytes."""
+    counts = {part: [0, 0] for part in (*PARTS, "other")}
+    for name, parameter in model.named_parameters():
+        part = next((part for part in PARTS if part in name), "other")
+        size = _num_elements(parameter)
+        counts[part][1] += size
+        counts[part][0] += size if parameter.requires_grad else 0
+    return [PartParameters(part, *numbers) for part, numbers in counts.items() if numbers[1]]
+
+
+def _num_elements(parameter: Any) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return state.shape.numel() if state is not None else parameter.numel()
+
+
+def parameter_table(model: torch.nn.Module) -> Table:
+    """A table of trainable parameters per part, with their share of the whole model."""
+    parts = count_parameters(model)
+    whole = sum(part.total for part in parts)
+    table = Table(title="Trainable parameters", title_justify="left")
+    for column in ("part", "trainable", "of", "share of the whole"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for part in [*parts, PartParameters("all", sum(p.trainable for p in parts), whole)]:
+        table.add_row(part.part, f"{part.trainable:,}", f"{part.total:,}", f"{part.trainable / whole:.2%}")
+    return table
+
+
+class AdapterSnapshot:
+    """A copy of the trainable weights: the SFT policy that SCST is compared with (``ref_policy``).
+
+    Args:
+        model: its trainable weights are copied now.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        self._saved = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def applied(self, model: torch.nn.Module) -> Iterator[None]:
+        """Inside, ``model`` has the saved weights. Use under ``torch.no_grad()``."""
+        self._swap(model)
+        try:
+            yield
+        finally:
+            self._swap(model)
+
+    def _swap(self, model: torch.nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            if name in self._saved:
+                parameter.data, self._saved[name] = self._saved[name], parameter.data

@@ -1,0 +1,159 @@
+"""Load a PaliGemma checkpoint and its processor: quantisation, precision and attention kernel.
+
+Quantised parts are the decoder's linear layers only. The vision tower, the projector and the language-model head
+stay in the compute precision, by full module paths: a bare ``vision_tower`` would silently match nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+
+from scst.errors import RecipeError
+
+UNQUANTISED_MODULES = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+EMBEDDED_MODEL = "embedded:scenes-paligemma"
+_EMBEDDED_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "scenes-paligemma"
+SUPPORTED_TYPES = ("paligemma",)
+
+
+def resolve_model_path(name_or_path: str) -> str:
+    """The folder of the embedded model, or the name as it is."""
+    return str(_EMBEDDED_FOLDER) if name_or_path == EMBEDDED_MODEL else name_or_path
+
+
+def check_model_exists(name_or_path: str) -> None:
+    """Read the configuration of a checkpoint, and nothing else.
+
+    Raises:
+        RecipeError: when there is none, or it is no model of the PaliGemma family.
+    """
+    try:
+        config = AutoConfig.from_pretrained(resolve_model_path(name_or_path))
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"model_name_or_path: no model configuration found at {name_or_path!r}. Give a local folder with a "
+            f"config.json, a hub id such as google/paligemma-3b-pt-224, or {EMBEDDED_MODEL}. ({error})"
+        ) from error
+    if config.model_type not in SUPPORTED_TYPES:
+        raise RecipeError(
+            f"model_name_or_path: {name_or_path!r} is a {config.model_type!r} model; expected a PaliGemma or "
+            "PaliGemma 2 checkpoint (model_type 'paligemma')"
+        )
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """The dtype of a precision name; ``auto`` is bf16 where the GPU has it, fp16 on older GPUs, fp32 on the CPU.
+
+    Raises:
+        RecipeError: on an unknown name.
+    """
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    if precision == "auto":
+        if not torch.cuda.is_available():
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if precision not in dtypes:
+        raise RecipeError(f"precision must be auto, {', '.join(dtypes)}; got {precision!r}")
+    return dtypes[precision]
+
+
+def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """The bitsandbytes configuration of ``nf4`` (with double quantisation), ``8bit`` or ``none``.
+
+    Raises:
+        RecipeError: on an unknown name.
+    """
+    skipped = list(UNQUANTISED_MODULES)
+    if quantization == "none":
+        return None
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    if quantization == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=dtype,
+            llm_int8_skip_modules=skipped,
+        )
+    raise RecipeError(f"quantization must be nf4, 8bit or none; got {quantization!r}")
+
+
+def attention_kernel(config: Any, requested: str) -> str:
+    """The attention implementation whose masks are right for this model.
+
+    PaliGemma 2 needs eager attention: its logit softcapping exists there only, and sdpa either refuses it or, on
+    some library versions, leaks future tokens.
+
+    Raises:
+        RecipeError: when a kernel is requested that this model or project does not work with.
+    """
+    is_gemma2 = config.get_text_config().model_type == "gemma2"
+    if requested == "auto":
+        return "eager" if is_gemma2 else "sdpa"
+    if requested not in ("eager", "sdpa"):
+        raise RecipeError(f"attn_implementation must be auto, eager or sdpa; got {requested!r}")
+    if is_gemma2 and requested != "eager":
+        raise RecipeError("attn_implementation: PaliGemma 2 needs eager attention; use auto or eager")
+    return requested
+
+
+def load_processor(name_or_path: str) -> Any:
+    """The checkpoint's processor; captions and prompts are padded by this project, never truncated by it."""
+    return AutoProcessor.from_pretrained(resolve_model_path(name_or_path))
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    quantization: str = "nf4",
+    precision: str = "auto",
+    attn_implementation: str = "auto",
+) -> torch.nn.Module:
+    """A frozen PaliGemma model on this process's device.
+
+    Args:
+        name_or_path: local folder, hub id or ``embedded:scenes-paligemma``.
+        quantization: ``nf4``, ``8bit`` or ``none``.
+        precision: ``auto``, ``bf16``, ``fp16`` or ``fp32``: of weights that are not quantised, and of computation.
+        attn_implementation: ``auto``, ``eager`` or ``sdpa``.
+
+    Raises:
+        RecipeError: on a checkpoint or setting that cannot work.
+    """
+    check_model_exists(name_or_path)
+    path = resolve_model_path(name_or_path)
+    dtype = compute_dtype(precision)
+    config = AutoConfig.from_pretrained(path)
+    model = AutoModelForImageTextToText.from_pretrained(
+        path,
+        config=config,
+        dtype=dtype,
+        attn_implementation=attention_kernel(config, attn_implementation),
+        quantization_config=quantization_config(quantization, dtype),
+        device_map={"": _local_device()},
+    )
+    _keep_stored_layout(model)
+    return model.requires_grad_(False).eval()
+
+
+def _keep_stored_layout(model: torch.nn.Module) -> None:
+    """Some CPUs make bitsandbytes repack 4-bit weights at the first inference, dropping the double quantisation.
+
+    Frozen weights must stay as they were loaded, on every machine.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _local_device() -> torch.device:
+    """This process's GPU, or the CPU."""
+    from accelerate import PartialState
+
+    return PartialState().device

@@ -1,0 +1,70 @@
+"""Attention masks of a prefix language model, built here so that they are the same on every library version.
+
+The prompt is bidirectional, captions are causal, and nothing in the prompt sees a caption. Masks are returned in
+the form the attention kernel takes: bool for sdpa (True = attend), additive float for eager.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from scst.types import PromptBatch
+
+
+def prompt_mask(prompts: PromptBatch) -> torch.Tensor:
+    """(B, 1, P, P) bool: every prompt token attends to every real prompt token (and padding to itself)."""
+    length = prompts.attention_mask.shape[1]
+    keys = prompts.attention_mask[:, None, :].expand(-1, length, -1)
+    return _attend_to_self(keys).unsqueeze(1)
+
+
+def decode_mask(prompts: PromptBatch, rows_per_prompt: int, num_generated: int) -> torch.Tensor:
+    """(B * rows, 1, 1, P + num_generated) bool: the newest token sees its prompt and all its own tokens."""
+    keys = prompts.attention_mask.repeat_interleave(rows_per_prompt, 0)
+    generated = keys.new_ones(keys.shape[0], num_generated)
+    return torch.cat([keys, generated], 1)[:, None, None, :]
+
+
+def suffix_mask(prompts: PromptBatch, caption_mask: torch.Tensor) -> torch.Tensor:
+    """(B, 1, P + S, P + S) bool for one caption after each prompt.
+
+    Args:
+        prompts: B prompts.
+        caption_mask: (B, S) bool, True on real caption tokens.
+    """
+    return packed_mask(prompts, caption_mask.unsqueeze(1))
+
+
+def packed_mask(prompts: PromptBatch, caption_mask: torch.Tensor) -> torch.Tensor:
+    """(B, 1, P + K * S, P + K * S) bool for K captions beside each other after one shared prompt.
+
+    A caption token sees the prompt and the earlier tokens of its own caption, never another caption.
+
+    Args:
+        prompts: B prompts.
+        caption_mask: (B, K, S) bool, True on real caption tokens.
+    """
+    num_images, num_captions, length = caption_mask.shape
+    device = caption_mask.device
+    prompt_length = prompts.input_ids.shape[1]
+    total = prompt_length + num_captions * length
+    in_prompt = torch.arange(total, device=device) < prompt_length
+    caption_of = torch.full((total,), -1, device=device)
+    caption_of[prompt_length:] = torch.arange(num_captions, device=device).repeat_interleave(length)
+    order = torch.arange(total, device=device)
+    same_caption = (caption_of[:, None] == caption_of[None, :]) & (order[:, None] >= order[None, :])
+    allowed = torch.where(in_prompt[:, None], in_prompt[None, :], in_prompt[None, :] | same_caption)
+    keys = torch.cat([prompts.attention_mask, caption_mask.reshape(num_images, -1)], 1)
+    return _attend_to_self(allowed[None] & keys[:, None, :]).unsqueeze(1)
+
+
+def _attend_to_self(mask: torch.Tensor) -> torch.Tensor:
+    """Let padding attend to itself: a row without any key would be NaN."""
+    return mask | torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+
+
+def for_attention(mask: torch.Tensor, attn_implementation: str, dtype: torch.dtype) -> torch.Tensor:
+    """The mask in the form that ``attn_implementation`` takes."""
+    if attn_implementation != "eager":
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

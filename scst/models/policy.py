@@ -1,0 +1,112 @@
+"""The policy: a PaliGemma model, bare or with an adapter, and the three forward passes that this project needs.
+
+Every pass hands the language model embeddings, explicit positions and an explicit mask, so that nothing depends
+on what a library version infers from missing arguments.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from scst.models import masks
+from scst.types import PromptBatch
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """The PaliGemma model inside DistributedDataParallel, DeepSpeed and PEFT wrappers."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+class Policy:
+    """Forward passes of one model for rollouts and scoring.
+
+    Args:
+        model: what is called: the model, possibly wrapped for adapters and devices.
+        forbidden: (V,) bool, tokens that a caption must never hold.
+        eos_token_id: the end-of-sequence token.
+        pad_token_id: written after the end of a completion.
+    """
+
+    def __init__(self, model: nn.Module, forbidden: torch.Tensor, eos_token_id: int, pad_token_id: int):
+        self.model = model
+        self.inner = base_model(model)
+        self.eos_token_id = eos_token_id
+        self.pad_token_id = pad_token_id
+        self.forbidden = forbidden.to(self.inner.device)
+        self.text_config = self.inner.config.get_text_config()
+        parts = (self.inner.model.vision_tower, self.inner.model.multi_modal_projector)
+        self.vision_is_trainable = any(p.requires_grad for part in parts for p in part.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong."""
+        return self.inner.device
+
+    def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) projected image features."""
+        return self.inner.get_image_features(pixel_values.to(self._vision_dtype())).pooler_output
+
+    def prompt_embeddings(self, prompts: PromptBatch, image_features: torch.Tensor) -> torch.Tensor:
+        """(B, P, D) token embeddings with the image features in place of the image tokens."""
+        is_image = prompts.input_ids == self.inner.config.image_token_id
+        embeddings = self.caption_embeddings(prompts.input_ids.masked_fill(is_image, self.pad_token_id))
+        features = image_features.to(embeddings.device, embeddings.dtype)
+        return embeddings.masked_scatter(is_image.unsqueeze(-1), features)
+
+    def caption_embeddings(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token embeddings of text (..., D)."""
+        return self.inner.get_input_embeddings()(ids)
+
+    def check_length(self, length: int) -> None:
+        """Refuse sequences that a sliding attention window would cut (PaliGemma 2 at 896 px).
+
+        Raises:
+            ValueError: when ``length`` tokens do not fit into the window.
+        """
+        window = getattr(self.text_config, "sliding_window", None)
+        if window is not None and length > window:
+            raise ValueError(
+                f"prompt and caption together take {length} tokens, but this model's sliding attention window holds "
+                f"{window}: use a checkpoint of a smaller resolution (224 or 448 px) or a shorter caption limit"
+            )
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        *,
+        keep: int | torch.Tensor,
+        cache: Any | None = None,
+        through_wrappers: bool = False,
+    ) -> torch.Tensor:
+        """Logits of a sequence of embeddings.
+
+        Args:
+            embeddings: (B, L, D).
+            mask: (B, 1, L, L_keys) bool, True = attend.
+            position_ids: (B, L).
+            keep: logits of the last ``keep`` positions, or of these positions.
+            cache: key-value cache to read and extend.
+            through_wrappers: call the outermost wrapper, so that data-parallel gradients are synchronised.
+
+        Returns:
+            (B, kept, V) logits.
+        """
+        module = self.model if through_wrappers else self.inner
+        return module(
+            inputs_embeds=embeddings,
+            attention_mask=masks.for_attention(mask, self.text_config._attn_implementation, embeddings.dtype),
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=keep,
+        ).logits
+
+    def _vision_dtype(self) -> torch.dtype:
+        return next(self.inner.model.vision_tower.parameters()).dtype

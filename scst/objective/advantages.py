@@ -1,0 +1,98 @@
+"""Advantages: what a sampled caption's reward is compared with. Pure functions of rewards.
+
+The estimators differ and are named. ``greedy`` and ``leave_one_out`` leave the policy gradient unbiased, because
+the baseline does not depend on the sample it is subtracted from. ``group`` does not: its mean contains the sample
+(a factor (K - 1) / K) and the standard deviation rescales every image, so its expected direction is a reweighted
+one. The beam average, used in some code bases, is no valid baseline and is not offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+
+def greedy_advantages(sampled_rewards: torch.Tensor, greedy_rewards: torch.Tensor) -> torch.Tensor:
+    """Reward minus the reward of the greedy caption (Rennie et al. 2017, arXiv:1612.00563, equation 8).
+
+    Args:
+        sampled_rewards: (B, K).
+        greedy_rewards: (B,).
+
+    Returns:
+        (B, K) advantages.
+    """
+    _check_shapes(sampled_rewards, greedy_rewards)
+    return sampled_rewards - greedy_rewards.unsqueeze(1)
+
+
+def leave_one_out_advantages(sampled_rewards: torch.Tensor, greedy_rewards: torch.Tensor) -> torch.Tensor:
+    """Reward minus the mean reward of the other samples (Kool et al. 2019; Luo 2020, arXiv:2003.09971).
+
+    NaN rewards are left out: with n opinions among the K samples, n takes the place of K.
+
+    Raises:
+        ValueError: when K is 1: there is no other sample.
+    """
+    _check_shapes(sampled_rewards, greedy_rewards)
+    num_samples = sampled_rewards.shape[1]
+    if num_samples < 2:
+        raise ValueError("the leave_one_out baseline needs num_samples >= 2, got 1: use baseline: greedy")
+    centred, count = _centred(sampled_rewards)
+    return centred * count / (count - 1).clamp(min=1)
+
+
+def group_advantages(
+    sampled_rewards: torch.Tensor, greedy_rewards: torch.Tensor, *, epsilon: float = 1e-4
+) -> torch.Tensor:
+    """Rewards standardised within the samples of an image (GRPO, Shao et al. 2024, arXiv:2402.03300, section 4.1).
+
+    NaN rewards are left out of mean and standard deviation.
+
+    Raises:
+        ValueError: when K is 1.
+    """
+    _check_shapes(sampled_rewards, greedy_rewards)
+    if sampled_rewards.shape[1] < 2:
+        raise ValueError("the group baseline needs num_samples >= 2, got 1: use baseline: greedy")
+    centred, count = _centred(sampled_rewards)
+    variance = centred.square().nansum(1, keepdim=True) / (count - 1).clamp(min=1)
+    return centred / (variance.sqrt() + epsilon)
+
+
+BASELINES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "greedy": greedy_advantages,
+    "leave_one_out": leave_one_out_advantages,
+    "group": group_advantages,
+}
+
+
+def compute_advantages(
+    baseline: str, sampled_rewards: torch.Tensor, greedy_rewards: torch.Tensor
+) -> torch.Tensor:
+    """Advantages (B, K) by the name of the baseline; 0 where a reward is NaN ("no opinion").
+
+    The other samples of the image get the advantages that they would have if the sample had not been drawn.
+
+    Raises:
+        ValueError: on an unknown name.
+    """
+    if baseline not in BASELINES:
+        raise ValueError(f"unknown baseline {baseline!r}; known: {', '.join(BASELINES)}")
+    advantages = BASELINES[baseline](sampled_rewards, greedy_rewards)
+    return advantages.masked_fill(advantages.isnan(), 0.0)
+
+
+def _centred(sampled_rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rewards minus the mean of their image (B, K), NaN where they are NaN, and how many are not (B, 1)."""
+    count = (~sampled_rewards.isnan()).sum(1, keepdim=True)
+    return sampled_rewards - sampled_rewards.nanmean(1, keepdim=True), count
+
+
+def _check_shapes(sampled_rewards: torch.Tensor, greedy_rewards: torch.Tensor) -> None:
+    if sampled_rewards.ndim != 2 or greedy_rewards.shape != sampled_rewards.shape[:1]:
+        raise ValueError(
+            "expected sampled_rewards (B, K) and greedy_rewards (B,), got "
+            f"{tuple(sampled_rewards.shape)} and {tuple(greedy_rewards.shape)}"
+        )

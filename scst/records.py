@@ -1,0 +1,145 @@
+"""The record of a run (``run.json``) and the state of its output folder: is there something to resume or protect?"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from scst.errors import RecipeError
+
+RECORD_NAME = "run.json"
+_PACKAGES = (
+    "scst",
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "bitsandbytes",
+    "accelerate",
+    "datasets",
+    "deepspeed",
+    "pycocoevalcap",
+    "tokenizers",
+)
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that decide a result."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is complete or absent: aside first, flushed to the disk, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that the file is complete or absent."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(rows: Sequence[dict[str, Any]], path: str | Path | None) -> None:
+    """Write one JSON object per line to a file (complete or absent), or to standard output when ``path`` is None."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if path is None:
+        sys.stdout.write(lines)
+        return
+    write_text(Path(path), lines)
+
+
+def write_run_record(
+    output_dir: str | Path,
+    *,
+    stage: str,
+    recipe: dict[str, Any],
+    data_fingerprint: str,
+    started: float,
+    results: dict[str, Any],
+) -> None:
+    """Write ``run.json``, the last file of a run: where it is, the run is complete.
+
+    Args:
+        output_dir: the run's folder.
+        stage: "sft" or "scst".
+        recipe: the resolved flat keys.
+        data_fingerprint: of the data that was trained on.
+        started: ``time.time()`` at the start of the run.
+        results: timings and final numbers.
+    """
+    content = {
+        "stage": stage,
+        "recipe": recipe,
+        "versions": versions(),
+        "data_fingerprint": data_fingerprint,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+        "seconds": round(time.time() - started, 1),
+        **results,
+    }
+    write_json(Path(output_dir) / RECORD_NAME, content)
+
+
+def newest_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest complete checkpoint of a run: the trainer's state is written last, so it must be there."""
+    folders = Path(output_dir).glob("checkpoint-*/trainer_state.json")
+    numbered = [(int(m.group(1)), p.parent) for p in folders if (m := re.search(r"-(\d+)$", p.parent.name))]
+    return max(numbered)[1] if numbered else None
+
+
+def checkpoint_to_resume(output_dir: str, resume: bool | str) -> str | None:
+    """The checkpoint that ``resume`` asks for; None starts from the beginning.
+
+    Raises:
+        RecipeError: when a named checkpoint is not complete.
+    """
+    if isinstance(resume, str):
+        if not (Path(resume) / "trainer_state.json").is_file():
+            raise RecipeError(f"resume: {resume!r} is no complete checkpoint (no trainer_state.json in it)")
+        return resume
+    newest = newest_checkpoint(output_dir) if resume else None
+    return str(newest) if newest else None
+
+
+def claim_output_dir(output_dir: str, *, resume: bool | str, overwrite: bool) -> None:
+    """Make the output folder, and never mix two runs in one.
+
+    Raises:
+        RecipeError: when it holds an earlier run that is neither resumed nor overwritten, or cannot be written.
+    """
+    folder = Path(output_dir)
+    earlier = [p for p in (*folder.glob("checkpoint-*"), folder / RECORD_NAME) if p.exists()]
+    if earlier and not resume:
+        if not overwrite:
+            raise RecipeError(
+                f"output_dir: {output_dir!r} holds an earlier run ({earlier[0].name}); give another folder, "
+                "--resume true to continue it, or --overwrite true to replace it"
+            )
+        for path in earlier:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RecipeError(f"output_dir: {output_dir!r} cannot be written: {error}") from error

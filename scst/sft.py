@@ -1,0 +1,69 @@
+"""Stage 1: supervised training of a new adapter on human captions, with TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from scst.data.collate import SFTCollator
+from scst.validation import CaptionValidation, CaptionValidationMixin
+
+SFT_ARGUMENTS = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+"""Our collator tokenises; TRL must neither prepare the dataset nor cut a sequence."""
+
+
+class CaptionSFTTrainer(CaptionValidationMixin, SFTTrainer):
+    """Masked cross-entropy on captions: the mean over all caption tokens of an optimizer step, ``<eos>`` included.
+
+    TRL's trainer with three differences: our collator feeds it (TRL's cannot feed PaliGemma); the adapter of a
+    quantised model is trained in fp32 instead of bf16, where small updates would be rounded away; and evaluation
+    captions held-out images.
+
+    Args:
+        model: a PEFT model with a trainable adapter.
+        args: training arguments (:class:`trl.SFTConfig` with :data:`SFT_ARGUMENTS`).
+        train_dataset: rows with ``image``, ``references`` and ``image_id``.
+        data_collator: makes supervised batches.
+        processor: the checkpoint's processor.
+        validation: caption metrics on held-out images, or None.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        args: SFTConfig,
+        *,
+        train_dataset: Any,
+        data_collator: SFTCollator,
+        processor: Any,
+        validation: CaptionValidation | None = None,
+        callbacks: Sequence[Any] | None = None,
+    ):
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=validation.dataset if validation else None,
+            data_collator=data_collator,
+            processing_class=processor,
+            callbacks=[_EpochOfCollator(data_collator), *(callbacks or [])],
+        )
+        self.validation = validation
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of the whole optimizer step
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+
+class _EpochOfCollator(TrainerCallback):
+    """Tells the collator which epoch it draws captions for; a resumed run asks for the same captions."""
+
+    def __init__(self, collator: SFTCollator):
+        self.collator = collator
+
+    def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.collator.epoch = int(round(state.epoch or 0, 6))

@@ -1,0 +1,139 @@
+"""Named records that travel between the rooms, with their shapes.
+
+The shape alphabet of the whole project: ``B`` images, ``K`` sampled captions per image, ``P`` prompt tokens
+(image tokens and instruction), ``T`` caption tokens, ``V`` vocabulary, ``D`` width of the language model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """What the policy conditions on: images and instructions, left-padded. Never scored.
+
+    Attributes:
+        input_ids: (B, P) token ids, image placeholders included.
+        attention_mask: (B, P) bool, True on real tokens.
+        pixel_values: (B, 3, H, W) preprocessed images.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    pixel_values: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    def to(self, device: torch.device | str) -> PromptBatch:
+        """The same batch on another device."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def select(self, rows: slice | torch.Tensor) -> PromptBatch:
+        """A part of the images of this batch."""
+        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    @property
+    def position_ids(self) -> torch.Tensor:
+        """(B, P) positions; PaliGemma counts from 1, and padding does not count."""
+        return self.attention_mask.long().cumsum(-1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn. Scoring uses the very same distribution.
+
+    Attributes:
+        num_samples: K, sampled completions per image beside the greedy one.
+        temperature: divides the logits; 1 is the policy itself.
+        top_k: keep only the k most probable tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens with this probability mass; 1 keeps all.
+        max_new_tokens: length limit T, end-of-sequence token included.
+        min_new_tokens: the end-of-sequence token is impossible before this many tokens.
+    """
+
+    num_samples: int = 5
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_new_tokens: int = 32
+    min_new_tokens: int = 1
+
+    def __post_init__(self) -> None:
+        rules = (
+            (self.num_samples >= 1, "num_samples must be at least 1", self.num_samples),
+            (self.temperature > 0, "temperature must be above 0", self.temperature),
+            (self.top_k >= 0, "top_k must be 0 (off) or more", self.top_k),
+            (0 < self.top_p <= 1, "top_p must lie in (0, 1]", self.top_p),
+            (self.max_new_tokens >= 1, "max_new_tokens must be at least 1", self.max_new_tokens),
+            (
+                0 <= self.min_new_tokens <= self.max_new_tokens,
+                "min_new_tokens must lie in [0, max_new_tokens]",
+                self.min_new_tokens,
+            ),
+        )
+        for holds, rule, value in rules:
+            if not holds:
+                raise ValueError(f"{rule}, got {value}")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One generation for a batch of images: the greedy caption and K sampled ones of each.
+
+    Attributes:
+        prompts: what was conditioned on.
+        completion_ids: (B, K, T) sampled token ids, padding after the end.
+        completion_mask: (B, K, T) bool, True on tokens that count: the end-of-sequence token included.
+        sampled_logprobs: (B, K, T) natural log of the probability each token was drawn with; 0 on padding.
+        greedy_ids: (B, T) token ids of the argmax completion.
+        greedy_mask: (B, T) bool.
+        captions: B lists of K decoded strings.
+        greedy_captions: B decoded strings.
+        ended_by_eos: (B, K) bool; False where the length limit cut the caption.
+        greedy_ended_by_eos: (B,) bool.
+        image_features: (B, N, D) projected image features when they can be reused by scoring, else None.
+    """
+
+    prompts: PromptBatch
+    completion_ids: torch.Tensor
+    completion_mask: torch.Tensor
+    sampled_logprobs: torch.Tensor
+    greedy_ids: torch.Tensor
+    greedy_mask: torch.Tensor
+    captions: list[list[str]]
+    greedy_captions: list[str]
+    ended_by_eos: torch.Tensor
+    greedy_ended_by_eos: torch.Tensor
+    image_features: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What the scoring pass returns for completions.
+
+    Attributes:
+        logprobs: (B, K, T) natural log probabilities under the sampling distribution; 0 on padding.
+        entropy: (B, K, T) entropy of that distribution in nats; 0 on padding.
+    """
+
+    logprobs: torch.Tensor
+    entropy: torch.Tensor
+
+
+@dataclass(frozen=True)
+class RewardOutput:
+    """Rewards of one rollout.
+
+    Attributes:
+        sampled: (B, K) reward of every sampled caption; NaN where no reward function had an opinion.
+        greedy: (B,) reward of every greedy caption.
+        components: reward name -> (B, K) unweighted values.
+    """
+
+    sampled: torch.Tensor
+    greedy: torch.Tensor
+    components: dict[str, torch.Tensor]

@@ -1,0 +1,177 @@
+"""A whole evaluation of a tiny model: files, report, tables."""
+
+from __future__ import annotations
+
+import io
+import json
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from scst.errors import DataError, RecipeError
+from scst.evaluation import evaluate as evaluation
+from scst.evaluation.captioning import Caption
+from scst.evaluation.compare import captions_table, comparison_table
+from scst.evaluation.evaluate import evaluate
+from scst.evaluation.report import length_histogram, report_html
+from scst.evaluation.text_stats import caption_statistics
+
+METRICS = ("bleu_1", "cider_d")
+SETTINGS = {"prompt": "caption en", "max_new_tokens": 5, "metrics": METRICS, "bootstrap_samples": 50}
+
+
+class Page(HTMLParser):
+    """Counts tags, and fails on one that is not closed."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def count(self, tag):
+        return sum(name == tag for name, _ in self.tags)
+
+
+def quiet():
+    return Console(file=io.StringIO(), width=100)
+
+
+def show(table):
+    console = quiet()
+    console.print(table)
+    return console.file.getvalue()
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Captions of our choice in place of the model's."""
+
+    def use(captions):
+        monkeypatch.setattr(evaluation, "caption_images", lambda *args, **settings: captions)
+
+    return use
+
+
+def test_evaluation_leaves_all_its_files(tiny_model, tiny_processor, dataset, tmp_path):
+    console = quiet()
+    summary = evaluate(tiny_model, tiny_processor, dataset, output_dir=tmp_path, console=console, **SETTINGS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "metrics.json",
+        "predictions.jsonl",
+        "report.html",
+    ]
+    assert json.loads((tmp_path / "metrics.json").read_text()) == summary
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [row["image_id"] for row in rows] == dataset["image_id"][:]
+    assert all(list(row) == ["image_id", "caption", "references", "ended_by_eos"] for row in rows)
+    assert "CIDEr-D" in console.file.getvalue()
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.count("img") == 10  # five best, five worst
+    assert all(attrs["src"].startswith("data:image/jpeg;base64,") for tag, attrs in page.tags if tag == "img")
+
+
+def test_captions_cannot_write_html(scripted, dataset, tmp_path):
+    hostile = "<script>alert(1)</script> & \"quotes\" <img src=x onerror='x'>"
+    scripted([Caption(hostile, False, 5)] * 5)
+    evaluate(None, None, dataset, output_dir=tmp_path, console=quiet(), title="<i>t</i>", **SETTINGS)
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert page.count("script") == page.count("i") == page.count("b") == 0
+    assert page.count("img") == 10
+    assert hostile in "".join(page.text)
+    assert "alert('reference')" in "".join(page.text)
+
+
+def test_an_interrupted_evaluation_has_no_metrics(scripted, dataset, tmp_path, monkeypatch):
+    scripted([Caption("a road", True, 3)] * 5)
+    (tmp_path / "metrics.json").write_text("{}")
+
+    def fail(*args, **settings):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(evaluation, "report_html", fail)
+    with pytest.raises(OSError, match="disk full"):
+        evaluate(None, None, dataset, output_dir=tmp_path, console=quiet(), **SETTINGS)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_wrong_requests_fail_before_captioning(scripted, dataset, tmp_path):
+    scripted(None)
+    bad_metric = SETTINGS | {"metrics": ("cider",)}
+    with pytest.raises(RecipeError, match="cider_d"):
+        evaluate(None, None, dataset, output_dir=tmp_path, **bad_metric)
+    with pytest.raises(RecipeError, match="unknown preset"):
+        evaluate(None, None, dataset, output_dir=tmp_path, decoding="best", **SETTINGS)
+    with pytest.raises(DataError, match=r"lacks \['references'\]; it has \['image', 'image_id'\]"):
+        evaluate(None, None, dataset.remove_columns("references"), output_dir=tmp_path, **SETTINGS)
+    with pytest.raises(DataError, match="no rows"):
+        evaluate(None, None, dataset.select([]), output_dir=tmp_path, **SETTINGS)
+
+
+def test_truncation_is_counted():
+    captions = [Caption("a road", True, 3), Caption("a road with", False, 3)]
+    statistics = evaluation.text_statistics(captions)
+    assert (statistics["truncation_rate"], statistics["bad_ending_rate"]) == (0.5, 0.5)
+
+
+def test_report_without_cider_and_with_empty_captions(golden_results, images):
+    results = {"rouge_l": golden_results["rouge_l"]}
+    page = report_html(
+        title="t",
+        subtitle="s",
+        results=results,
+        statistics=caption_statistics([""] * 6),
+        captions=[""] * 6,
+        references=[["a road"]] * 6,
+        image_ids=list("abcdef"),
+        image=lambda index: images[0],
+        examples=2,
+    )
+    assert Page(page).count("img") == 4
+    assert "Best captions by ROUGE-L" in page
+    assert "(empty)" in page
+
+
+def test_histogram_of_extreme_lengths():
+    assert "30+" in length_histogram(["word " * 500], [["a"]])
+    assert Page(length_histogram([""], [[""]])).count("rect") == 1
+
+
+def test_runs_side_by_side(scripted, dataset, tmp_path):
+    for name, caption in (("base", "a [bold]road"), ("scst", "a river with a")):
+        scripted([Caption(caption, True, 4)] * 5)
+        evaluate(None, None, dataset, output_dir=tmp_path / name, console=quiet(), **SETTINGS)
+    runs = {name: tmp_path / name for name in ("base", "scst")}
+    shown = show(comparison_table(runs))
+    assert "CIDEr-D" in shown
+    assert "(!)" not in shown
+    assert "100.0%" in shown  # every caption of `scst` ends badly
+    shown = show(captions_table(runs, images=2))
+    assert shown.count("a [bold]road") == shown.count("a river with a") == 2
+
+
+def test_runs_that_cannot_be_compared_are_marked(scripted, dataset, tmp_path):
+    scripted([Caption("a road", True, 4)] * 5)
+    evaluate(None, None, dataset, output_dir=tmp_path / "all", console=quiet(), **SETTINGS)
+    scripted([Caption("a road", True, 4)] * 3)
+    evaluate(None, None, dataset.select(range(3)), output_dir=tmp_path / "few", console=quiet(), **SETTINGS)
+    shown = show(comparison_table({"all": tmp_path / "all", "few": tmp_path / "few"}))
+    assert "CIDEr-D (!)" in shown
+    with pytest.raises(DataError, match="finished evaluation"):
+        comparison_table({"none": tmp_path})

@@ -1,0 +1,68 @@
+"""Counts of what goes wrong in caption text."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from scst.evaluation.text_stats import (
+    bad_ending_rate,
+    caption_statistics,
+    distinct_share,
+    has_bad_ending,
+    has_repetition,
+    mean_length,
+)
+
+
+@pytest.mark.parametrize(
+    ("caption", "bad"),
+    [
+        ("a river with a", True),
+        ("many trees and .", True),
+        ("a road near the", True),
+        ("The road is", True),
+        ("a river with boats", False),
+        ("houses with trees beside .", False),
+        ("", False),
+        (" .", False),
+    ],
+)
+def test_bad_endings(caption, bad):
+    assert has_bad_ending(caption) is bad
+
+
+@pytest.mark.parametrize(
+    ("caption", "repeats"),
+    [
+        ("trees trees in a park", True),
+        ("plis plis plis", True),
+        ("a river with trees and a river with trees", True),
+        ("a river and a road", False),
+        ("", False),
+    ],
+)
+def test_repetition(caption, repeats):
+    assert has_repetition(caption) is repeats
+
+
+def test_statistics():
+    captions = ["a road", "A road .", "a bridge over the", ""]
+    assert caption_statistics(captions) == {
+        "bad_ending_rate": 1 / 4,
+        "repetition_rate": 0.0,
+        "empty_rate": 1 / 4,
+        "mean_length": (2 + 2 + 4 + 0) / 4,
+        "distinct_share": 3 / 4,
+        "vocabulary_size": 5,
+    }
+    assert set(caption_statistics([]).values()) == {0}
+    assert mean_length([]) == distinct_share([]) == 0
+
+
+@pytest.mark.parametrize("name", ["rsicd_val", "nwpu_val", "ucm_train", "sydney_train"])
+def test_human_captions_hardly_end_badly(shared_data, name):
+    lines = (shared_data / "captions" / f"{name}.jsonl").read_text().splitlines()
+    captions = [caption for line in lines for caption in json.loads(line)["captions"]]
+    assert bad_ending_rate(captions) < 0.01

@@ -1,0 +1,106 @@
+"""Advantages on literal rewards; the derivation stands above each assertion."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from scst.objective.advantages import BASELINES, compute_advantages
+
+NAN = math.nan
+
+
+def advantages(baseline: str, sampled: list[list[float]], greedy: list[float]) -> torch.Tensor:
+    return compute_advantages(baseline, torch.tensor(sampled), torch.tensor(greedy))
+
+
+def close(actual: torch.Tensor, expected: list[list[float]]) -> None:
+    torch.testing.assert_close(actual, torch.tensor(expected), rtol=0, atol=1e-6)
+
+
+def test_greedy():
+    # image 0: 1.0 - 0.5 = 0.5, 0.2 - 0.5 = -0.3; image 1: 0.0 - 0.4 = -0.4, 0.4 - 0.4 = 0
+    close(advantages("greedy", [[1.0, 0.2], [0.0, 0.4]], [0.5, 0.4]), [[0.5, -0.3], [-0.4, 0.0]])
+
+
+def test_greedy_works_with_one_sample():
+    close(advantages("greedy", [[0.9]], [0.4]), [[0.5]])
+
+
+def test_leave_one_out():
+    # others' means of (1, 2, 6): (2 + 6) / 2 = 4, (1 + 6) / 2 = 3.5, (1 + 2) / 2 = 1.5
+    # 1 - 4 = -3, 2 - 3.5 = -1.5, 6 - 1.5 = 4.5; the greedy reward plays no part
+    for greedy in (0.0, 9.0):
+        close(advantages("leave_one_out", [[1.0, 2.0, 6.0]], [greedy]), [[-3.0, -1.5, 4.5]])
+
+
+def test_group():
+    # mean of (1, 2, 6) is 3; variance ((-2)^2 + (-1)^2 + 3^2) / (3 - 1) = 7, sqrt 7 = 2.6457513; epsilon 1e-4
+    # -2 / 2.6458513 = -0.7559003, -1 / 2.6458513 = -0.3779502, 3 / 2.6458513 = 1.1338505
+    close(advantages("group", [[1.0, 2.0, 6.0]], [0.0]), [[-0.7559003, -0.3779502, 1.1338505]])
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_images_do_not_mix(baseline):
+    """Every row alone gives what it gives in the batch."""
+    sampled = [[1.0, 2.0, 6.0], [0.1, 0.7, 0.3]]
+    together = advantages(baseline, sampled, [0.5, 0.2])
+    alone = [advantages(baseline, [row], [g]) for row, g in zip(sampled, [0.5, 0.2], strict=True)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_equal_rewards_give_zeros(baseline):
+    # 0.1 is no binary fraction: the mean of five of them may differ from it by rounding
+    values = advantages(baseline, [[0.25] * 4, [1.5] * 4], [0.25, 1.5])
+    assert torch.equal(values, torch.zeros(2, 4))
+    assert advantages(baseline, [[0.1] * 5], [0.1]).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_a_sample_without_opinion_is_as_if_it_had_not_been_drawn(baseline):
+    with_gap = advantages(baseline, [[1.0, NAN, 2.0, 6.0]], [0.5])
+    without = advantages(baseline, [[1.0, 2.0, 6.0]], [0.5])
+    assert with_gap[0, 1] == 0
+    close(with_gap[:, [0, 2, 3]], without.tolist())
+
+
+def test_leave_one_out_with_no_opinion_literally():
+    # opinions 1 and 3: each is compared with the other one: 1 - 3 = -2, 3 - 1 = 2
+    close(advantages("leave_one_out", [[1.0, NAN, 3.0]], [0.0]), [[-2.0, 0.0, 2.0]])
+
+
+@pytest.mark.parametrize("baseline", ["leave_one_out", "group"])
+def test_a_single_opinion_has_nothing_to_be_compared_with(baseline):
+    close(advantages(baseline, [[NAN, 3.0, NAN]], [1.0]), [[0.0, 0.0, 0.0]])
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_no_opinion_at_all_gives_zeros(baseline):
+    close(advantages(baseline, [[NAN, NAN], [1.0, 3.0]], [NAN, 2.0])[:1], [[0.0, 0.0]])
+
+
+def test_greedy_without_an_opinion_on_the_greedy_caption_gives_zeros():
+    close(advantages("greedy", [[1.0, 2.0], [1.0, 2.0]], [NAN, 1.0]), [[0.0, 0.0], [0.0, 1.0]])
+
+
+@pytest.mark.parametrize("baseline", ["leave_one_out", "group"])
+def test_one_sample_is_refused(baseline):
+    with pytest.raises(ValueError, match=rf"{baseline} baseline needs num_samples >= 2, got 1"):
+        advantages(baseline, [[1.0]], [0.0])
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize(
+    ("sampled", "greedy"), [((4,), (4,)), ((2, 3, 1), (2,)), ((2, 3), (3,)), ((2, 3), (2, 1)), ((2, 3), ())]
+)
+def test_shapes_are_refused(baseline, sampled, greedy):
+    with pytest.raises(ValueError, match=r"expected sampled_rewards \(B, K\) and greedy_rewards \(B,\), got"):
+        compute_advantages(baseline, torch.zeros(sampled), torch.zeros(greedy))
+
+
+def test_an_unknown_name_lists_the_known():
+    with pytest.raises(ValueError, match="unknown baseline 'beam'; known: greedy, leave_one_out, group"):
+        advantages("beam", [[1.0]], [0.0])
