@@ -19,6 +19,8 @@ PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constrai
 PROGRESS := awk '/Downloading .*[0-9] [MG]B|Building (wheel|editable) for .*\.\.\.$$|Building .*: started/ { sub(/^ +/, ""); print "      " $$0; fflush() }'
 # ninja of the environment must be found by what compiles extensions on first use (DeepSpeed)
 IN_VENV := PATH="$(abspath $(VENV))/bin:$$PATH" TOKENIZERS_PARALLELISM=false
+# a tiny model gains nothing from more than 8 threads
+THREADS = $${OMP_NUM_THREADS:-$$(n=$$(getconf _NPROCESSORS_ONLN 2> /dev/null || echo 2); echo $$((n > 8 ? 8 : n)))}
 
 .PHONY: help quickstart test lint bench clean install
 
@@ -31,7 +33,7 @@ help:
 	@echo "make clean        remove $(VENV) and caches; outputs/ stays"
 
 quickstart: $(STAMP)
-	@$(IN_VENV) $(VENV)/bin/python launch/quickstart.py $(ARGS)
+	@$(IN_VENV) OMP_NUM_THREADS="$(THREADS)" $(VENV)/bin/python launch/quickstart.py $(ARGS)
 
 test: $(STAMP)
 	@$(IN_VENV) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)

@@ -24,9 +24,13 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.progress import Progress
 
+from transformers.integrations import get_available_reporting_integrations
+
 from scst.config import resolved
+from scst.data.collate import SFTCollator
 from scst.data.loading import LoadedData, load_splits
 from scst.data.preview import training_preview
+from scst.data.supervision import CaptionChoice
 from scst.errors import RecipeError
 from scst.models.adapters import add_lora, check_adapter_exists, load_adapter, parameter_table
 from scst.models.loading import check_model_exists, compute_dtype, load_model, load_processor
@@ -139,10 +143,22 @@ def build_training_arguments(recipe: Any, cls: type, **stage: Any) -> Any:
         "disable_tqdm": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
     }
+    _check_report_to(settings["report_to"])
     try:
         return cls(**settings)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"training arguments: {error}") from error
+
+
+def _check_report_to(report_to: str | list[str]) -> None:
+    """Refuse a tracker that is not installed now, not after the model is loaded."""
+    available = get_available_reporting_integrations()
+    for name in [report_to] if isinstance(report_to, str) else report_to:
+        if name not in ("none", "all", *available):
+            raise RecipeError(
+                f"report_to: {name!r} is not installed here (available: {', '.join(available) or 'none'}); install it, "
+                "e.g. pip install 'scst[tracking]', or use report_to: none"
+            )
 
 
 def build_validation(recipe: Any, data: LoadedData, processor: Any, args: Any) -> CaptionValidation | None:
@@ -177,16 +193,17 @@ def stopping_callbacks(recipe: Any) -> list[Any]:
     return [transformers.EarlyStoppingCallback(recipe.early_stopping_patience)]
 
 
-def preview(recipe: Any, data: LoadedData, collator: Any, console: Console) -> None:
+def preview(recipe: Any, data: LoadedData, processor: Any, console: Console) -> None:
     """Show what the model will be trained on, and refuse data that cannot be meant."""
     train = data.splits[recipe.train_split]
     rows = [train[i] for i in range(0, len(train), max(1, len(train) // 3))][:3]
+    choice = CaptionChoice(recipe.caption_policy, recipe.seed)
     training_preview(
         train,
-        collator(rows),
-        collator.processor.tokenizer,
+        SFTCollator(processor, recipe.prompt, choice, recipe.max_new_tokens)(rows),
+        processor.tokenizer,
         max_new_tokens=recipe.max_new_tokens,
-        choice=collator.choice,
+        choice=choice,
         data=data,
         image_ids=[row["image_id"] for row in rows],
         console=console,

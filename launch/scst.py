@@ -41,6 +41,7 @@ def run(arguments: Arguments) -> None:
     args = build.build_training_arguments(recipe, TrainingArguments)
     model, processor = build.build_policy(recipe, base, trainable=True)
     build_scst.setup_reward(reward, data.splits[recipe.train_split], recipe)
+    build.preview(recipe, data, processor, console)
     collator = SCSTCollator(processor, recipe.prompt)
     trainer = build_scst.build_trainer(recipe, args, model, processor, collator, reward, data, console)
     build.run_training(trainer, recipe, data, stage="scst", console=console, started=started)

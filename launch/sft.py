@@ -40,7 +40,7 @@ def run(arguments: Arguments) -> None:
     model, processor = build.build_policy(recipe, base, trainable=True)
     choice = CaptionChoice(recipe.caption_policy, recipe.seed)
     collator = SFTCollator(processor, recipe.prompt, choice, recipe.max_new_tokens)
-    build.preview(recipe, data, collator, console)
+    build.preview(recipe, data, processor, console)
     trainer = CaptionSFTTrainer(
         model,
         args,

@@ -1,1 +1,4 @@
-"""Reward functions and caption scorers. Imports nothing of ``scst`` and no torch: usable on its own, and in TRL."""
+"""Reward functions and caption scorers.
+
+Imports nothing of ``scst`` and no torch: usable on its own, and in TRL.
+"""

@@ -1,8 +1,9 @@
 """CIDEr-D with fixed document frequencies and cached reference vectors.
 
-Vedantam et al. 2015, arXiv:1411.5726, section 4 and its CIDEr-D variant (clipped counts, Gaussian length penalty),
-as implemented in pycocoevalcap's ``Cider``, which everybody reports as "CIDEr": sigma 6, n-grams of order 1 to 4,
-times 10, no stemming, and "length" counts bigrams. Equal to it to 1e-9 when the corpus is the batch.
+Vedantam et al. 2015, arXiv:1411.5726, section 4 and its CIDEr-D variant (clipped counts, Gaussian length
+penalty), as implemented in pycocoevalcap's ``Cider``, which everybody reports as "CIDEr": sigma 6, n-grams of
+order 1 to 4, times 10, no stemming, and "length" counts bigrams. Equal to it to 1e-9 when the corpus is the
+batch.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class CiderD:
     def __init__(self, frequencies: DocumentFrequencies):
         if frequencies.tokenizer != TOKENIZER:
             raise ValueError(
-                f"the document frequencies were counted with tokenizer {frequencies.tokenizer!r}, but captions are "
-                f"tokenised with {TOKENIZER!r}: build the table again"
+                f"the document frequencies were counted with tokenizer {frequencies.tokenizer!r}, but "
+                f"captions are tokenised with {TOKENIZER!r}: build the table again"
             )
         self.frequencies = frequencies
         self._idf: dict[Ngram, float] = {}
@@ -58,8 +59,8 @@ class CiderD:
         Args:
             caption: the caption.
             references: human captions of the image; their vectors are computed once and kept.
-            ended_by_eos: whether the policy ended the caption itself. Under the "emitted" policy only then the
-                caption gets the end-of-sequence word that every reference has.
+            ended_by_eos: whether the policy ended the caption itself. Under the "emitted" policy only then
+                the caption gets the end-of-sequence word that every reference has.
 
         Raises:
             ValueError: when there is no reference.

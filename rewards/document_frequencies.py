@@ -101,8 +101,8 @@ class DocumentFrequencies:
         """Read a saved table.
 
         Raises:
-            ValueError: when the file is no such table, or its content does not have the fingerprint that it was
-                saved with.
+            ValueError: when the file is no such table, or its content does not have the fingerprint that it
+                was saved with.
         """
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         keys = ("num_images", "split", "eos", "tokenizer")

@@ -57,12 +57,13 @@ class RewardMixture:
 
         Args:
             completions: decoded captions.
-            columns: ``prompts``, ``references``, ``image_id`` and every other column, one value per completion.
+            columns: ``prompts``, ``references``, ``image_id`` and every other column, one value per
+                completion.
 
         Raises:
-            RewardError: when a function raises, returns another number of values, or a value that is no finite
-                number; the message names the reward, the image and the caption (of a function that raises: the
-                first of the batch it was given).
+            RewardError: when a function raises, returns another number of values, or a value that is no
+                finite number; the message names the reward, the image and the caption (of a function that
+                raises: the first of the batch it was given).
         """
         columns = {"completions": completions, **columns}
         answers = self._answers(columns)
@@ -91,7 +92,7 @@ class RewardMixture:
 
 
 def _gathered(waiting: list[Awaitable[Any]]) -> list[Any]:
-    """Results or exceptions of awaitables that run together; also inside a running event loop, as in a notebook."""
+    """Results or exceptions of awaitables that run together, inside a notebook's event loop too."""
 
     async def gather() -> list[Any]:
         return await asyncio.gather(*waiting, return_exceptions=True)

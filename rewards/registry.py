@@ -1,4 +1,4 @@
-"""From a recipe's ``rewards:`` list to reward functions: by name, by import path, or announced by a package."""
+"""From a recipe's ``rewards:`` list to functions: by name, by import path, or announced by a package."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _announced(point: EntryPoint) -> Callable[..., RewardFunction]:
 
 
 def _constructor(target: Any) -> Callable[..., RewardFunction]:
-    """A class builds its reward; a plain function or a ready object is the reward, with ``kwargs`` bound to it."""
+    """A class builds its reward; a function or a ready object is the reward, with ``kwargs`` bound to it."""
     if inspect.isclass(target):
         return target
 

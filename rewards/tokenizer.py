@@ -1,7 +1,7 @@
 """One caption tokeniser for rewards and validation: the words that CIDEr counts.
 
-Pure Python, no Java. It follows what pycocoevalcap does with Stanford CoreNLP's ``PTBTokenizer -lowerCase`` and its
-list of dropped punctuation; a test holds the two against each other on real captions.
+Pure Python, no Java. It follows what pycocoevalcap does with Stanford CoreNLP's ``PTBTokenizer -lowerCase``
+and its list of dropped punctuation; a test holds the two against each other on real captions.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ _TOKEN = re.compile(
       (?:(?<![^\W_])[a-z]\.)+               # u.s.  and initials: farm b.
     | -[lr][rsc]b-                          # brackets, as the Penn Treebank writes them
     | \d+(?:[.,:/]\d+)+                     # 1,000  3.5  12:30  1/2
-    | [^\W_]+(?:[-_][^\W_]+)*               # words, hyphenated words
+    | [^\W_]+(?:[-_/][^\W_]+)*              # words, hyphenated words, white/gray
     | \$ | % | & | \# | @ | \+ | = | / | < | > | \* | \^ | ~ | \| | \\ | _
     """,
     re.VERBOSE,
 )
 _CONTRACTION = re.compile(r"(?<=[a-z])(n't)\b|(?<=[a-z0-9])('(?:s|m|d|re|ve|ll))\b")
+_CLITICS = frozenset({"n't", "'s", "'m", "'d", "'re", "'ve", "'ll"})  # captions that were split before
 _BRACKETS = {"(": "lrb", ")": "rrb", "[": "lsb", "]": "rsb", "{": "lcb", "}": "rcb"}
 _CHARACTERS = str.maketrans(
     {"’": "'", "‘": " ", "`": " ", "´": " ", "“": " ", "”": " ", '"': " "}
@@ -49,8 +50,8 @@ def tokenize(caption: str) -> tuple[str, ...]:
     text = caption.lower().translate(_CHARACTERS)
     words: list[str] = []
     for chunk in _CONTRACTION.sub(lambda match: f" \0{match.group()} ", text).split():
-        if chunk.startswith("\0"):
-            words.append(chunk[1:])
+        if chunk.startswith("\0") or chunk in _CLITICS:
+            words.append(chunk.removeprefix("\0"))
             continue
         for word in _TOKEN.findall(chunk):
             words.extend(_SPLIT_WORDS.get(word, (word,)))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from scst.data.collate import SFTCollator
@@ -57,6 +58,14 @@ class CaptionSFTTrainer(CaptionValidationMixin, SFTTrainer):
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Held-out loss on the same human captions at every evaluation, whatever the epoch."""
+        epoch, self.data_collator.epoch = self.data_collator.epoch, 0
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.data_collator.epoch = epoch
 
 
 class _EpochOfCollator(TrainerCallback):

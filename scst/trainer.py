@@ -182,6 +182,7 @@ class SCSTTrainer(CaptionValidationMixin, Trainer):
         }
         mixed = self.reward(
             completions=completions,
+            completion_ids=_token_ids(rollout),
             ended_by_eos=ended,
             trainer_state=self.state,
             log_metric=lambda name, value: self._metrics[name].append(float(value)),
@@ -358,3 +359,10 @@ class SCSTTrainer(CaptionValidationMixin, Trainer):
         started = time.perf_counter()
         yield
         self._metrics[f"seconds_{phase}"].append(time.perf_counter() - started)
+
+
+def _token_ids(rollout: Rollout) -> list[list[int]]:
+    """Token ids of the sampled, then of the greedy captions, without padding, as TRL passes them to rewards."""
+    ids = [*rollout.completion_ids.flatten(0, 1).cpu(), *rollout.greedy_ids.cpu()]
+    masks = [*rollout.completion_mask.flatten(0, 1).cpu(), *rollout.greedy_mask.cpu()]
+    return [row[mask].tolist() for row, mask in zip(ids, masks, strict=True)]

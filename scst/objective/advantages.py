@@ -1,9 +1,10 @@
 """Advantages: what a sampled caption's reward is compared with. Pure functions of rewards.
 
-The estimators differ and are named. ``greedy`` and ``leave_one_out`` leave the policy gradient unbiased, because
-the baseline does not depend on the sample it is subtracted from. ``group`` does not: its mean contains the sample
-(a factor (K - 1) / K) and the standard deviation rescales every image, so its expected direction is a reweighted
-one. The beam average, used in some code bases, is no valid baseline and is not offered.
+The estimators differ and are named. ``greedy`` and ``leave_one_out`` leave the policy gradient unbiased,
+because the baseline does not depend on the sample it is subtracted from. ``group`` does not: its mean
+contains the sample (a factor (K - 1) / K) and the standard deviation rescales every image, so its expected
+direction is a reweighted one. The beam average, used in some code bases, is no valid baseline and is not
+offered.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def leave_one_out_advantages(sampled_rewards: torch.Tensor, greedy_rewards: torc
 def group_advantages(
     sampled_rewards: torch.Tensor, greedy_rewards: torch.Tensor, *, epsilon: float = 1e-4
 ) -> torch.Tensor:
-    """Rewards standardised within the samples of an image (GRPO, Shao et al. 2024, arXiv:2402.03300, section 4.1).
+    """Rewards standardised within the samples of an image (GRPO, Shao et al. 2024, arXiv:2402.03300, section
+    4.1).
 
     NaN rewards are left out of mean and standard deviation.
 

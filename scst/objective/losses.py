@@ -31,11 +31,12 @@ def policy_gradient_loss(
 def kl_penalty(
     logprobs: torch.Tensor, ref_logprobs: torch.Tensor, completion_mask: torch.Tensor
 ) -> torch.Tensor:
-    """What to subtract from the advantages, times a weight, to optimise reward minus KL(policy || ref_policy).
+    """What to subtract from the advantages, times a weight, to optimise reward minus KL(policy ||
+    ref_policy).
 
-    The divergence of whole captions is the expectation of their log ratio (estimator k1), so it acts like a reward:
-    the log ratio of a caption minus the mean of the other samples' is an unbiased penalty. The k3 estimator used *as a
-    loss*, as in GRPO, would descend KL(ref_policy || policy) instead.
+    The divergence of whole captions is the expectation of their log ratio (estimator k1), so it acts like a
+    reward: the log ratio of a caption minus the mean of the other samples' is an unbiased penalty. The k3
+    estimator used *as a loss*, as in GRPO, would descend KL(ref_policy || policy) instead.
 
     Args:
         logprobs: (B, K, T) of the policy that sampled.

@@ -2,12 +2,12 @@
 
 Three words and ``<eos>``, captions of at most three tokens: 39 captions, so that the expected reward and its
 gradient are finite sums. Two policies stand in for the real one: a table of logits, one row per prefix, and a
-tiny PaliGemma with a LoRA on one projection that goes through the rollout and the scoring of training. Both hold
-one copy of their parameters per image, so that one backward pass gives the gradient estimate of every image, with
-its spread.
+tiny PaliGemma with a LoRA on one projection that goes through the rollout and the scoring of training. Both
+hold one copy of their parameters per image, so that one backward pass gives the gradient estimate of every
+image, with its spread.
 
-An estimator passes when the mean of its estimates lies where sampling noise alone would put it; wrong estimators
-are held against the same ruler and must fail.
+An estimator passes when the mean of its estimates lies where sampling noise alone would put it; wrong
+estimators are held against the same ruler and must fail.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def as_ids(captions: list[Caption]) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass
 class Draws:
-    """Sampled captions of N images: numbers of captions (N, K) and (N,), and how to get logprobs with gradients."""
+    """Numbers of the captions drawn for N images: sampled (N, K) and greedy (N,)."""
 
     sampled: torch.Tensor
     greedy: torch.Tensor
@@ -111,7 +111,7 @@ class TabularPolicy:
 
 
 class TinyPaliGemma:
-    """The real rollout and scoring, with a rank-2 LoRA on a value projection: its matrix A is shared, B per image."""
+    """The real rollout and scoring; a rank-2 LoRA on a value projection, A shared, B one per image."""
 
     def __init__(self):
         processor = build_processor(image_size=16)

@@ -184,6 +184,44 @@ def test_scst_settings_run(run_stage, tmp_path, world, keys):
     assert entry["kl"] == pytest.approx(0, abs=0.05), "the SFT policy is where SCST starts"
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"optim": "adamw_8bit", "quantization": "nf4"},
+        {"caption_policy": "all", "gradient_checkpointing": True, "gradient_accumulation_steps": 2},
+        {"caption_policy": "longest", "lora_targets": "full", "precision": "bf16"},
+        {"model_name_or_path": "model2", "caption_policy": "first", "lora_dropout": 0.1},
+    ],
+    ids=lambda keys: ",".join(keys),
+)
+def test_sft_settings_run(run_stage, tmp_path, world, keys):
+    model = str(world / keys.pop("model_name_or_path", "model"))
+    trainer = run_stage("sft", output_dir=str(tmp_path / "out"), model_name_or_path=model, **keys)
+    assert all(value == value for value in losses(trainer))
+    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_vision_adapters_are_refined_too(run_stage, tmp_path):
+    """With a trainable vision tower the rollout's features cannot be reused: gradients must reach the tower."""
+    run_stage("sft", output_dir=str(tmp_path / "sft"), lora_targets="full")
+    run_stage("scst", output_dir=str(tmp_path / "out"), adapter=str(tmp_path / "sft"))
+    before, after = adapter_weights(tmp_path / "sft"), adapter_weights(tmp_path / "out")
+    for part in ("vision_tower", "multi_modal_projector", "language_model"):
+        assert any(not torch.equal(before[name], after[name]) for name in before if part in name), part
+
+
+def test_tensorboard(run_stage, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    run_stage("sft", output_dir=str(tmp_path / "out"), report_to="tensorboard")
+    assert list((tmp_path / "board").rglob("events.out.tfevents.*"))
+
+
+def test_missing_tracker_is_refused_before_the_model_is_loaded(run_stage, tmp_path, monkeypatch):
+    monkeypatch.setattr("launch.build.load_model", lambda *a, **k: pytest.fail("a model was loaded"))
+    with pytest.raises(RecipeError, match="report_to: 'comet_ml' is not installed"):
+        run_stage("sft", output_dir=str(tmp_path / "out"), report_to="comet_ml")
+
+
 EMBEDDED = {
     "model_name_or_path": "embedded:scenes-paligemma",
     "dataset": "embedded:scenes",

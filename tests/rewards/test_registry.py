@@ -1,0 +1,186 @@
+"""Rewards by name, by import path and by entry point; a wrong entry is named."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+import types
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from rewards import registry
+from rewards.cider import CiderDReward
+from rewards.registry import RewardError, build_rewards
+
+
+def brevity(completions, target=12, **columns):
+    """A plain function."""
+    return [-abs(len(text.split()) - target) for text in completions]
+
+
+async def slow_brevity(completions, target=12, **columns):
+    await asyncio.sleep(0)
+    return brevity(completions, target)
+
+
+class Polite:
+    """A class: ``kwargs`` go to its constructor."""
+
+    def __init__(self, word: str = "please"):
+        self.word = word
+
+    def __call__(self, completions, **columns):
+        return [float(self.word in text) for text in completions]
+
+
+class Remembers:
+    """An object with the optional parts of the contract; ``ready`` is an instance."""
+
+    def __init__(self):
+        self.seen = []
+
+    def setup(self, dataset):
+        self.seen.append(dataset)
+
+    def save_state(self, folder):
+        self.seen.append(folder)
+
+    def __call__(self, completions, scale=1.0, **columns):
+        return [scale] * len(completions)
+
+
+@pytest.fixture(autouse=True)
+def plugin(monkeypatch):
+    """A module ``my_rewards`` as a researcher would write one."""
+    module = types.ModuleType("my_rewards")
+    module.brevity, module.slow_brevity, module.Polite, module.ready = (
+        brevity,
+        slow_brevity,
+        Polite,
+        Remembers(),
+    )
+    monkeypatch.setitem(sys.modules, "my_rewards", module)
+    return module
+
+
+@pytest.fixture
+def announced(monkeypatch):
+    """Lets packages announce rewards: a call with name -> import path."""
+
+    def announce(**points: str) -> None:
+        found = [EntryPoint(name, value, "scst.rewards") for name, value in points.items()]
+        monkeypatch.setattr(registry, "entry_points", lambda group: found if group == "scst.rewards" else [])
+
+    return announce
+
+
+def one(**entry):
+    (reward,) = build_rewards([entry])
+    return reward
+
+
+def test_a_name_and_its_kwargs():
+    reward = one(name="cider_d", weight=0.5, kwargs={"eos": "omitted"})
+    assert (reward.name, reward.weight) == ("cider_d", 0.5)
+    assert isinstance(reward.function, CiderDReward)
+    assert reward.function.eos == "omitted"
+
+
+def test_the_weight_is_one_by_default():
+    assert one(name="cider_d").weight == 1.0
+
+
+def test_an_import_path_to_a_function():
+    reward = one(import_path="my_rewards:brevity", weight=2)
+    assert reward.name == "brevity"
+    assert reward.function(completions=["a road"]) == [-10]
+
+
+def test_kwargs_are_bound_to_a_function():
+    reward = one(import_path="my_rewards:brevity", kwargs={"target": 3})
+    assert reward.function(completions=["a road"], image_id=["x"]) == [-1]
+
+
+def test_an_async_function_stays_async_with_kwargs():
+    answer = one(import_path="my_rewards:slow_brevity", kwargs={"target": 3}).function(completions=["a road"])
+    assert inspect.isawaitable(answer)
+    assert asyncio.run(answer) == [-1]
+
+
+def test_an_import_path_to_a_class_is_constructed():
+    reward = one(import_path="my_rewards:Polite", name="manners", kwargs={"word": "thanks"})
+    assert reward.name == "manners"
+    assert reward.function(completions=["thanks", "please"]) == [1.0, 0.0]
+
+
+def test_a_ready_object_keeps_setup_and_state_when_kwargs_are_bound(plugin):
+    function = one(import_path="my_rewards:ready", kwargs={"scale": 0.5}).function
+    function.setup("dataset")
+    function.save_state("folder")
+    assert plugin.ready.seen == ["dataset", "folder"]
+    assert function(completions=["a"]) == [0.5]
+    assert not hasattr(one(import_path="my_rewards:brevity", kwargs={"target": 1}).function, "setup")
+
+
+def test_the_same_entry_twice_gives_two_objects():
+    first, second = build_rewards([{"name": "cider_d"}, {"name": "cider_d"}])
+    assert first.function is not second.function
+
+
+def test_packages_announce_rewards(announced):
+    announced(brevity="my_rewards:brevity", manners="my_rewards:Polite")
+    assert one(name="brevity", kwargs={"target": 2}).function(completions=["a road"]) == [0]
+    assert one(name="manners").function(completions=["please"]) == [1.0]
+
+
+def test_a_package_cannot_replace_a_built_in_reward(announced):
+    announced(cider_d="my_rewards:brevity")
+    assert isinstance(one(name="cider_d").function, CiderDReward)
+
+
+def test_a_broken_package_breaks_only_its_own_reward(announced):
+    announced(broken="no_such_package:reward", gone="my_rewards:gone", brevity="my_rewards:brevity")
+    assert one(name="brevity").function is brevity
+    with pytest.raises(RewardError, match=r"'broken': 'no_such_package:reward' cannot be imported"):
+        one(name="broken")
+    with pytest.raises(RewardError, match=r"'gone': 'my_rewards:gone' cannot be imported"):
+        one(name="gone")
+
+
+def test_an_unknown_name_lists_the_known(announced):
+    announced(brevity="my_rewards:brevity")
+    with pytest.raises(RewardError, match="unknown reward 'cidre'; known: brevity, cider_d"):
+        one(name="cidre")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            {"import_path": "my_rewards.brevity"},
+            r"must be 'package.module:attribute', got 'my_rewards.brevity'",
+        ),
+        ({"import_path": "no_such_package:reward"}, r"'no_such_package:reward' cannot be imported"),
+        ({"import_path": "my_rewards:brevty"}, r"'my_rewards:brevty' cannot be imported.*brevty"),
+        ({"weight": 1.0}, r"`name` or `import_path`.*got \['weight'\]"),
+        ({"name": "cider_d", "wieght": 1.0}, r"got \['name', 'wieght'\]"),
+        ({"name": "cider_d", "kwargs": {"sigma": 3}}, r"'cider_d' could not be built with \{'sigma': 3\}"),
+        ({"name": "cider_d", "kwargs": {"eos": "always"}}, r"emitted, omitted, got 'always'"),
+        ({"name": "cider_d", "kwargs": {"frequencies": "absent.json"}}, r"No such file.*absent\.json"),
+        ({"name": "cider_d", "weight": "much"}, r"'cider_d': weight must be a finite number, got 'much'"),
+        ({"name": "cider_d", "weight": float("nan")}, r"weight must be a finite number, got nan"),
+        ({"name": "cider_d", "weight": None}, r"weight must be a finite number, got None"),
+        ("cider_d", r"a reward is a mapping with `name` or `import_path`, got 'cider_d'"),
+    ],
+    ids=str,
+)
+def test_wrong_entries_are_refused(entry, message):
+    with pytest.raises(RewardError, match=message):
+        build_rewards([entry])
+
+
+def test_an_empty_list_is_refused():
+    with pytest.raises(RewardError, match="`rewards` is empty"):
+        build_rewards([])
