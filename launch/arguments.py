@@ -1,4 +1,4 @@
-"""What every command line shares: ``--config``, ``--key value`` overrides, ``--dry_run``, ``--help``, exit codes.
+"""What command lines share: ``--config``, ``--key value`` overrides, ``--dry_run``, ``--help``, exit codes.
 
 Nothing here imports torch: help and a wrong recipe are answered at once.
 """
@@ -63,8 +63,8 @@ def main(
 def parse(stage: str, argv: Sequence[str]) -> Arguments:
     """Arguments of a stage: the recipe file, overridden by flags.
 
-    Without ``--config`` the quickstart recipe is used; `evaluate` and `caption` start from what the adapter was
-    trained with, when it tells.
+    Without ``--config`` the quickstart recipe is used; `evaluate` and `caption` start from what the adapter
+    was trained with, when it tells.
 
     Raises:
         RecipeError: on a flag without value, an unknown key or a wrong value.

@@ -23,7 +23,6 @@ import transformers
 from accelerate import PartialState
 from rich.console import Console
 from rich.progress import Progress
-
 from transformers.integrations import get_available_reporting_integrations
 
 from scst.config import resolved
@@ -156,8 +155,8 @@ def _check_report_to(report_to: str | list[str]) -> None:
     for name in [report_to] if isinstance(report_to, str) else report_to:
         if name not in ("none", "all", *available):
             raise RecipeError(
-                f"report_to: {name!r} is not installed here (available: {', '.join(available) or 'none'}); install it, "
-                "e.g. pip install 'scst[tracking]', or use report_to: none"
+                f"report_to: {name!r} is not installed (available: {', '.join(available) or 'none'}); "
+                "install it, e.g. pip install 'scst[tracking]', or use report_to: none"
             )
 
 
@@ -213,7 +212,7 @@ def preview(recipe: Any, data: LoadedData, processor: Any, console: Console) -> 
 def run_training(
     trainer: Any, recipe: Any, data: LoadedData, *, stage: str, console: Console, started: float
 ) -> None:
-    """Train, resume when asked, and leave a complete output folder: adapter, processor, state, ``run.json``."""
+    """Train, resume when asked, and leave a complete folder: adapter, processor, state, ``run.json``."""
     checkpoint = checkpoint_to_resume(recipe.output_dir, recipe.resume)
     if recipe.resume and checkpoint is None:
         console.print(f"resume: no complete checkpoint in {recipe.output_dir}; starting from the beginning")

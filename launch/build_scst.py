@@ -67,7 +67,7 @@ def build_reward(recipe: Any) -> RewardMixture:
 
 
 def setup_reward(reward: RewardMixture, train: Any, recipe: Any) -> None:
-    """Give the rewards the training references; a resumed run must find the document frequencies it began with.
+    """Give the rewards the training references; a resumed run must find the frequencies it began with.
 
     Raises:
         RecipeError: when they differ from those saved with the checkpoint.
@@ -82,8 +82,9 @@ def setup_reward(reward: RewardMixture, train: Any, recipe: Any) -> None:
         scorer = getattr(weighted.function, "scorer", None)
         if scorer is not None and scorer.frequencies.fingerprint != before:
             raise RecipeError(
-                f"resume: the document frequencies of {weighted.name!r} ({scorer.frequencies.fingerprint[:6]}) are not "
-                f"those of the checkpoint ({before[:6]}): dataset, split or end-of-sequence policy have changed"
+                f"resume: the document frequencies of {weighted.name!r} "
+                f"({scorer.frequencies.fingerprint[:6]}) are not those of the checkpoint ({before[:6]}): "
+                "dataset, split or end-of-sequence policy have changed"
             )
 
 

@@ -2,7 +2,8 @@
 
     python launch/caption.py --adapter DIR IMAGE_OR_FOLDER...
 
-Prints one JSON line per picture (image, caption, ended_by_eos) on standard output, or writes them to --output.
+Prints one JSON line per picture (image, caption, ended_by_eos) on standard output, or writes them to
+--output.
 """
 
 import sys

@@ -3,8 +3,8 @@
     python launch/evaluate.py --adapter DIR --dataset D --eval_split val --output_dir OUT
     python launch/evaluate.py --model_name_or_path MODEL --dataset D --output_dir OUT     (zero-shot)
 
-Without --config the recipe recorded with the adapter is used. Leaves metrics.json (values, signatures, confidence
-intervals; written last), predictions.jsonl and report.html in output_dir.
+Without --config the recipe recorded with the adapter is used. Leaves metrics.json (values, signatures,
+confidence intervals; written last), predictions.jsonl and report.html in output_dir.
 """
 
 import sys

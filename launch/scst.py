@@ -3,8 +3,8 @@
     accelerate launch launch/scst.py --config recipes/rsicd/scst.yaml --adapter DIR
     python launch/scst.py --adapter DIR                            (the rest from the quickstart recipe)
 
-Leaves the refined adapter, the processor, trainer_state.json, run.json and the document frequencies of the CIDEr-D
-reward in output_dir.
+Leaves the refined adapter, the processor, trainer_state.json, run.json and the document frequencies of the
+CIDEr-D reward in output_dir.
 """
 
 import sys

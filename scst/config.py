@@ -1,8 +1,8 @@
 """Recipes: flat YAML files whose every key can be overridden on the command line.
 
-One dataclass per stage; its fields are the keys, their defaults and their help. Training stages also take every
-name of ``transformers.TrainingArguments``; those names are read from the library's source, so that parsing a recipe
-imports neither torch nor transformers and a typo is answered at once.
+One dataclass per stage; its fields are the keys, their defaults and their help. Training stages also take
+every name of ``transformers.TrainingArguments``; those names are read from the library's source, so that
+parsing a recipe imports neither torch nor transformers and a typo is answered at once.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def resolved(recipe: Any) -> dict[str, Any]:
 
 
 def from_run_record(adapter: str | Path) -> dict[str, Any]:
-    """The keys an adapter was trained with, from the ``run.json`` beside it or above its checkpoint; else none."""
+    """The keys an adapter was trained with, from the ``run.json`` beside or above it; else none."""
     for folder in (Path(adapter), Path(adapter).parent):
         record = folder / "run.json"
         if record.is_file():

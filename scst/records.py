@@ -1,4 +1,4 @@
-"""The record of a run (``run.json``) and the state of its output folder: is there something to resume or protect?"""
+"""The record of a run (``run.json``), and what its output folder holds to resume or to protect."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_jsonl(rows: Sequence[dict[str, Any]], path: str | Path | None) -> None:
-    """Write one JSON object per line to a file (complete or absent), or to standard output when ``path`` is None."""
+    """Write one JSON object per line to a file (complete or absent); to standard output without a path."""
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if path is None:
         sys.stdout.write(lines)
@@ -124,7 +124,8 @@ def claim_output_dir(output_dir: str, *, resume: bool | str, overwrite: bool) ->
     """Make the output folder, and never mix two runs in one.
 
     Raises:
-        RecipeError: when it holds an earlier run that is neither resumed nor overwritten, or cannot be written.
+        RecipeError: when it holds an earlier run that is neither resumed nor overwritten, or cannot be
+            written.
     """
     folder = Path(output_dir)
     earlier = [p for p in (*folder.glob("checkpoint-*"), folder / RECORD_NAME) if p.exists()]

@@ -18,11 +18,11 @@ SFT_ARGUMENTS = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": 
 
 
 class CaptionSFTTrainer(CaptionValidationMixin, SFTTrainer):
-    """Masked cross-entropy on captions: the mean over all caption tokens of an optimizer step, ``<eos>`` included.
+    """Masked cross-entropy: the mean over all caption tokens of an optimizer step, ``<eos>`` included.
 
-    TRL's trainer with three differences: our collator feeds it (TRL's cannot feed PaliGemma); the adapter of a
-    quantised model is trained in fp32 instead of bf16, where small updates would be rounded away; and evaluation
-    captions held-out images.
+    TRL's trainer with three differences: our collator feeds it (TRL's cannot feed PaliGemma); the adapter of
+    a quantised model is trained in fp32 instead of bf16, where small updates would be rounded away; and
+    evaluation captions held-out images.
 
     Args:
         model: a PEFT model with a trainable adapter.

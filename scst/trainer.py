@@ -28,7 +28,7 @@ from scst.types import PromptBatch, RewardOutput, Rollout, Sampling, TokenScores
 from scst.validation import CaptionValidation, CaptionValidationMixin
 
 MAX_LOGPROB_GAP = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.5}
-"""Mean difference in nats between sampled and re-scored logprobs above which the run is refused at its start."""
+"""Mean gap in nats between sampled and re-scored logprobs above which a run is refused at its start."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,16 @@ class StepRecord:
 class SCSTTrainer(CaptionValidationMixin, Trainer):
     """Self-critical sequence training (Rennie et al. 2017, arXiv:1612.00563) of an adapter.
 
-    One step: sample K captions and the greedy one for every image, reward them, subtract the baseline, and descend
-    -advantage * log p(caption). One update per rollout, so the gradient is on-policy and needs no importance ratio.
+    One step: sample K captions and the greedy one for every image, reward them, subtract the baseline, and
+    descend -advantage * log p(caption). One update per rollout, so the gradient is on-policy and needs no
+    importance ratio.
 
-    Deviations from the paper: K samples per image instead of 1; the reward counts the end of sequence as a word when
-    the policy emitted it; tokens that are no words (image placeholders, padding, ...) are removed from the
-    distribution in sampling and scoring alike; dropout is off; only adapter weights change.
+    Deviations from the paper: K samples per image instead of 1; the reward counts the end of sequence as a
+    word when the policy emitted it; tokens that are no words (image placeholders, padding, ...) are removed
+    from the distribution in sampling and scoring alike; dropout is off; only adapter weights change.
 
-    The loss is the mean over captions of the sum over their tokens. It does not depend on how a batch is cut into
-    micro-batches or spread over devices: draws are a function of (seed, step, image id).
+    The loss is the mean over captions of the sum over their tokens. It does not depend on how a batch is cut
+    into micro-batches or spread over devices: draws are a function of (seed, step, image id).
 
     Args:
         model: a PEFT model with a trainable adapter.
@@ -298,9 +299,9 @@ class SCSTTrainer(CaptionValidationMixin, Trainer):
         limit = MAX_LOGPROB_GAP[precision]
         if not gap <= limit:
             raise ScstError(
-                f"sampled and re-scored log probabilities differ by {gap:.4f} nats per token on average (limit "
-                f"{limit} in {precision}): sampling and scoring do not see the same policy. Try scoring: plain and "
-                "attn_implementation: eager, and report the library versions in run.json"
+                f"sampled and re-scored log probabilities differ by {gap:.4f} nats per token on average "
+                f"(limit {limit} in {precision}): sampling and scoring do not see the same policy. Try "
+                "scoring: plain and attn_implementation: eager, and report the library versions in run.json"
             )
 
     def _log_kl(self, logprobs: torch.Tensor, ref_logprobs: torch.Tensor, mask: torch.Tensor) -> None:
@@ -362,7 +363,7 @@ class SCSTTrainer(CaptionValidationMixin, Trainer):
 
 
 def _token_ids(rollout: Rollout) -> list[list[int]]:
-    """Token ids of the sampled, then of the greedy captions, without padding, as TRL passes them to rewards."""
+    """Token ids of the sampled, then of the greedy captions, unpadded, as TRL passes them to rewards."""
     ids = [*rollout.completion_ids.flatten(0, 1).cpu(), *rollout.greedy_ids.cpu()]
     masks = [*rollout.completion_mask.flatten(0, 1).cpu(), *rollout.greedy_mask.cpu()]
     return [row[mask].tolist() for row, mask in zip(ids, masks, strict=True)]

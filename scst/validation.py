@@ -1,4 +1,4 @@
-"""Generation metrics during training: caption a fixed set of held-out images and score them, in bounded memory."""
+"""Generation metrics during training: caption a fixed held-out set and score it, in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from scst.evaluation.text_stats import caption_statistics
 class CaptionValidation:
     """Greedy captions of a held-out set, scored without Java.
 
-    CIDEr-D is computed as it is reported: without end-of-sequence words, document frequencies over the references
-    of the whole evaluation split.
+    CIDEr-D is computed as it is reported: without end-of-sequence words, document frequencies over the
+    references of the whole evaluation split.
 
     Args:
         processor: a PaliGemma processor.

@@ -27,13 +27,13 @@ def tiny_processor():
     return build_processor()
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny_model(tiny_processor):
     """A random PaliGemma 1 (Gemma decoder, sdpa attention)."""
     return build_model(tiny_processor)
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny_model_v2(tiny_processor):
     """A random PaliGemma 2 (Gemma 2 decoder with logit softcapping, eager attention)."""
     return build_model(tiny_processor, version=2)

@@ -105,7 +105,7 @@ def build_config(
 
 
 def build_model(processor, *, version: int = 1, seed: int = 0, **config) -> PaliGemmaForConditionalGeneration:
-    """A random model whose greedy captions are not constant: decoder weights are spread wider than at 0.02."""
+    """A random model whose greedy captions are not constant: decoder weights are spread wide."""
     torch.manual_seed(seed)
     model = PaliGemmaForConditionalGeneration(build_config(processor, version=version, **config))
     for name, parameter in model.named_parameters():

@@ -42,8 +42,8 @@ class SFTCollator:
 class SCSTCollator:
     """Rows to prompts with everything a reward may want to know about them.
 
-    The batch holds ``input_ids``, ``attention_mask``, ``pixel_values`` and ``columns``: every dataset column by
-    name, images included, one value per image.
+    The batch holds ``input_ids``, ``attention_mask``, ``pixel_values`` and ``columns``: every dataset column
+    by name, images included, one value per image.
 
     Args:
         processor: a PaliGemma processor.

@@ -26,7 +26,7 @@ LORA_TARGETS: dict[str, str] = {
     "vision+decoder-qv": r".*(language_model|vision_tower).*\.self_attn\.(q|v)_proj",
     "full": rf".*language_model.*\.({_ATTENTION}|{_MLP})|.*vision_tower.*\.({_VISION})|{_PROJECTOR}",
 }
-"""Preset -> regular expression over full module names. Bare names such as ``q_proj`` would also match SigLIP."""
+"""Preset -> expression over full module names. Bare names such as ``q_proj`` would also match SigLIP."""
 
 
 def target_pattern(lora_targets: str) -> str:
@@ -54,8 +54,8 @@ def add_lora(
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise RecipeError(
-            f"lora_targets: {targets!r} fits no layer of this model. Presets: {', '.join(LORA_TARGETS)}; or a "
-            f"regular expression over full module names. ({error})"
+            f"lora_targets: {targets!r} fits no layer of this model. Presets: "
+            f"{', '.join(LORA_TARGETS)}; or a regular expression over full module names. ({error})"
         ) from error
     _refuse_head(adapted)
     return adapted
@@ -84,13 +84,13 @@ def check_adapter_exists(adapter: str | Path) -> None:
         return
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
     raise RecipeError(
-        f"adapter: {str(adapter)!r} holds no adapter_config.json (found: {found or 'an empty folder'}). Give the "
+        f"adapter: {str(adapter)!r} holds no adapter_config.json (found: {found or 'nothing'}). Give the "
         "output folder of launch/sft.py or launch/scst.py, or one of its checkpoints"
     )
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout to 0: captions are sampled and scored by the same policy, in eval and in train mode."""
+    """Set every dropout to 0: captions are sampled (eval) and scored (train) by the same policy."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -104,8 +104,8 @@ def _refuse_head(model: torch.nn.Module) -> None:
     ]
     if reached:
         raise RecipeError(
-            f"lora_targets reach the language-model head or the embeddings ({reached[0]}, ...): adapt decoder, "
-            "projector or vision layers only"
+            f"lora_targets reach the language-model head or the embeddings ({reached[0]}, ...): adapt "
+            "decoder, projector or vision layers only"
         )
 
 

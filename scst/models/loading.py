@@ -1,7 +1,8 @@
 """Load a PaliGemma checkpoint and its processor: quantisation, precision and attention kernel.
 
-Quantised parts are the decoder's linear layers only. The vision tower, the projector and the language-model head
-stay in the compute precision, by full module paths: a bare ``vision_tower`` would silently match nothing.
+Quantised parts are the decoder's linear layers only. The vision tower, the projector and the language-model
+head stay in the compute precision, by full module paths: a bare ``vision_tower`` would silently match
+nothing.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ def check_model_exists(name_or_path: str) -> None:
         config = AutoConfig.from_pretrained(resolve_model_path(name_or_path))
     except (OSError, ValueError) as error:
         raise RecipeError(
-            f"model_name_or_path: no model configuration found at {name_or_path!r}. Give a local folder with a "
-            f"config.json, a hub id such as google/paligemma-3b-pt-224, or {EMBEDDED_MODEL}. ({error})"
+            f"model_name_or_path: no model configuration found at {name_or_path!r}. Give a local "
+            f"folder with a config.json, a hub id such as google/paligemma-3b-pt-224, or "
+            f"{EMBEDDED_MODEL}. ({error})"
         ) from error
     if config.model_type not in SUPPORTED_TYPES:
         raise RecipeError(
@@ -46,7 +48,7 @@ def check_model_exists(name_or_path: str) -> None:
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """The dtype of a precision name; ``auto`` is bf16 where the GPU has it, fp16 on older GPUs, fp32 on the CPU.
+    """The dtype of a precision; ``auto`` is bf16 where the GPU has it, fp16 on older GPUs, fp32 on the CPU.
 
     Raises:
         RecipeError: on an unknown name.
@@ -87,8 +89,8 @@ def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesCo
 def attention_kernel(config: Any, requested: str) -> str:
     """The attention implementation whose masks are right for this model.
 
-    PaliGemma 2 needs eager attention: its logit softcapping exists there only, and sdpa either refuses it or, on
-    some library versions, leaks future tokens.
+    PaliGemma 2 needs eager attention: its logit softcapping exists there only, and sdpa either refuses it
+    or, on some library versions, leaks future tokens.
 
     Raises:
         RecipeError: when a kernel is requested that this model or project does not work with.
@@ -120,7 +122,8 @@ def load_model(
     Args:
         name_or_path: local folder, hub id or ``embedded:scenes-paligemma``.
         quantization: ``nf4``, ``8bit`` or ``none``.
-        precision: ``auto``, ``bf16``, ``fp16`` or ``fp32``: of weights that are not quantised, and of computation.
+        precision: ``auto``, ``bf16``, ``fp16`` or ``fp32``: of weights that are not quantised, and of
+            computation.
         attn_implementation: ``auto``, ``eager`` or ``sdpa``.
 
     Raises:
@@ -143,9 +146,10 @@ def load_model(
 
 
 def _keep_stored_layout(model: torch.nn.Module) -> None:
-    """Some CPUs make bitsandbytes repack 4-bit weights at the first inference, dropping the double quantisation.
+    """Keep 4-bit weights in the layout they were loaded in.
 
-    Frozen weights must stay as they were loaded, on every machine.
+    On some CPUs bitsandbytes repacks them at the first inference and drops the double quantisation. Frozen
+    weights must stay as they were loaded, on every machine.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

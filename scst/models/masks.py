@@ -1,7 +1,7 @@
 """Attention masks of a prefix language model, built here so that they are the same on every library version.
 
-The prompt is bidirectional, captions are causal, and nothing in the prompt sees a caption. Masks are returned in
-the form the attention kernel takes: bool for sdpa (True = attend), additive float for eager.
+The prompt is bidirectional, captions are causal, and nothing in the prompt sees a caption. Masks are
+returned in the form the attention kernel takes: bool for sdpa (True = attend), additive float for eager.
 """
 
 from __future__ import annotations

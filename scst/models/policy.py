@@ -1,7 +1,7 @@
-"""The policy: a PaliGemma model, bare or with an adapter, and the three forward passes that this project needs.
+"""The policy: a PaliGemma model, bare or with an adapter, and the forward passes that this project needs.
 
-Every pass hands the language model embeddings, explicit positions and an explicit mask, so that nothing depends
-on what a library version infers from missing arguments.
+Every pass hands the language model embeddings, explicit positions and an explicit mask, so that nothing
+depends on what a library version infers from missing arguments.
 """
 
 from __future__ import annotations
@@ -71,8 +71,9 @@ class Policy:
         window = getattr(self.text_config, "sliding_window", None)
         if window is not None and length > window:
             raise ValueError(
-                f"prompt and caption together take {length} tokens, but this model's sliding attention window holds "
-                f"{window}: use a checkpoint of a smaller resolution (224 or 448 px) or a shorter caption limit"
+                f"prompt and caption together take {length} tokens, but this model's sliding attention "
+                f"window holds {window}: use a checkpoint of a smaller resolution (224 or 448 px) or a "
+                "shorter caption limit"
             )
 
     def forward(

@@ -1,4 +1,4 @@
-"""Prompt format of the PaliGemma family: from images, instructions and captions to token ids, types and labels."""
+"""Prompt format of the PaliGemma family: from images, prompts and captions to ids, types and labels."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def caption_token_ids(processor: Any, caption: str, max_new_tokens: int) -> list
     """Token ids of a caption with its ``<eos>``, cut to ``max_new_tokens``."""
     tokenizer = processor.tokenizer
     ids = tokenizer(caption, add_special_tokens=False)["input_ids"]
-    return (ids + [tokenizer.eos_token_id])[:max_new_tokens]
+    return [*ids, tokenizer.eos_token_id][:max_new_tokens]
 
 
 def decode_captions(processor: Any, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
@@ -105,7 +105,7 @@ def forbidden_token_ids(processor: Any, vocab_size: int) -> list[int]:
     A sampled ``<image>`` would make the next forward pass fail; the others are no words.
     """
     tokenizer = processor.tokenizer
-    forbidden = set(tokenizer.all_special_ids) | {token_id for token_id in tokenizer.added_tokens_decoder}
+    forbidden = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     forbidden |= {i for token, i in tokenizer.get_added_vocab().items() if token.startswith("<")}
     forbidden.add(processor.image_token_id)
     forbidden |= set(range(len(tokenizer), vocab_size))

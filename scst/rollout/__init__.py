@@ -1,1 +1,1 @@
-"""Rollouts: encode and prefill every image once, decode greedy and sampled rows together, score what was sampled."""
+"""Rollouts: prefill every image once, decode greedy and sampled rows together, score what was sampled."""

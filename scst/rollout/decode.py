@@ -1,7 +1,7 @@
 """Sample captions: one vision pass and one prefill per image, then one decode batch of B * (K + 1) rows.
 
-Row 0 of every image is greedy, rows 1..K are sampled. `generate` called twice would encode every image twice and
-prefill K + 1 times; here the prompt's keys and values are computed once and shared by its rows.
+Row 0 of every image is greedy, rows 1..K are sampled. `generate` called twice would encode every image twice
+and prefill K + 1 times; here the prompt's keys and values are computed once and shared by its rows.
 """
 
 from __future__ import annotations

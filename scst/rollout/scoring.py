@@ -1,8 +1,9 @@
 """Score completions under the policy, with gradients: the log probabilities the loss is made of.
 
 Two layouts behind one signature, proven equal by test. ``plain`` repeats the prompt for every caption, as
-everybody does; ``packed`` runs the prompt once per image with its K captions beside it (a shared prefix with a
-block mask), which saves most of the arithmetic. Both take the language-model head on caption positions only.
+everybody does; ``packed`` runs the prompt once per image with its K captions beside it (a shared prefix with
+a block mask), which saves most of the arithmetic. Both take the language-model head on caption positions
+only.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def score(
         raise ValueError(f"unknown scoring layout {layout!r}; known: {', '.join(LAYOUTS)}")
     if completion_ids.shape != completion_mask.shape or completion_ids.shape[0] != len(prompts):
         raise ValueError(
-            f"completion_ids {tuple(completion_ids.shape)} and completion_mask {tuple(completion_mask.shape)} must "
-            f"both be (B, K, T) with B = {len(prompts)}"
+            f"completion_ids {tuple(completion_ids.shape)} and completion_mask "
+            f"{tuple(completion_mask.shape)} must both be (B, K, T) with B = {len(prompts)}"
         )
     if image_features is None:
         image_features = policy.image_features(prompts.pixel_values)
@@ -101,7 +102,7 @@ def _packed_logits(
     completion_ids: torch.Tensor,
     completion_mask: torch.Tensor,
 ) -> torch.Tensor:
-    """(B, K, T, V) logits from one sequence per image: the prompt, then K captions that do not see each other."""
+    """(B, K, T, V) logits from one sequence per image: the prompt, then K captions blind to each other."""
     num_captions, length = completion_ids.shape[1:]
     prompt_length = prompts.input_ids.shape[1]
     inputs, inputs_mask = completion_ids[:, :, :-1], completion_mask[:, :, :-1]

@@ -1,4 +1,4 @@
-"""The launch scripts as their users start them: by path, with -m, under accelerate; help, dry runs, exit codes."""
+"""The launch scripts as users start them: by path, with -m, under accelerate; help, dry runs, exit codes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_help_imports_no_torch_and_is_quick(script):
     "how", [["launch/sft.py"], ["-m", "launch.sft"], ["launch/scst.py"], ["-m", "launch.scst"]]
 )
 def test_by_path_and_by_module(how):
-    """`python launch/scst.py` puts launch/ first on the path, where scst.py shadows the package: both must work."""
+    """`python launch/scst.py` puts launch/ first on the path, where scst.py shadows the package."""
     done = start(*how, "--dry_run", "--seed", "7")
     assert done.returncode == 0, done.stderr
     resolved = yaml.safe_load(done.stdout)

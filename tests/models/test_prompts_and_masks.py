@@ -1,4 +1,4 @@
-"""Prompt format and masks: what is trained, what attends to what, and that three code paths agree about it."""
+"""Prompt format and masks: what is trained, what attends to what, and that three code paths agree."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_prompt_is_bidirectional(model, tiny_processor, images):
 
 
 def test_generation_sees_what_training_saw(model, tiny_processor, images):
-    """Logits of every step of `generate` equal the logits of the supervised forward pass on the same caption."""
+    """Logits of every step of `generate` equal those of the supervised forward pass on the same caption."""
     prompts = encode_prompts(tiny_processor, images[:2], PROMPTS)
     done = model.generate(
         **prompts,
@@ -88,7 +88,7 @@ def test_generation_sees_what_training_saw(model, tiny_processor, images):
 
 
 def test_our_masks_equal_the_library_on_a_supervised_batch(model, tiny_processor, images):
-    """The explicit mask of the scoring pass and the library's own mask from token types give the same logits."""
+    """The explicit mask of scoring and the library's own mask from token types give the same logits."""
     batch = supervised_batch(tiny_processor, images)
     prompts = prompt_batch(tiny_processor, images[:2], PROMPTS)
     prompt_length = prompts.input_ids.shape[1]

@@ -120,7 +120,7 @@ def test_padding_and_neighbours_change_no_caption(policy, tiny_processor, images
 
 
 def test_forbidden_tokens_are_never_sampled(tiny_processor, images):
-    """A model that puts nearly all its mass on <image>, <loc>, padding and unknown tokens still writes words."""
+    """A model that puts nearly all its mass on <image>, <loc> and padding still writes words."""
     from tests.tiny import build_model
 
     policy = make_policy(build_model(tiny_processor), tiny_processor)
@@ -158,7 +158,8 @@ def test_completion_mask_counts_eos_and_nothing_after(tiny_processor, images):
         ids.flatten(0, 1), mask.flatten(0, 1), result.ended_by_eos.flatten(), strict=True
     ):
         kept = row[keep].tolist()
-        assert len(kept) >= 2 and policy.eos_token_id not in kept[:-1]
+        assert len(kept) >= 2
+        assert policy.eos_token_id not in kept[:-1]
         assert (kept[-1] == policy.eos_token_id) == bool(ended)
         assert set(row[~keep].tolist()) <= {policy.pad_token_id}
 
@@ -168,6 +169,6 @@ def test_bad_shapes_are_refused(policy, tiny_processor, images):
     batch = prompt_batch(tiny_processor, images[:1], ["caption en"])
     with pytest.raises(ValueError, match=r"\(B, K, T\) = \(1, 2, 4\)"):
         rollout(policy, tiny_processor, batch, sampling, torch.zeros(1, 3, 4))
+    ids = torch.zeros(1, 2, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="known: packed, plain"):
-        ids = torch.zeros(1, 2, 4, dtype=torch.long)
         score(policy, batch, ids, ids.bool(), sampling, layout="fast")

@@ -18,7 +18,7 @@ def world(tmp_path_factory):
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def run_stage(world, monkeypatch):
     """Run a stage in this process: ``run_stage("sft", output_dir=..., **keys)`` returns the trainer."""
     import importlib
@@ -56,7 +56,7 @@ def run_stage(world, monkeypatch):
     return run
 
 
-@pytest.fixture()
+@pytest.fixture
 def sft_adapter(run_stage, tmp_path):
     """The output folder of a short supervised stage."""
     run_stage("sft", output_dir=str(tmp_path / "sft-adapter"))

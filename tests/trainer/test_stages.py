@@ -54,7 +54,8 @@ def test_only_the_adapter_changes(run_stage, sft_adapter, tmp_path, world, stage
     base = PaliGemmaForConditionalGeneration.from_pretrained(world / "model")
     loaded = PeftModel.from_pretrained(base, tmp_path / "out")
     weights = {name: p for name, p in loaded.named_parameters() if "lora_B" in name}
-    assert weights and all(p.abs().sum() > 0 for p in weights.values())
+    assert weights
+    assert all(p.abs().sum() > 0 for p in weights.values())
     if stage == "scst":
         before, after = adapter_weights(sft_adapter), adapter_weights(tmp_path / "out")
         assert set(before) == set(after)
@@ -202,7 +203,7 @@ def test_sft_settings_run(run_stage, tmp_path, world, keys):
 
 
 def test_vision_adapters_are_refined_too(run_stage, tmp_path):
-    """With a trainable vision tower the rollout's features cannot be reused: gradients must reach the tower."""
+    """A trainable vision tower's features cannot be reused from the rollout: gradients must reach it."""
     run_stage("sft", output_dir=str(tmp_path / "sft"), lora_targets="full")
     run_stage("scst", output_dir=str(tmp_path / "out"), adapter=str(tmp_path / "sft"))
     before, after = adapter_weights(tmp_path / "sft"), adapter_weights(tmp_path / "out")
