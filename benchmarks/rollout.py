@@ -33,9 +33,9 @@ DECODERS = {
     1: {"num_hidden_layers": 6, "num_key_value_heads": 1, "mlp": 8},
     2: {"num_hidden_layers": 10, "num_key_value_heads": 2, "mlp": 4},
 }
-"""Gemma 2B has an MLP of 8 times its width and one key-value head, Gemma 2 2B one of 4 times and more heads. Layers
-are chosen so that the parts of a rollout cost what they cost at 3 B: vision a fifth of the prefill, decoding
-(B=8, K=5, T=16) less than half of it."""
+"""Gemma 2B has an MLP of 8 times its width and one key-value head, Gemma 2 2B one of 4 times and more heads.
+Layers are chosen so that the parts of a rollout cost what they cost at 3 B: vision a fifth of the prefill,
+decoding (B=8, K=5, T=16) less than half of it."""
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -25,6 +25,8 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers.integrations import get_available_reporting_integrations
 
+from rewards.cider import CiderD
+from rewards.document_frequencies import DocumentFrequencies
 from scst.config import resolved
 from scst.data.collate import SFTCollator
 from scst.data.loading import LoadedData, load_splits
@@ -166,12 +168,13 @@ def build_validation(recipe: Any, data: LoadedData, processor: Any, args: Any) -
         return None
     rows = data.splits[recipe.eval_split]
     count = min(recipe.validation_images, len(rows))
+    references = list(rows["references"])
+    frequencies = DocumentFrequencies.from_references(references, eos="omitted", split=recipe.eval_split)
     subset = rows.shuffle(seed=recipe.split_seed).select(range(count))
     return CaptionValidation(
         processor,
         subset,
-        split_references=list(rows["references"]),
-        split_name=recipe.eval_split,
+        cider_d=CiderD(frequencies).score,
         prompt=recipe.prompt,
         max_new_tokens=recipe.max_new_tokens,
         min_new_tokens=recipe.min_new_tokens,

@@ -6,6 +6,7 @@ Five commands, exactly as a researcher would type them, then a table of the thre
 everything in outputs/quickstart/{base,sft,scst}. Flags are passed to both training stages, e.g. --seed 2.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -35,10 +36,11 @@ def main(flags: list[str]) -> int:
     if "--help" in flags or "-h" in flags:
         print(__doc__.strip())
         return 0
+    environment = {"OMP_NUM_THREADS": str(min(os.cpu_count() or 1, 8))} | os.environ
     started = time.time()
     for command in commands(flags):
         print(f"\n$ python {' '.join(command)}", flush=True)
-        code = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
+        code = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, check=False).returncode
         if code:
             print(f"error: this command ended with exit code {code}", file=sys.stderr)
             return code

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from transformers.trainer_utils import EvalLoopOutput
 
-from rewards.cider import CiderD
-from rewards.document_frequencies import DocumentFrequencies
 from scst.evaluation.captioning import Caption, caption_images
 from scst.evaluation.text_stats import caption_statistics
 
@@ -17,14 +16,11 @@ from scst.evaluation.text_stats import caption_statistics
 class CaptionValidation:
     """Greedy captions of a held-out set, scored without Java.
 
-    CIDEr-D is computed as it is reported: without end-of-sequence words, document frequencies over the
-    references of the whole evaluation split.
-
     Args:
         processor: a PaliGemma processor.
         dataset: rows with ``image`` and ``references`` to caption.
-        split_references: references of the whole split, for the document frequencies.
-        split_name: its name, for the signature.
+        cider_d: CIDEr-D of a caption against its references, as it is reported: without end-of-sequence
+            words, document frequencies over the references of the whole split.
         prompt: the instruction.
         max_new_tokens: length limit.
         min_new_tokens: captions cannot end earlier.
@@ -36,8 +32,7 @@ class CaptionValidation:
         processor: Any,
         dataset: Any,
         *,
-        split_references: list[list[str]],
-        split_name: str,
+        cider_d: Callable[[str, Sequence[str]], float],
         prompt: str,
         max_new_tokens: int,
         min_new_tokens: int = 1,
@@ -51,8 +46,7 @@ class CaptionValidation:
             "min_new_tokens": min_new_tokens,
             "batch_size": batch_size,
         }
-        frequencies = DocumentFrequencies.from_references(split_references, eos="omitted", split=split_name)
-        self.scorer = CiderD(frequencies)
+        self.cider_d = cider_d
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -72,7 +66,7 @@ class CaptionValidation:
     def _metrics(self, captions: list[Caption]) -> dict[str, float]:
         texts = [caption.text for caption in captions]
         references = self.dataset["references"]
-        scores = [self.scorer.score(text, refs) for text, refs in zip(texts, references, strict=True)]
+        scores = [self.cider_d(text, refs) for text, refs in zip(texts, references, strict=True)]
         return {
             "cider_d": sum(scores) / len(scores),
             "ended_by_eos": sum(caption.ended_by_eos for caption in captions) / len(captions),

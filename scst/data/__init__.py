@@ -11,7 +11,10 @@ The way through this room, in order:
 - ``loading``: all of the above behind ``load_splits``.
 - ``supervision``: which caption of an image is trained on.
 - ``preview``: what the model will see, decoded back from token ids.
+- ``collate``: rows to batches.
+- ``pictures``: image files and folders named on a command line.
 - ``scenes``: the embedded world that needs no download.
 
-Nothing here imports torch. Import from the modules: this file stays empty so that each costs only itself.
+Nothing here but ``collate`` imports torch. Import from the modules: this file stays empty so that each costs
+only itself.
 """

@@ -1,0 +1,63 @@
+"""The direction of imports: launch -> stages -> parts -> ground; rewards stand on their own."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+GROUND = {"scst", "scst.config", "scst.errors", "scst.ops", "scst.records", "scst.types"}
+PARTS = ("scst.data", "scst.models", "scst.objective", "scst.rollout")
+STAGES = ("scst.sft", "scst.trainer", "scst.validation", "scst.callbacks", "scst.evaluation")
+REWARD_CONTRACTS = {"rewards.mixture", "rewards.document_frequencies"}
+
+
+def modules(package: str) -> dict[str, Path]:
+    """Every module of a package by its dotted name."""
+    files = sorted((ROOT / package).rglob("*.py"))
+    return {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in files}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def layer(module: str) -> int:
+    """0 ground, 1 parts, 2 stages, 3 launch."""
+    if module in GROUND:
+        return 0
+    if module.startswith(PARTS):
+        return 1
+    return 2 if module.startswith(STAGES) else 3
+
+
+@pytest.mark.parametrize("module", modules("scst"))
+def test_scst_imports_only_downwards(module):
+    known = set(modules("scst"))
+    for imported in imports(modules("scst")[module]) & known:
+        assert layer(imported) <= layer(module), f"{module} imports {imported}"
+    assert layer(module) < 3, f"{module} belongs to no layer: add it to this test"
+    rewards = {name for name in imports(modules("scst")[module]) if name in modules("rewards")}
+    assert rewards <= REWARD_CONTRACTS, "rewards and scorers are injected"
+    assert not any(name.startswith("launch") for name in imports(modules("scst")[module]))
+
+
+@pytest.mark.parametrize("module", modules("rewards"))
+def test_rewards_stand_on_their_own(module):
+    roots = {name.split(".")[0] for name in imports(modules("rewards")[module])}
+    assert not roots & {"scst", "launch", "torch", "transformers"}
+
+
+@pytest.mark.parametrize("script", ["sft", "scst", "evaluate", "caption"])
+def test_launch_scripts_are_thin(script):
+    assert len((ROOT / "launch" / f"{script}.py").read_text().splitlines()) < 75
