@@ -16,10 +16,8 @@ RSICD's have. Frames use these slots:
 import random
 import re
 import string
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from scst.data.scenes import Scene
+from scst.data.scene_facts import Scene
 
 TYPO_RATE, DOUBLE_SPACE_RATE, NO_STOP_RATE, VAGUE_RATE, REPEAT_RATE = 0.03, 0.03, 0.04, 0.06, 0.2
 COLOUR_RATE, SHAPE_RATE, TAIL_RATE = 0.4, 0.5, 0.1
@@ -260,7 +258,7 @@ PLAIN_COMPANIONS = {
 PLAIN_SIDES = {"beside": "on one edge", "sides": "on opposite edges", "around": "on every edge"}
 
 
-def human_captions(scene: "Scene", seed: int, n: int = 5) -> list[str]:
+def human_captions(scene: Scene, seed: int, n: int = 5) -> list[str]:
     """What ``n`` annotators write about a scene; the same for the same ``(scene, seed, n)``.
 
     Raises:
@@ -276,7 +274,7 @@ def human_captions(scene: "Scene", seed: int, n: int = 5) -> list[str]:
     return captions
 
 
-def plain_caption(scene: "Scene", seed: int) -> str:
+def plain_caption(scene: Scene, seed: int) -> str:
     """The register of pretraining: ``a photo of an airfield, 2 jets, mainly white, blocks on one edge``."""
     rng = random.Random(f"plain {seed}")
     place, noun = PLAIN_PLACES[scene.kind]
@@ -290,7 +288,7 @@ def plain_caption(scene: "Scene", seed: int) -> str:
     return ", ".join([f"{rng.choice(('a photo of', 'a snapshot of'))} {place}", *parts])
 
 
-def _annotate(scene: "Scene", rng: random.Random) -> str:
+def _annotate(scene: Scene, rng: random.Random) -> str:
     """One caption with its slips."""
     if rng.random() < VAGUE_RATE:
         text = rng.choice(VAGUE).format(area=AREAS.get(scene.kind, scene.kind))
@@ -306,7 +304,7 @@ def _annotate(scene: "Scene", rng: random.Random) -> str:
     return " ".join(words) + ("" if rng.random() < NO_STOP_RATE else " .")
 
 
-def _fill(frame: str, scene: "Scene", rng: random.Random) -> str:
+def _fill(frame: str, scene: Scene, rng: random.Random) -> str:
     """Put words for the facts into a frame's slots."""
     singular, plural = NOUNS[scene.kind]
     noun = _pick(singular if scene.count == 1 else plural, rng)
