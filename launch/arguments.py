@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from rewards.registry import RewardError
 from scst.config import (
     RECIPES,
     build_recipe,
@@ -40,7 +41,7 @@ class Arguments:
 def main(
     stage: str, run: Callable[[Arguments], None], *, usage: str, argv: Sequence[str] | None = None
 ) -> int:
-    """Parse, run, and turn errors that a user can mend into a message and exit code 2.
+    """Parse, run, and turn errors that a user can mend into a message and exit code 2 (1: a reward failed).
 
     Args:
         stage: a name in ``scst.config.RECIPES``.
@@ -57,6 +58,9 @@ def main(
     except ScstError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RewardError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
