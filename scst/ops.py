@@ -39,6 +39,8 @@ def policy_logits(
         is_eos = torch.arange(logits.shape[-1], device=logits.device) == eos_token_id
         logits = logits.masked_fill(too_early.unsqueeze(-1) & is_eos, -torch.inf)
     logits = logits / sampling.temperature
+    if sampling.top_k == 0 and sampling.top_p == 1.0:
+        return logits
     removed = _outside_top_k(logits, sampling.top_k) | _outside_top_p(logits, sampling.top_p)
     if keep_ids is not None:
         removed = removed.expand_as(logits).scatter(-1, keep_ids.unsqueeze(-1), False)
