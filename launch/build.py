@@ -5,7 +5,9 @@ Import this after the arguments are parsed: it imports torch.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import time
 import warnings
@@ -14,13 +16,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
+# read at import time by the libraries below
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 import datasets
-import torch
 import transformers
 from accelerate import PartialState
+from peft import load_peft_weights, set_peft_model_state_dict
 from rich.console import Console
 from rich.progress import Progress
 from transformers.integrations import get_available_reporting_integrations
@@ -35,7 +43,7 @@ from scst.data.supervision import CaptionChoice
 from scst.errors import RecipeError
 from scst.models.adapters import add_lora, check_adapter_exists, load_adapter, parameter_table
 from scst.models.loading import check_model_exists, compute_dtype, load_model, load_processor
-from scst.records import checkpoint_to_resume, claim_output_dir, write_run_record
+from scst.records import RECORD_NAME, checkpoint_to_resume, claim_output_dir, write_run_record
 from scst.validation import CaptionValidation
 
 
@@ -44,7 +52,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    for name in ("bitsandbytes", "accelerate", "torch.distributed", "DeepSpeed"):
+    for name in ("accelerate", "torch.distributed", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module="bitsandbytes|torch|peft")
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -118,7 +126,7 @@ def build_policy(recipe: Any, base: str, *, trainable: bool) -> tuple[torch.nn.M
     return model, processor
 
 
-def build_training_arguments(recipe: Any, cls: type, **stage: Any) -> Any:
+def build_training_arguments(recipe: Any, cls: type = transformers.TrainingArguments, **stage: Any) -> Any:
     """``cls`` (TrainingArguments or a subclass) from the recipe, with what the project decides.
 
     Raises:
@@ -223,12 +231,19 @@ def run_training(
         console.print(f"resuming from {checkpoint}")
     console.print(parameter_table(trainer.model))
     trainer.remove_callback(transformers.PrinterCallback)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint and newest_step(checkpoint) >= total_steps(trainer):
+        console.print(f"{stage}: all {total_steps(trainer)} steps were done; nothing is trained again")
+        if (Path(recipe.output_dir) / RECORD_NAME).is_file():
+            return
+        restore_finished(trainer, checkpoint)
+        seconds = 0.0
+    else:
+        seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
         results = {
-            "train_seconds": round(result.metrics["train_runtime"], 1),
+            "train_seconds": round(seconds, 1),
             "steps": trainer.state.global_step,
             "best_metric": trainer.state.best_metric,
             "best_step": trainer.state.best_global_step,
@@ -246,6 +261,27 @@ def run_training(
         f"[bold]{stage} done[/bold]: {trainer.state.global_step} steps in {time.time() - started:.0f} s; "
         f"adapter in {Path(recipe.output_dir)}"
     )
+
+
+def total_steps(trainer: Any) -> int:
+    """Optimizer steps of the whole run; `transformers` would add one to a run that is resumed at its end."""
+    args = trainer.args
+    if args.max_steps > 0:
+        return args.max_steps
+    batches = len(trainer.get_train_dataloader())
+    return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
+
+
+def newest_step(checkpoint: str) -> int:
+    """The step a checkpoint was written at."""
+    return json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"]
+
+
+def restore_finished(trainer: Any, checkpoint: str) -> None:
+    """State and adapter of a run that was stopped after its last step, before its output was complete."""
+    trainer.state = transformers.TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    set_peft_model_state_dict(trainer.model, load_peft_weights(best or checkpoint, device="cpu"))
 
 
 @contextmanager

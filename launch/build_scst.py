@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from rich.console import Console
 
 from launch import build
@@ -67,17 +68,23 @@ def build_reward(recipe: Any) -> RewardMixture:
 
 
 def setup_reward(reward: RewardMixture, train: Any, recipe: Any) -> None:
-    """Give the rewards the training references; a resumed run must find the frequencies it began with.
+    """Give the rewards the training references, and write their state beside the run.
+
+    A resumed run must find the document frequencies it began with.
 
     Raises:
         RecipeError: when they differ from those saved with the checkpoint.
     """
     reward.setup(train.select_columns(["references", "image_id"]))
     checkpoint = checkpoint_to_resume(recipe.output_dir, recipe.resume)
-    saved = Path(checkpoint or recipe.output_dir) / FILE_NAME
-    if checkpoint is None or not saved.is_file():
-        return
-    before = DocumentFrequencies.load(saved).fingerprint
+    if checkpoint is not None and (Path(checkpoint) / FILE_NAME).is_file():
+        _check_frequencies(reward, DocumentFrequencies.load(Path(checkpoint) / FILE_NAME))
+    if PartialState().is_main_process:
+        reward.save(recipe.output_dir)
+
+
+def _check_frequencies(reward: RewardMixture, saved: DocumentFrequencies) -> None:
+    before = saved.fingerprint
     for weighted in reward.rewards:
         scorer = getattr(weighted.function, "scorer", None)
         if scorer is not None and scorer.frequencies.fingerprint != before:

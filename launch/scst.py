@@ -26,8 +26,6 @@ def run(arguments: Arguments) -> None:
         print_dry_run(recipe, check_layout(recipe.dataset))
         return
     started = time.time()
-    from transformers import TrainingArguments
-
     from launch import build, build_scst
     from scst.data.collate import SCSTCollator
 
@@ -38,14 +36,13 @@ def run(arguments: Arguments) -> None:
     reward = build_scst.build_reward(recipe)
     build.open_output_dir(recipe)
     data = build.load_data(recipe, build.training_splits(recipe), console)
-    args = build.build_training_arguments(recipe, TrainingArguments)
+    args = build.build_training_arguments(recipe)
     model, processor = build.build_policy(recipe, base, trainable=True)
     build_scst.setup_reward(reward, data.splits[recipe.train_split], recipe)
     build.preview(recipe, data, processor, console)
     collator = SCSTCollator(processor, recipe.prompt)
     trainer = build_scst.build_trainer(recipe, args, model, processor, collator, reward, data, console)
     build.run_training(trainer, recipe, data, stage="scst", console=console, started=started)
-    reward.save(recipe.output_dir)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,24 @@ def test_resumed_run_equals_uninterrupted_run(run_stage, sft_adapter, tmp_path, 
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("complete", [True, False], ids=["complete", "killed before its output was"])
+def test_resuming_at_the_end_trains_nothing(run_stage, sft_adapter, tmp_path, stage, complete):
+    """`transformers` alone would make one more step."""
+    keys = stage_keys(stage, sft_adapter) | {"save_strategy": "steps", "save_steps": 2}
+    keys |= {"output_dir": str(tmp_path / "out"), "max_steps": -1, "num_train_epochs": 2}
+    before = losses(run_stage(stage, **keys))
+    expected = adapter_weights(tmp_path / "out")
+    if not complete:
+        (tmp_path / "out" / "run.json").unlink()
+        (tmp_path / "out" / "adapter_model.safetensors").unlink()
+    resumed = run_stage(stage, resume=True, **keys)
+    actual = adapter_weights(tmp_path / "out")
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["steps"] == len(before) == 6
+    assert complete or losses(resumed) == before
+
+
 def test_incomplete_checkpoint_is_passed_over(run_stage, tmp_path):
     keys = {"save_strategy": "steps", "save_steps": 2, "output_dir": str(tmp_path / "out")}
     run_stage("sft", **keys)
