@@ -25,7 +25,7 @@ THREADS = $${OMP_NUM_THREADS:-$$(n=$$(getconf _NPROCESSORS_ONLN 2> /dev/null || 
 .PHONY: help quickstart test lint bench clean install
 
 help:
-	@echo "make quickstart   base -> SFT -> SCST on data and a model that come along; about 6 minutes on two cores"
+	@echo "make quickstart   base -> SFT -> SCST on data and a model that come along; minutes on two cores"
 	@echo "make test         every test, offline, $(WORKERS) at a time"
 	@echo "make lint         ruff check and ruff format --check"
 	@echo "make bench        side-by-side measurements (benchmarks/README.md)"
