@@ -121,6 +121,15 @@ def refuse_positional(arguments: Arguments) -> None:
         raise RecipeError(f"unexpected argument {arguments.positional[0]!r}: keys are given as --key value")
 
 
+def answer_dry_run(arguments: Arguments) -> bool:
+    """On ``--dry_run`` check the dataset's layout and print it with the recipe; True when that was all."""
+    if arguments.dry_run:
+        from scst.data.sources import check_layout
+
+        print_dry_run(arguments.recipe, check_layout(arguments.recipe.dataset))
+    return arguments.dry_run
+
+
 def help_text(stage: str, usage: str) -> str:
     """What ``--help`` prints: the script's docstring and every key with its default."""
     lines = [usage.strip(), "", "flags:"]

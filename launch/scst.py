@@ -13,27 +13,24 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # launch/ itself would shadow the package `scst`
 
-from launch.arguments import Arguments, main, print_dry_run, refuse_positional
+from launch.arguments import Arguments, answer_dry_run, main, refuse_positional
 
 
 def run(arguments: Arguments) -> None:
     """Build the self-critical stage from its recipe and run it."""
     recipe = arguments.recipe
     refuse_positional(arguments)
-    if arguments.dry_run:
-        from scst.data.sources import check_layout
-
-        print_dry_run(recipe, check_layout(recipe.dataset))
-        return
     started = time.time()
     from launch import build, build_scst
     from scst.data.collate import SCSTCollator
 
     build.quiet_libraries()
-    console = build.make_console()
     build_scst.check_settings(recipe)
-    base = build.check_inputs(recipe)
     reward = build_scst.build_reward(recipe)
+    if answer_dry_run(arguments):
+        return
+    console = build.make_console()
+    base = build.check_inputs(recipe)
     build.open_output_dir(recipe)
     data = build.load_data(recipe, build.training_splits(recipe), console)
     args = build.build_training_arguments(recipe)

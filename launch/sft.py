@@ -12,17 +12,14 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # launch/ itself would shadow the package `scst`
 
-from launch.arguments import Arguments, main, print_dry_run, refuse_positional
+from launch.arguments import Arguments, answer_dry_run, main, refuse_positional
 
 
 def run(arguments: Arguments) -> None:
     """Build the supervised stage from its recipe and run it."""
     recipe = arguments.recipe
     refuse_positional(arguments)
-    if arguments.dry_run:
-        from scst.data.sources import check_layout
-
-        print_dry_run(recipe, check_layout(recipe.dataset))
+    if answer_dry_run(arguments):
         return
     started = time.time()
     from launch import build

@@ -158,6 +158,12 @@ def test_a_training_recipe_serves_evaluation(world):
     assert call("evaluate", "--config", "recipes/quickstart/sft.yaml", "--lora_rnk", "3", "--dry_run") == 2
 
 
+def test_dry_run_checks_settings_too(capsys):
+    assert call("scst", "--temperature", "0", "--dry_run") == 2
+    assert "temperature must be above 0" in capsys.readouterr().err
+    assert call("scst", "--rewards", "[{name: spice_girls}]", "--dry_run") == 2
+
+
 WRONG = {
     "unknown key": ("sft", ["--lora_rnk", "8"], "did you mean lora_rank"),
     "key of another stage": ("sft", ["--num_samples", "8"], "a key of launch/scst.py"),
