@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from rewards.registry import RewardError
+from rewards.errors import RewardError
 from scst.config import (
     RECIPES,
     build_recipe,

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from launch import build
 from rewards.document_frequencies import FILE_NAME, DocumentFrequencies
+from rewards.errors import RewardError
 from rewards.mixture import RewardMixture
-from rewards.registry import RewardError, build_rewards
+from rewards.registry import build_rewards
 from scst.callbacks import RichProgress, SampleTable, SaveRewardState
 from scst.data.loading import LoadedData
 from scst.data.supervision import CaptionChoice

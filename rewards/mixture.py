@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rewards.registry import RewardError, WeightedReward
+from rewards.errors import RewardError
+from rewards.registry import WeightedReward
 
 
 @dataclass(frozen=True)

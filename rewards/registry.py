@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from rewards.cider import CiderDReward
+from rewards.errors import RewardError
 
 RewardFunction = Callable[..., Any]
 ENTRY_POINT_GROUP = "scst.rewards"
@@ -19,10 +20,6 @@ REWARDS: dict[str, Callable[..., RewardFunction]] = {
     "cider_d": CiderDReward,
 }
 """Name -> constructor. ``kwargs`` of the recipe go to the constructor."""
-
-
-class RewardError(Exception):
-    """A reward cannot be built, or returned something that is no reward."""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from rewards.mixture import RewardMixture
+from rewards.text import bad_ending_rate, mean_length, repetition_rate
 from scst import ops
 from scst.data.supervision import CaptionChoice
 from scst.errors import ScstError
-from scst.evaluation.text_stats import bad_ending_rate, mean_length, repetition_rate
 from scst.models.adapters import AdapterSnapshot
 from scst.models.policy import Policy
 from scst.models.prompts import caption_token_ids, forbidden_token_mask

@@ -9,8 +9,8 @@ import torch
 from accelerate.utils import gather_object
 from transformers.trainer_utils import EvalLoopOutput
 
+from rewards.text import caption_statistics
 from scst.evaluation.captioning import Caption, caption_images
-from scst.evaluation.text_stats import caption_statistics
 
 
 class CaptionValidation:

@@ -10,9 +10,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from rewards.text import bad_ending_rate, distinct_share, mean_length, repetition_rate
 from scst.errors import DataError
 from scst.evaluation.metrics import METRICS
-from scst.evaluation.text_stats import bad_ending_rate, distinct_share, mean_length, repetition_rate
 
 _TEXT_ROWS = {
     "bad endings": (bad_ending_rate, "{:.1%}"),

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rewards.text import caption_statistics
 from scst.errors import DataError
 from scst.evaluation.captioning import Caption, caption_images
 from scst.evaluation.decoding import Decoding, get_decoding
 from scst.evaluation.metrics import METRICS, MetricResult, check_metrics, metrics_json, score_captions
 from scst.evaluation.report import format_statistic, report_html
-from scst.evaluation.text_stats import caption_statistics
 from scst.records import write_json, write_jsonl, write_text
 
 PREDICTIONS, REPORT, METRICS_FILE = "predictions.jsonl", "report.html", "metrics.json"

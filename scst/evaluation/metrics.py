@@ -17,10 +17,10 @@ from pycocoevalcap.cider.cider_scorer import CiderScorer
 from pycocoevalcap.rouge.rouge import Rouge
 
 from rewards.document_frequencies import DocumentFrequencies
+from rewards.java import find_java, ptb_tokenize
+from rewards.meteor import meteor_scores, meteor_value
 from scst import __version__
 from scst.errors import DataError, RecipeError
-from scst.evaluation.java import find_java, ptb_tokenize
-from scst.evaluation.meteor import meteor_scores, meteor_value
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from html import escape
 
 from PIL import Image
 
+from rewards.text import words
 from scst.evaluation.metrics import METRICS, MetricResult
-from scst.evaluation.text_stats import words
 
 _THUMBNAIL = 224  # pixels
 _WIDTH, _HEIGHT, _LONGEST = 600, 160, 30  # of the histogram, in SVG units; the last bar, in words

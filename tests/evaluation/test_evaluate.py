@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from rewards.text import caption_statistics
 from scst.errors import DataError, RecipeError
 from scst.evaluation import evaluate as evaluation
 from scst.evaluation.captioning import Caption
 from scst.evaluation.compare import captions_table, comparison_table
 from scst.evaluation.evaluate import evaluate
 from scst.evaluation.report import length_histogram, report_html
-from scst.evaluation.text_stats import caption_statistics
 
 METRICS = ("bleu_1", "cider_d")
 SETTINGS = {"prompt": "caption en", "max_new_tokens": 5, "metrics": METRICS, "bootstrap_samples": 50}

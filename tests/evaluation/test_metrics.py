@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+from scst.evaluation.java import find_java, ptb_tokenize
 
 from scst.errors import DataError, RecipeError, ScstError
 from scst.evaluation import java, meteor, metrics
-from scst.evaluation.java import find_java, ptb_tokenize
 from scst.evaluation.metrics import METRICS, metrics_json, score_captions, tokenized_corpus
 from tests.evaluation.golden import CAPTIONS, EXPECTED, REFERENCES
 

@@ -8,8 +8,9 @@ import math
 import pytest
 
 from rewards.cider import CiderDReward
+from rewards.errors import RewardError
 from rewards.mixture import RewardMixture
-from rewards.registry import RewardError, WeightedReward
+from rewards.registry import WeightedReward
 
 CAPTIONS = ["a river", "a long road"]
 NAN = math.nan

@@ -12,7 +12,8 @@ import pytest
 
 from rewards import registry
 from rewards.cider import CiderDReward
-from rewards.registry import RewardError, build_rewards
+from rewards.errors import RewardError
+from rewards.registry import build_rewards
 
 
 def brevity(completions, target=12, **columns):

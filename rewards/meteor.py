@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from pycocoevalcap.meteor import meteor as pycoco_meteor
 
-from scst.errors import ScstError
-from scst.evaluation.java import find_java, tail
+from rewards.errors import RewardError
+from rewards.java import find_java, tail
 
 # English parameters of METEOR 1.5: exact, stem, synonym, paraphrase matches; then alpha, beta, gamma, delta.
 _MATCH_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
@@ -115,7 +115,7 @@ def meteor_scores(
         timeout_s: deadline in seconds; by default five minutes and 0.1 s per caption (usual: 12 s and 8 ms).
 
     Raises:
-        ScstError: Java is missing, died or did not answer in time.
+        RewardError: Java is missing, died or did not answer in time.
     """
     timeout_s = timeout_s or 300 + 0.1 * len(candidates)
     hypotheses = {i: [caption] for i, caption in enumerate(candidates)}
@@ -125,7 +125,7 @@ def meteor_scores(
         except (OSError, ValueError) as error:
             process.meteor_p.kill()
             process.meteor_p.wait()
-            raise ScstError(
+            raise RewardError(
                 f"METEOR: Java ended or was killed after {timeout_s:.0f} s ({error}). It said: "
                 f"{process.last_words()}. METEOR needs 1.1 GB of memory; leave it out of `metrics` to go on"
             ) from error

@@ -1,0 +1,5 @@
+"""The error of rewards and caption scorers."""
+
+
+class RewardError(Exception):
+    """A reward or scorer cannot be built, or gave something that is no score; the message says what to do."""
