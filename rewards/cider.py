@@ -1,17 +1,23 @@
-"""CIDEr-D with fixed document frequencies and cached reference vectors.
+"""CIDEr-D and CIDEr with fixed document frequencies and cached reference counts, a batch at a time.
 
-Vedantam et al. 2015, arXiv:1411.5726, section 4 and its CIDEr-D variant (clipped counts, Gaussian length
-penalty), as implemented in pycocoevalcap's ``Cider``, which everybody reports as "CIDEr": sigma 6, n-grams of
-order 1 to 4, times 10, no stemming, and "length" counts bigrams. Equal to it to 1e-9 when the corpus is the
-batch.
+Vedantam et al. 2015, arXiv:1411.5726, section 4: the mean over n-gram orders 1 to 4 and over references of
+the cosine of TF-IDF vectors, times 10. CIDEr-D clips the candidate's counts to those of the reference and
+multiplies by a Gaussian penalty on the difference of lengths (sigma 6), as implemented in pycocoevalcap's
+``Cider``, which everybody reports as "CIDEr": no stemming, and "length" counts bigrams. Equal to it to 1e-9
+when the corpus is the batch.
+
+Shapes: N captions, U distinct reference sets, R references, M distinct n-grams of all captions.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rewards.document_frequencies import (
     EOS_POLICIES,
@@ -20,7 +26,7 @@ from rewards.document_frequencies import (
     MAX_ORDER,
     DocumentFrequencies,
     Ngram,
-    ngram_counts,
+    ngrams,
 )
 from rewards.tokenizer import NAME as TOKENIZER
 from rewards.tokenizer import tokenize
@@ -29,12 +35,39 @@ SIGMA = 6.0
 MAXIMUM = 10.0
 """The score of a caption that equals all its references."""
 
-Vector = tuple[list[dict[Ngram, float]], list[float], int]
-"""TF-IDF weights per order, their norms, and the number of bigrams."""
+_ID_BITS = 32  # of a key: the id of the n-gram; above it: MAX_ORDER * caption + order - 1
 
 
-class CiderD:
-    """Scores captions against references with one table of document frequencies.
+class _Ids(dict[Ngram, int]):
+    """Ids of the n-grams of table and references; n-grams only captions have get one until the next batch."""
+
+    def __init__(self, known: Sequence[Ngram]):
+        super().__init__((ngram, i) for i, ngram in enumerate(known))
+        self.unknown: dict[Ngram, int] = {}
+
+    def __missing__(self, ngram: Ngram) -> int:
+        return self.unknown.setdefault(ngram, len(self) + len(self.unknown))
+
+
+@dataclass(frozen=True, slots=True)
+class _References:
+    """What scoring needs of the references of one image.
+
+    Attributes:
+        keys: (G,) order and id of every distinct n-gram, ascending.
+        counts: (G, R) how often each stands in each reference.
+        norms: (4, R) of the TF-IDF vectors.
+        lengths: (R,) bigrams.
+    """
+
+    keys: np.ndarray
+    counts: np.ndarray
+    norms: np.ndarray
+    lengths: np.ndarray
+
+
+class Cider:
+    """CIDEr (no clipping, no length penalty) with one table of document frequencies.
 
     Args:
         frequencies: the table; its end-of-sequence policy is used for captions too.
@@ -43,6 +76,8 @@ class CiderD:
         ValueError: when the table was counted with another tokeniser than captions are cut with here.
     """
 
+    title = "CIDEr"
+
     def __init__(self, frequencies: DocumentFrequencies):
         if frequencies.tokenizer != TOKENIZER:
             raise ValueError(
@@ -50,26 +85,10 @@ class CiderD:
                 f"captions are tokenised with {TOKENIZER!r}: build the table again"
             )
         self.frequencies = frequencies
-        self._idf: dict[Ngram, float] = {}
-        self._reference_vectors: dict[tuple[str, ...], list[Vector]] = {}
-
-    def score(self, caption: str, references: Sequence[str], *, ended_by_eos: bool = True) -> float:
-        """CIDEr-D of one caption, 0 to 10.
-
-        Args:
-            caption: the caption.
-            references: human captions of the image; their vectors are computed once and kept.
-            ended_by_eos: whether the policy ended the caption itself. Under the "emitted" policy only then
-                the caption gets the end-of-sequence word that every reference has.
-
-        Raises:
-            ValueError: when there is no reference.
-        """
-        if not references:
-            raise ValueError("CIDEr-D needs at least one reference per image, got none")
-        candidate = self._vector(caption, with_eos=ended_by_eos)
-        total = sum(_similarity(candidate, reference) for reference in self._vectors(tuple(references)))
-        return MAXIMUM * total / MAX_ORDER / len(references)
+        self._ids = _Ids(list(frequencies.counts))
+        idf = [frequencies.idf(ngram) for ngram in frequencies.counts]
+        self._idf = np.array([*idf, frequencies.max_idf])  # the last one: of every n-gram without lasting id
+        self._references: dict[tuple[str, ...], _References] = {}
 
     @property
     def signature(self) -> str:
@@ -77,45 +96,160 @@ class CiderD:
         table = self.frequencies
         eos = "yes" if table.eos == "emitted" else "no"
         corpus = f"{table.split},image,{table.fingerprint[:6]}"
-        return f"CIDEr-D|df:{corpus}|tok:{table.tokenizer}|eos:{eos}|sigma:{SIGMA:g}|n:{MAX_ORDER}"
+        return f"{self.title}|df:{corpus}|tok:{table.tokenizer}|eos:{eos}|{self._variant}n:{MAX_ORDER}"
 
-    def _vectors(self, references: tuple[str, ...]) -> list[Vector]:
-        if references not in self._reference_vectors:
-            self._reference_vectors[references] = [self._vector(r, with_eos=True) for r in references]
-        return self._reference_vectors[references]
+    def score(self, caption: str, references: Sequence[str], *, ended_by_eos: bool = True) -> float:
+        """Score of one caption; :meth:`scores` is the fast way for many."""
+        return self.scores([caption], [references], [ended_by_eos])[0]
 
-    def _vector(self, caption: str, *, with_eos: bool) -> Vector:
-        words = tokenize(caption)
-        if with_eos and self.frequencies.eos == "emitted":
-            words += (EOS_WORD,)
-        weights: list[dict[Ngram, float]] = [{} for _ in range(MAX_ORDER)]
-        squares = [0.0] * MAX_ORDER
-        for ngram, count in ngram_counts(words).items():
-            weight = count * self._cached_idf(ngram)
-            weights[len(ngram) - 1][ngram] = weight
-            squares[len(ngram) - 1] += weight * weight
-        return weights, [math.sqrt(square) for square in squares], max(0, len(words) - 1)
+    def scores(
+        self,
+        captions: Sequence[str],
+        references: Sequence[Sequence[str]],
+        ended_by_eos: Sequence[bool] | None = None,
+    ) -> list[float]:
+        """Scores of N captions, 0 to 10.
 
-    def _cached_idf(self, ngram: Ngram) -> float:
-        if ngram not in self._idf:
-            self._idf[ngram] = self.frequencies.idf(ngram)
-        return self._idf[ngram]
+        Args:
+            captions: N captions.
+            references: N lists of human captions; what is computed of a list is kept.
+            ended_by_eos: N, whether the policy ended the caption itself (default: all). Under the "emitted"
+                policy only such a caption gets the end-of-sequence word that every reference has.
 
-
-def _similarity(candidate: Vector, reference: Vector) -> float:
-    """Sum over the orders of the clipped cosine, times the length penalty."""
-    weights, norms, length = candidate
-    reference_weights, reference_norms, reference_length = reference
-    penalty = math.exp(-((length - reference_length) ** 2) / (2 * SIGMA**2))
-    total = 0.0
-    for order in range(MAX_ORDER):
-        if norms[order] and reference_norms[order]:
-            other = reference_weights[order]
-            clipped = sum(
-                min(w, other[ngram]) * other[ngram] for ngram, w in weights[order].items() if ngram in other
+        Raises:
+            ValueError: when an image has no reference, or the numbers differ.
+        """
+        ended = [True] * len(captions) if ended_by_eos is None else ended_by_eos
+        if not len(captions) == len(references) == len(ended):
+            raise ValueError(
+                f"expected one list of references and one end per caption, got {len(captions)} captions, "
+                f"{len(references)} lists and {len(ended)} ends"
             )
-            total += clipped / (norms[order] * reference_norms[order])
-    return penalty * total
+        if not captions:
+            return []
+        slots: dict[tuple[str, ...], int] = {}
+        slot = np.array([slots.setdefault(tuple(group), len(slots)) for group in references])
+        groups = [self._cached(group) for group in slots]  # first: n-grams of references get lasting ids
+        self._ids.unknown.clear()
+        words = [self._words(caption, bool(end)) for caption, end in zip(captions, ended, strict=True)]
+        return self._similarities(words, slot, groups).tolist()
+
+    _variant = ""  # what the signature says beyond CIDEr's
+
+    @staticmethod
+    def _overlap(counts: np.ndarray, reference_counts: np.ndarray) -> np.ndarray:
+        """(m, 1) and (m, R) counts of shared n-grams to the products of the dot product."""
+        return counts * reference_counts
+
+    @staticmethod
+    def _penalty(difference: np.ndarray) -> np.ndarray:
+        """Factor for (N, R) differences of length in bigrams."""
+        return np.ones_like(difference)
+
+    def _words(self, caption: str, ended_by_eos: bool) -> tuple[str, ...]:
+        words = tokenize(caption)
+        return (*words, EOS_WORD) if ended_by_eos and self.frequencies.eos == "emitted" else words
+
+    def _cached(self, references: tuple[str, ...]) -> _References:
+        if references not in self._references:
+            if not references:
+                raise ValueError("CIDEr needs at least one reference per image, got none")
+            self._references[references] = self._reference_counts(references)
+        return self._references[references]
+
+    def _reference_counts(self, references: tuple[str, ...]) -> _References:
+        words = [self._words(reference, True) for reference in references]
+        self._remember(ngram for text in words for ngram in ngrams(text))
+        keys, counts = self._counted(words)
+        cell, key = keys >> _ID_BITS, keys & ((MAX_ORDER << _ID_BITS) - 1)
+        norms = self._norms(cell, keys, counts, len(words))
+        distinct, row = np.unique(key, return_inverse=True)
+        table = np.zeros((len(distinct), len(words)), dtype=np.uint16)
+        table[row, cell // MAX_ORDER] = counts
+        return _References(distinct, table, norms.T.copy(), _bigrams(words))
+
+    def _remember(self, found: Any) -> None:
+        """Give n-grams of references ids that last; those the table does not have are as rare as can be."""
+        new = [ngram for ngram in dict.fromkeys(found) if ngram not in self._ids]
+        if new:
+            self._ids.update(zip(new, count(len(self._ids)), strict=False))
+            self._idf = np.append(self._idf, np.full(len(new), self.frequencies.max_idf))
+
+    def _counted(self, words: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+        """Keys (text, order, id) of all n-grams of some texts, ascending and distinct, and their counts."""
+        ids = [self._ids[ngram] for text in words for ngram in ngrams(text)]
+        sizes = [max(0, len(text) - order) for text in words for order in range(MAX_ORDER)]
+        cells = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
+        return np.unique((cells << _ID_BITS) + np.array(ids, dtype=np.int64), return_counts=True)
+
+    def _norms(self, cell: np.ndarray, keys: np.ndarray, counts: np.ndarray, texts: int) -> np.ndarray:
+        """(texts, 4) norms of the TF-IDF vectors."""
+        squares = (counts * self._idf_of(keys)) ** 2
+        return np.sqrt(np.bincount(cell, squares, texts * MAX_ORDER)).reshape(texts, MAX_ORDER)
+
+    def _idf_of(self, keys: np.ndarray) -> np.ndarray:
+        return self._idf[np.minimum(keys & ((1 << _ID_BITS) - 1), len(self._ids))]
+
+    def _similarities(
+        self, words: Sequence[Sequence[str]], slot: np.ndarray, groups: Sequence[_References]
+    ) -> np.ndarray:
+        """(N,) scores: cosine per caption, order and reference; the penalty; the means."""
+        texts, width = len(words), max(group.counts.shape[1] for group in groups)
+        keys, counts = self._counted(words)
+        cell = keys >> _ID_BITS
+        shared, row = _find(keys, cell, slot, groups)
+        reference_counts = np.concatenate([_padded(group.counts, width) for group in groups])[row]
+        products = self._overlap(counts[shared, None], reference_counts.astype(float))
+        products *= self._idf_of(keys[shared])[:, None] ** 2
+        dots = [np.bincount(cell[shared], column, texts * MAX_ORDER) for column in products.T]
+        norms = self._norms(cell, keys, counts, texts)[:, :, None]
+        norms = norms * np.stack([_padded(group.norms, width) for group in groups])[slot]  # (N, 4, R)
+        dots = np.stack(dots, -1).reshape(texts, MAX_ORDER, width).astype(float)  # bincount of nothing: int
+        cosines = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+        lengths = np.stack([_padded(group.lengths, width) for group in groups])[slot]
+        penalty = self._penalty(_bigrams(words)[:, None] - lengths)
+        how_many = np.array([group.counts.shape[1] for group in groups])[slot]
+        return MAXIMUM * (cosines.sum(1) * penalty).sum(-1) / MAX_ORDER / how_many
+
+
+class CiderD(Cider):
+    """CIDEr-D: CIDEr with clipped counts and the Gaussian length penalty; what everybody reports as CIDEr."""
+
+    title = "CIDEr-D"
+    _variant = f"sigma:{SIGMA:g}|"
+
+    @staticmethod
+    def _overlap(counts: np.ndarray, reference_counts: np.ndarray) -> np.ndarray:
+        return np.minimum(counts, reference_counts) * reference_counts
+
+    @staticmethod
+    def _penalty(difference: np.ndarray) -> np.ndarray:
+        return np.exp(-(difference**2) / (2 * SIGMA**2))
+
+
+def _find(
+    keys: np.ndarray, cell: np.ndarray, slot: np.ndarray, groups: Sequence[_References]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which n-grams of captions stand in references of their image, and their rows in all groups' counts."""
+    image_bits = MAX_ORDER << _ID_BITS
+    sentinel = np.iinfo(np.int64).max  # every key has a place before it
+    reference_keys = np.concatenate(
+        [*(group.keys + i * image_bits for i, group in enumerate(groups)), [sentinel]]
+    )
+    wanted = keys % image_bits + slot[cell // MAX_ORDER] * image_bits
+    row = np.searchsorted(reference_keys, wanted)
+    shared = np.flatnonzero(reference_keys[row] == wanted)
+    return shared, row[shared]
+
+
+def _bigrams(words: Sequence[Sequence[str]]) -> np.ndarray:
+    return np.array([max(0, len(text) - 1) for text in words], dtype=float)
+
+
+def _padded(array: np.ndarray, width: int) -> np.ndarray:
+    """Zeros for the references that an image has fewer than others: their cosine is 0."""
+    missing = width - array.shape[-1]
+    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)]) if missing else array
 
 
 class CiderDReward:
@@ -169,8 +303,4 @@ class CiderDReward:
             raise RuntimeError(
                 "call setup(dataset) with the training references before using the CIDEr-D reward"
             )
-        ended = [True] * len(completions) if ended_by_eos is None else ended_by_eos
-        return [
-            self.scorer.score(caption, captions, ended_by_eos=bool(end))
-            for caption, captions, end in zip(completions, references, ended, strict=True)
-        ]
+        return self.scorer.scores(completions, references, ended_by_eos)

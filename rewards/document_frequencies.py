@@ -20,13 +20,10 @@ EOS_POLICIES = ("emitted", "omitted")
 FILE_NAME = "document_frequencies.json"
 
 
-def ngram_counts(words: Sequence[str], max_order: int = MAX_ORDER) -> Counter[Ngram]:
-    """How often each n-gram of order 1 to ``max_order`` stands in ``words``."""
-    return Counter(
-        tuple(words[start : start + order])
-        for order in range(1, max_order + 1)
-        for start in range(len(words) - order + 1)
-    )
+def ngrams(words: Sequence[str], max_order: int = MAX_ORDER) -> list[Ngram]:
+    """All n-grams of order 1 to ``max_order`` in ``words``, by order, as often as they stand there."""
+    orders = range(1, max_order + 1)
+    return [n for order in orders for n in zip(*(words[i:] for i in range(order)), strict=False)]
 
 
 @dataclass(frozen=True)
@@ -70,14 +67,19 @@ class DocumentFrequencies:
         num_images = 0
         for captions in references:
             num_images += 1
-            counts.update({ngram for c in captions for ngram in ngram_counts(tokenizer.tokenize(c) + ending)})
+            counts.update({ngram for c in captions for ngram in ngrams(tokenizer.tokenize(c) + ending)})
         if num_images == 0:
             raise ValueError("document frequencies need the references of at least one image, got none")
         return cls(dict(counts), num_images, split, eos)
 
     def idf(self, ngram: Ngram) -> float:
         """log(number of images / document frequency), an unseen n-gram counting as seen once."""
-        return math.log(self.num_images) - math.log(max(1, self.counts.get(ngram, 0)))
+        return self.max_idf - math.log(max(1, self.counts.get(ngram, 0)))
+
+    @property
+    def max_idf(self) -> float:
+        """Inverse document frequency of an n-gram that the corpus does not have."""
+        return math.log(self.num_images)
 
     @property
     def fingerprint(self) -> str:

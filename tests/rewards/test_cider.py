@@ -8,9 +8,9 @@ import random
 from itertools import pairwise
 
 import pytest
-from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.cider.cider import Cider as PycocoCider
 
-from rewards.cider import MAXIMUM, CiderD, CiderDReward
+from rewards.cider import MAXIMUM, Cider, CiderD, CiderDReward
 from rewards.document_frequencies import DocumentFrequencies
 from rewards.tokenizer import tokenize
 
@@ -34,7 +34,7 @@ def pycocoevalcap_scores(captions: list[str], references: list[list[str]]) -> li
     """Cider of pycocoevalcap on the tokens of our tokeniser; the corpus is the batch."""
     words = [" ".join(tokenize(caption)) for caption in captions]
     reference_words = [[" ".join(tokenize(r)) for r in group] for group in references]
-    _, scores = Cider().compute_score(
+    _, scores = PycocoCider().compute_score(
         dict(enumerate(reference_words)), {i: [caption] for i, caption in enumerate(words)}
     )
     return list(scores)
@@ -128,7 +128,8 @@ def test_the_order_of_references_changes_nothing():
 
 def test_the_order_of_images_changes_nothing():
     for group in CORPUS:
-        assert scorer(corpus=CORPUS[::-1]).score(FRAGMENT, group) == scorer().score(FRAGMENT, group)
+        backwards = scorer(corpus=CORPUS[::-1]).score(FRAGMENT, group)
+        assert backwards == pytest.approx(scorer().score(FRAGMENT, group), abs=1e-14)
 
 
 @pytest.mark.parametrize("eos", ["emitted", "omitted"])
@@ -175,15 +176,75 @@ def test_no_reference_is_refused():
         scorer().score("a river", [])
 
 
-def test_reference_vectors_are_computed_once(monkeypatch):
+def test_references_are_counted_once(monkeypatch):
     cider = scorer()
-    vectors = []
-    original = cider._vector
-    monkeypatch.setattr(cider, "_vector", lambda text, **kw: vectors.append(text) or original(text, **kw))
+    counted = []
+    original = cider._reference_counts
+    monkeypatch.setattr(cider, "_reference_counts", lambda group: counted.append(group) or original(group))
     first = [cider.score("a river", list(CORPUS[1])) for _ in range(3)]
-    assert vectors.count("a river") == 3
-    assert [vectors.count(reference) for reference in CORPUS[1]] == [1, 1]
+    cider.scores(["a river", "a road", "a lake"], [CORPUS[1], CORPUS[2], CORPUS[1]])
+    assert counted == [tuple(CORPUS[1]), tuple(CORPUS[2])]
     assert len(set(first)) == 1
+
+
+def test_a_batch_scores_like_its_captions_one_by_one():
+    """Captions of one image, of others, other numbers of references, unknown words, nothing at all."""
+    groups = [CORPUS[1], CORPUS[0], CORPUS[1], [*CORPUS[2], "two courts"], ["a lake"], CORPUS[3]]
+    captions = ["a river river", "planes", "a zebra zebra drinks", "two tennis courts", "", "a zebra desert"]
+    ended = [True, False, True, False, True, True]
+    for eos in ("emitted", "omitted"):
+        alone = [
+            scorer(eos).score(caption, group, ended_by_eos=end)
+            for caption, group, end in zip(captions, groups, ended, strict=True)
+        ]
+        assert scorer(eos).scores(captions, groups, ended) == pytest.approx(alone, abs=1e-12)
+        together = scorer(eos)
+        shuffled = together.scores(captions[::-1], groups[::-1], ended[::-1])[::-1]
+        assert shuffled == pytest.approx(alone, abs=1e-12)
+        assert together.scores(captions, groups, ended) == pytest.approx(alone, abs=1e-12)  # a second time
+    assert scorer().scores([], []) == []
+
+
+def test_a_wrong_word_never_raises_the_score_of_a_perfect_caption():
+    rng = random.Random(3)
+    cider = scorer()
+    vocabulary = [*{word for group in CORPUS for text in group for word in tokenize(text)}, "zebra"]
+    for group in CORPUS:
+        for perfect in group:
+            words, others = perfect.split(), [perfect] * 5
+            best = cider.score(perfect, others)
+            for _ in range(50):
+                position = rng.randrange(len(words) + 1)
+                worse = [*words[:position], rng.choice(vocabulary), *words[position:]]
+                assert cider.score(" ".join(worse), others) < best
+
+
+def test_unclipped_cider_is_the_formula_of_the_paper():
+    """Equation 2 and 3 of arXiv:1411.5726 written out with dictionaries, times 10 as in its code."""
+    table = DocumentFrequencies.from_references(CORPUS, eos="omitted")
+
+    def vector(text: str, order: int) -> dict[tuple[str, ...], float]:
+        words = tokenize(text)
+        found = list(zip(*(words[i:] for i in range(order)), strict=False))
+        return {ngram: found.count(ngram) * table.idf(ngram) for ngram in found}
+
+    def cosine(left: dict, right: dict) -> float:
+        norms = math.hypot(*left.values()) * math.hypot(*right.values())
+        return sum(weight * right.get(ngram, 0) for ngram, weight in left.items()) / norms if norms else 0.0
+
+    for caption in ("a river a river a river with boats", FRAGMENT, "trees", ""):
+        for group in CORPUS:
+            terms = [cosine(vector(caption, n), vector(r, n)) for n in (1, 2, 3, 4) for r in group]
+            expected = 10 * sum(terms) / 4 / len(group)
+            assert Cider(table).score(caption, group) == pytest.approx(expected, abs=1e-12)
+    assert Cider(table).signature == CiderD(table).signature.replace("-D", "").replace("sigma:6|", "")
+
+
+def test_without_clipping_repetition_pays_and_with_it_less():
+    """What the D of CIDEr-D is for (section 4 of the paper): repeated rare words and any length."""
+    table = DocumentFrequencies.from_references(CORPUS, eos="omitted")
+    gamed = "desert " * 12
+    assert Cider(table).score(gamed, CORPUS[3]) > 5 * CiderD(table).score(gamed, CORPUS[3])
 
 
 def test_a_table_of_another_tokenizer_is_refused():
@@ -257,5 +318,5 @@ def test_an_unknown_eos_policy_is_refused_at_once():
 
 
 def test_unequal_columns_are_refused():
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="got 2 captions, 1 lists and 2 ends"):
         reward()(completions=["a", "b"], references=[CORPUS[0]])

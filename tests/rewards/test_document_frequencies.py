@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from rewards.document_frequencies import EOS_WORD, DocumentFrequencies, ngram_counts
+from rewards.document_frequencies import EOS_WORD, DocumentFrequencies, ngrams
 
 CORPUS = [
     ["a road .", "a road near a river ."],
@@ -21,9 +21,10 @@ def table(eos: str = "omitted", **changed) -> DocumentFrequencies:
     return DocumentFrequencies.from_references(CORPUS, **{"eos": eos} | changed)
 
 
-def test_ngram_counts_literally():
-    assert ngram_counts(("a", "b", "a"), max_order=2) == {("a",): 2, ("b",): 1, ("a", "b"): 1, ("b", "a"): 1}
-    assert ngram_counts(()) == {}
+def test_ngrams_literally():
+    assert ngrams(("a", "b", "a"), max_order=2) == [("a",), ("b",), ("a",), ("a", "b"), ("b", "a")]
+    assert ngrams(("a",)) == [("a",)]
+    assert ngrams(()) == []
 
 
 def test_the_unit_is_the_image():
