@@ -6,6 +6,7 @@ Nothing here imports torch: help and a wrong recipe are answered at once.
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -50,11 +51,14 @@ def main(
         argv: arguments; those of the process by default.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if "--help" in argv or "-h" in argv:
-        print(help_text(stage, usage))
-        return 0
     try:
-        run(parse(stage, argv))
+        if "--help" in argv or "-h" in argv:
+            print(help_text(stage, usage))
+        else:
+            run(parse(stage, argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ScstError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -84,11 +88,12 @@ def _default_settings(stage: str, adapter: str | None) -> dict[str, Any]:
     if stage in ("evaluate", "caption") and adapter is not None and (recorded := from_run_record(adapter)):
         keys = {f.name for f in dataclasses.fields(RECIPES[stage])} - {"output_dir", "adapter"}
         return {name: value for name, value in recorded.items() if name in keys}
-    return read_recipe_file(QUICKSTART / f"{stage}.yaml")
+    quickstart = QUICKSTART / f"{stage}.yaml"
+    return read_recipe_file(quickstart) if quickstart.is_file() else {}
 
 
 def _split_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """``--key value``, ``--key=value`` and a bare ``--key`` (true); the rest is positional."""
+    """``--key value``, ``--key=value``, a bare ``--key`` (true), a repeated one (list); else positional."""
     flags: dict[str, Any] = {}
     positional: list[str] = []
     remaining = list(argv)
@@ -100,11 +105,18 @@ def _split_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         name, separator, value = argument[2:].partition("=")
         if not separator and name != "dry_run" and remaining and not remaining[0].startswith("--"):
             value, separator = remaining.pop(0), "="
-        flags[name] = _value(name, value) if separator else True
+        value = _value(name, value) if separator else True
+        flags[name] = [*_listed(flags[name]), *_listed(value)] if name in flags else value
     return flags, positional
 
 
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _value(name: str, text: str) -> Any:
+    if text == "-":  # standard input; to YAML an empty list entry
+        return text
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -11,7 +11,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers.integrations import get_available_reporting_integrations
 
-from rewards.cider import CiderD
 from rewards.document_frequencies import DocumentFrequencies
+from rewards.metrics import MetricSettings
 from scst.config import resolved
 from scst.data.collate import SFTCollator
 from scst.data.loading import LoadedData, load_splits
@@ -170,7 +170,15 @@ def _check_report_to(report_to: str | list[str]) -> None:
             )
 
 
-def build_validation(recipe: Any, data: LoadedData, processor: Any, args: Any) -> CaptionValidation | None:
+def build_validation(
+    recipe: Any,
+    data: LoadedData,
+    processor: Any,
+    args: Any,
+    *,
+    metrics: Sequence[str] = ("cider_d",),
+    reward: Callable[..., float] | None = None,
+) -> CaptionValidation | None:
     """Caption metrics on a fixed random part of the evaluation split, when the recipe evaluates at all."""
     if args.eval_strategy == "no":
         return None
@@ -182,7 +190,9 @@ def build_validation(recipe: Any, data: LoadedData, processor: Any, args: Any) -
     return CaptionValidation(
         processor,
         subset,
-        cider_d=CiderD(frequencies).score,
+        metrics=metrics,
+        settings=MetricSettings(frequencies=frequencies),
+        reward=reward,
         prompt=recipe.prompt,
         max_new_tokens=recipe.max_new_tokens,
         min_new_tokens=recipe.min_new_tokens,
@@ -249,6 +259,8 @@ def run_training(
             "best_step": trainer.state.best_global_step,
             "images": {name: len(rows) for name, rows in data.splits.items()},
         }
+        alarms = [str(a) for c in trainer.callback_handler.callbacks for a in getattr(c, "alarms", ())]
+        results |= {"alarms": alarms} if alarms else {}
         write_run_record(
             recipe.output_dir,
             stage=stage,

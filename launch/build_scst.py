@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,19 @@ from rich.console import Console
 from launch import build
 from rewards.document_frequencies import FILE_NAME, DocumentFrequencies
 from rewards.errors import RewardError
+from rewards.metrics import METRICS
 from rewards.mixture import RewardMixture
 from rewards.registry import build_rewards
 from scst.callbacks import RichProgress, SampleTable, SaveRewardState
 from scst.data.loading import LoadedData
 from scst.data.supervision import CaptionChoice
 from scst.errors import RecipeError
+from scst.evaluation.metrics import check_metrics
 from scst.records import checkpoint_to_resume
 from scst.trainer import Objective, SCSTTrainer
 from scst.types import Sampling
+from scst.validation import CaptionValidation
+from scst.watch import HackingAlarm, HackingWatch
 
 
 def check_settings(recipe: Any) -> None:
@@ -34,6 +39,12 @@ def check_settings(recipe: Any) -> None:
         raise RecipeError(
             f"num_samples: the {recipe.baseline} baseline needs at least 2, got {recipe.num_samples}"
         )
+    check_metrics(recipe.watched_metrics or ["cider_d"], columns=("images", "ended_by_eos"))
+    aimless = [name for name in recipe.watched_metrics if METRICS[name].direction == 0]
+    if aimless:
+        raise RecipeError(f"watched_metrics: of {', '.join(aimless)} neither more nor less is better")
+    if recipe.watch_patience < 1:
+        raise RecipeError(f"watch_patience: expected 1 or more, got {recipe.watch_patience}")
     sampling_of(recipe)
 
 
@@ -78,22 +89,34 @@ def setup_reward(reward: RewardMixture, train: Any, recipe: Any) -> None:
     """
     reward.setup(train.select_columns(["references", "image_id"]))
     checkpoint = checkpoint_to_resume(recipe.output_dir, recipe.resume)
-    if checkpoint is not None and (Path(checkpoint) / FILE_NAME).is_file():
-        _check_frequencies(reward, DocumentFrequencies.load(Path(checkpoint) / FILE_NAME))
+    if checkpoint is not None:
+        _check_frequencies(reward, Path(checkpoint))
+        _restore(reward, checkpoint)
     if PartialState().is_main_process:
         reward.save(recipe.output_dir)
 
 
-def _check_frequencies(reward: RewardMixture, saved: DocumentFrequencies) -> None:
-    before = saved.fingerprint
-    for weighted in reward.rewards:
-        scorer = getattr(weighted.function, "scorer", None)
-        if scorer is not None and scorer.frequencies.fingerprint != before:
-            raise RecipeError(
-                f"resume: the document frequencies of {weighted.name!r} "
-                f"({scorer.frequencies.fingerprint[:6]}) are not those of the checkpoint ({before[:6]}): "
-                "dataset, split or end-of-sequence policy have changed"
-            )
+def _restore(reward: RewardMixture, checkpoint: str) -> None:
+    try:
+        reward.load(checkpoint)
+    except RewardError as error:
+        raise RecipeError(f"resume: {error}") from error
+
+
+def _check_frequencies(reward: RewardMixture, checkpoint: Path) -> None:
+    """By what the rewards would save: one that runs in worker processes has its table there."""
+    with tempfile.TemporaryDirectory() as folder:
+        reward.save(folder)
+        tables = [path / FILE_NAME for path in (checkpoint, Path(folder))]
+        if not all(path.is_file() for path in tables):
+            return
+        before, now = (DocumentFrequencies.load(path).fingerprint for path in tables)
+    if before != now:
+        names = [repr(r.name) for r in reward.rewards if hasattr(r.function, "save_state")]
+        raise RecipeError(
+            f"resume: the document frequencies of {', '.join(names)} ({now[:6]}) are not those of the "
+            f"checkpoint ({before[:6]}): dataset, split or end-of-sequence policy have changed"
+        )
 
 
 def build_trainer(
@@ -107,6 +130,7 @@ def build_trainer(
     console: Console,
 ) -> SCSTTrainer:
     """The trainer of the self-critical stage, with its progress, tables and saved reward state."""
+    validation = _build_validation(recipe, args, processor, reward, data)
     trainer = SCSTTrainer(
         model,
         args,
@@ -122,9 +146,37 @@ def build_trainer(
             recipe.cross_entropy_weight,
             recipe.scoring,
         ),
-        validation=build.build_validation(recipe, data, processor, args),
+        validation=validation,
         choice=CaptionChoice(recipe.caption_policy, recipe.seed),
         callbacks=[RichProgress(console, "SCST"), SaveRewardState(reward), *build.stopping_callbacks(recipe)],
     )
     trainer.add_callback(SampleTable(console, recipe.table_steps, lambda: trainer.last_step))
+    if validation and recipe.watched_metrics:
+        trainer.add_callback(_build_alarm(recipe, validation, console))
     return trainer
+
+
+def _build_validation(
+    recipe: Any, args: Any, processor: Any, reward: RewardMixture, data: LoadedData
+) -> CaptionValidation | None:
+    metrics = list(dict.fromkeys(["cider_d", *recipe.watched_metrics]))
+    return build.build_validation(recipe, data, processor, args, metrics=metrics, reward=reward.mean_reward)
+
+
+def _build_alarm(recipe: Any, validation: CaptionValidation, console: Console) -> HackingAlarm:
+    watch = HackingWatch(
+        {name: METRICS[name].direction for name in recipe.watched_metrics}, recipe.watch_patience
+    )
+    return HackingAlarm(
+        watch,
+        validation,
+        console,
+        stop=recipe.watch_action == "stop",
+        resumed_from=checkpoint_to_resume(recipe.output_dir, recipe.resume),
+    )
+
+
+def evaluation_defaults(recipe: Any) -> dict[str, Any]:
+    """The watch compares with the policy that SCST began with: evaluate before the first step."""
+    watches = recipe.watched_metrics and recipe.training.get("eval_strategy", "no") != "no"
+    return {"eval_on_start": recipe.training.get("eval_on_start", True)} if watches else {}

@@ -9,6 +9,7 @@ CIDEr-D reward in output_dir.
 
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # launch/ itself would shadow the package `scst`
@@ -33,13 +34,14 @@ def run(arguments: Arguments) -> None:
     base = build.check_inputs(recipe)
     build.open_output_dir(recipe)
     data = build.load_data(recipe, build.training_splits(recipe), console)
-    args = build.build_training_arguments(recipe)
+    args = build.build_training_arguments(recipe, **build_scst.evaluation_defaults(recipe))
     model, processor = build.build_policy(recipe, base, trainable=True)
-    build_scst.setup_reward(reward, data.splits[recipe.train_split], recipe)
-    build.preview(recipe, data, processor, console)
-    collator = SCSTCollator(processor, recipe.prompt)
-    trainer = build_scst.build_trainer(recipe, args, model, processor, collator, reward, data, console)
-    build.run_training(trainer, recipe, data, stage="scst", console=console, started=started)
+    with closing(reward):
+        build_scst.setup_reward(reward, data.splits[recipe.train_split], recipe)
+        build.preview(recipe, data, processor, console)
+        collator = SCSTCollator(processor, recipe.prompt)
+        trainer = build_scst.build_trainer(recipe, args, model, processor, collator, reward, data, console)
+        build.run_training(trainer, recipe, data, stage="scst", console=console, started=started)
 
 
 if __name__ == "__main__":

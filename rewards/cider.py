@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -177,10 +177,11 @@ class Cider:
 
     def _counted(self, words: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
         """Keys (text, order, id) of all n-grams of some texts, ascending and distinct, and their counts."""
-        ids = [self._ids[ngram] for text in words for ngram in ngrams(text)]
-        sizes = [max(0, len(text) - order) for text in words for order in range(MAX_ORDER)]
-        cells = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
-        return np.unique((cells << _ID_BITS) + np.array(ids, dtype=np.int64), return_counts=True)
+        ids = np.fromiter(map(self._ids.__getitem__, chain.from_iterable(map(ngrams, words))), np.int64)
+        lengths = np.array([len(text) for text in words])
+        sizes = np.maximum(0, lengths[:, None] - np.arange(MAX_ORDER)).ravel()
+        cells = np.repeat(np.arange(len(sizes)), sizes)
+        return np.unique((cells << _ID_BITS) + ids, return_counts=True)
 
     def _norms(self, cell: np.ndarray, keys: np.ndarray, counts: np.ndarray, texts: int) -> np.ndarray:
         """(texts, 4) norms of the TF-IDF vectors."""

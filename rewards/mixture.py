@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
+import dataclasses
+import json
 import math
-from collections.abc import Awaitable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rewards.batch import Batch
+from rewards.calls import RewardCalls
 from rewards.errors import RewardError
+from rewards.moments import Moments
 from rewards.registry import WeightedReward
+
+STATE_NAME = "reward_statistics.json"
+
+Gather = Callable[[list[float]], list[list[float]]]
+"""Takes this process' numbers to those of every process, in the order of processes."""
 
 
 @dataclass(frozen=True)
@@ -21,18 +29,29 @@ class MixedRewards:
 
     Attributes:
         total: weighted sum per completion; NaN where no reward function had an opinion.
-        components: reward name -> its unweighted values; NaN for "no opinion".
+        components: reward name -> the values that its function gave; NaN for "no opinion".
+        contributions: reward name -> what it adds to ``total``: the weight times the values, normalised where
+            the recipe says so; NaN for "no opinion".
     """
 
     total: list[float]
     components: dict[str, list[float]]
+    contributions: dict[str, list[float]]
 
 
 class RewardMixture:
     """Calls reward functions by the contract of TRL and adds them up.
 
+    A reward with ``normalize`` contributes ``weight * (value - mean) / std`` with mean and population
+    standard deviation of all values it gave since the run began, greedy captions and the present batch
+    included. They are part of the state: a resumed run goes on with them. They move with every call, so with
+    gradient accumulation the micro-batches of a step see slightly different ones.
+
     Args:
         rewards: the functions with names and weights.
+
+    Raises:
+        RewardError: when two rewards have one name, or one with ``workers`` cannot be sent to a process.
     """
 
     def __init__(self, rewards: Sequence[WeightedReward]):
@@ -40,18 +59,56 @@ class RewardMixture:
         if len(set(names)) < len(names):
             raise RewardError(f"every reward of a mixture needs a name of its own, got {names}")
         self.rewards = list(rewards)
+        self._calls = RewardCalls(rewards)
+        self._moments = {reward.name: Moments() for reward in rewards if reward.normalize}
 
     def setup(self, dataset: Any) -> None:
-        """Give every reward that wants it the training references, once."""
-        for reward in self.rewards:
-            if hasattr(reward.function, "setup"):
-                reward.function.setup(dataset)
+        """Start the worker processes, and give every reward that wants it the training references, once.
+
+        Raises:
+            RewardError: naming the reward that could not be set up.
+        """
+        self._calls.optional("setup", dataset)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self._calls.close()
 
     def save(self, folder: str | Path) -> None:
-        """Let every reward that has state (document frequencies) write it beside a checkpoint."""
-        for reward in self.rewards:
-            if hasattr(reward.function, "save_state"):
-                reward.function.save_state(folder)
+        """Let every reward that has state (document frequencies) write it beside a checkpoint; add the
+        statistics of those that are normalised."""
+        self._calls.optional("save_state", folder)
+        if self._moments:
+            path = Path(folder) / STATE_NAME
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text(json.dumps(self.state_dict()), encoding="utf-8")
+            os.replace(partial, path)
+
+    def load(self, folder: str | Path) -> None:
+        """Restore what :meth:`save` wrote; rewards with ``load_state(folder)`` read theirs.
+
+        Raises:
+            RewardError: when the statistics of a normalised reward are missing.
+        """
+        self._calls.optional("load_state", folder)
+        if not self._moments:
+            return
+        path = Path(folder) / STATE_NAME
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if missing := set(self._moments) - set(saved):
+            raise RewardError(
+                f"{folder} holds no statistics of the normalised rewards {sorted(missing)} ({STATE_NAME}): "
+                "resume from a checkpoint of a run that normalised them, or leave `normalize` as it was"
+            )
+        self.load_state_dict(saved)
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """Statistics of the normalised rewards, by name."""
+        return {name: dataclasses.asdict(moments) for name, moments in self._moments.items()}
+
+    def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
+        """Go back to statistics that :meth:`state_dict` gave."""
+        self._moments = {name: Moments(**state[name]) for name in self._moments}
 
     def __call__(self, *, completions: Sequence[str], **columns: Any) -> MixedRewards:
         """Reward every completion.
@@ -62,92 +119,67 @@ class RewardMixture:
                 completion.
 
         Raises:
-            RewardError: when a function raises, returns another number of values, or a value that is no
-                finite number; the message names the reward, the image and the caption (of a function that
-                raises: the first of the batch it was given).
+            RewardError: when a function raises, does not answer in time, returns another number of values, or
+                a value that is no finite number; the message names the reward, the image and the caption.
         """
-        columns = {"completions": completions, **columns}
-        answers = self._answers(columns)
-        components = {
-            reward.name: _checked(reward.name, answer, completions, columns.get("image_id"))
-            for reward, answer in zip(self.rewards, answers, strict=True)
+        return self.mixed(self.components(completions=completions, **columns))
+
+    def components(self, *, completions: Sequence[str], **columns: Any) -> dict[str, list[float]]:
+        """Reward name -> unweighted values, NaN for "no opinion"; the first half of a call.
+
+        Raises:
+            RewardError: as a whole call does.
+        """
+        return self._calls.values(Batch({"completions": completions, **columns}))
+
+    def mean_reward(self, **columns: Any) -> float:
+        """Mean weighted reward of completions, not normalised: comparable over a run, and changes no state.
+
+        Args and errors as of a call.
+        """
+        components = self.components(**columns)
+        weighted = [[reward.weight * value for value in components[reward.name]] for reward in self.rewards]
+        totals = [_sum(values) for values in zip(*weighted, strict=True)]
+        judged = [total for total in totals if not math.isnan(total)]
+        return sum(judged) / len(judged) if judged else math.nan
+
+    def mixed(
+        self, components: dict[str, list[float]], gather: Gather = lambda numbers: [numbers]
+    ) -> MixedRewards:
+        """Normalise, weigh and add up; the second half of a call.
+
+        Args:
+            components: what the first half returned.
+            gather: called where rewards are normalised, so that all processes have the same statistics; by
+                default there is one process.
+        """
+        self._observe(components, gather)
+        contributions = {
+            reward.name: [reward.weight * value for value in self._normalised(reward.name, components)]
+            for reward in self.rewards
         }
-        weights = [reward.weight for reward in self.rewards]
-        total = [_weighted_sum(values, weights) for values in zip(*components.values(), strict=True)]
-        return MixedRewards(total, components)
+        total = [_sum(values) for values in zip(*contributions.values(), strict=True)]
+        return MixedRewards(total, components, contributions)
 
-    def _answers(self, columns: dict[str, Any]) -> list[Any]:
-        """Call all functions; asynchronous ones run together."""
-        answers = []
-        for reward in self.rewards:
-            try:
-                answers.append(reward.function(**columns))
-            except Exception as error:
-                raise _raised(reward.name, error, columns) from error
-        waiting = [i for i, answer in enumerate(answers) if inspect.isawaitable(answer)]
-        for i, result in zip(waiting, _gathered([answers[i] for i in waiting]), strict=True):
-            if isinstance(result, Exception):
-                raise _raised(self.rewards[i].name, result, columns) from result
-            answers[i] = result
-        return answers
+    def _observe(self, components: dict[str, list[float]], gather: Gather) -> None:
+        """Merge the batch of every process into the statistics, in the same order everywhere."""
+        if not self._moments:
+            return
+        batch = [Moments.of(components[name]) for name in self._moments]
+        numbers = [float(number) for moments in batch for number in dataclasses.astuple(moments)]
+        for process in gather(numbers):
+            for i, name in enumerate(self._moments):
+                count, mean, squares = process[3 * i : 3 * i + 3]
+                self._moments[name] = self._moments[name].merged(Moments(int(count), mean, squares))
 
-
-def _gathered(waiting: list[Awaitable[Any]]) -> list[Any]:
-    """Results or exceptions of awaitables that run together, inside a notebook's event loop too."""
-
-    async def gather() -> list[Any]:
-        return await asyncio.gather(*waiting, return_exceptions=True)
-
-    if not waiting:
-        return []
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, gather()).result()
+    def _normalised(self, name: str, components: dict[str, list[float]]) -> list[float]:
+        values = components[name]
+        if name not in self._moments:
+            return values
+        return [self._moments[name].standardised(value) for value in values]
 
 
-def _raised(name: str, error: Exception, columns: dict[str, Any]) -> RewardError:
-    completions, image_ids = columns["completions"], columns.get("image_id")
-    batch = f"{len(completions)} completions"
-    if completions:
-        batch += f", the first being{_place(0, completions, image_ids)}"
-    return RewardError(f"reward {name!r} raised {type(error).__name__}: {error} (given {batch})")
-
-
-def _place(i: int, completions: Sequence[str], image_ids: Sequence[str] | None) -> str:
-    image = f" image {image_ids[i]!r}," if image_ids is not None else ""
-    return f"{image} caption {completions[i]!r}"
-
-
-def _checked(
-    name: str, values: Any, completions: Sequence[str], image_ids: Sequence[str] | None
-) -> list[float]:
-    """The values as floats, NaN for None."""
-    try:
-        values = list(values)
-    except TypeError:
-        raise RewardError(
-            f"reward {name!r} must return a list with one value per completion, got {values!r}"
-        ) from None
-    if len(values) != len(completions):
-        raise RewardError(
-            f"reward {name!r} must return one value per completion ({len(completions)}), got {len(values)}"
-        )
-    for i, value in enumerate(values):
-        if value is not None and not _is_finite(value):
-            raise RewardError(
-                f"reward {name!r} returned {value!r} for{_place(i, completions, image_ids)}; "
-                "expected a finite number, or None for no opinion"
-            )
-    return [math.nan if value is None else float(value) for value in values]
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except TypeError:
-        return False
-
-
-def _weighted_sum(values: Sequence[float], weights: Sequence[float]) -> float:
+def _sum(contributions: Sequence[float]) -> float:
     """Sum over the functions that had an opinion; NaN when none had."""
-    opinions = [w * v for v, w in zip(values, weights, strict=True) if not math.isnan(v)]
+    opinions = [value for value in contributions if not math.isnan(value)]
     return sum(opinions) if opinions else math.nan

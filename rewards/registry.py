@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import math
@@ -10,25 +11,56 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from rewards.bleu import BleuReward
 from rewards.cider import CiderDReward
+from rewards.clipscore import ClipScoreReward
 from rewards.errors import RewardError
+from rewards.meteor import MeteorReward
+from rewards.rouge import RougeLReward
+from rewards.scene import CountAccuracyReward, EntityRecallReward
+from rewards.sentence_similarity import SentenceSimilarityReward
+from rewards.simple import BadEndingPenalty, LengthReward, RepetitionPenalty
 
 RewardFunction = Callable[..., Any]
 ENTRY_POINT_GROUP = "scst.rewards"
 
 REWARDS: dict[str, Callable[..., RewardFunction]] = {
     "cider_d": CiderDReward,
+    "bleu": BleuReward,
+    "rouge_l": RougeLReward,
+    "meteor": MeteorReward,
+    "clipscore": ClipScoreReward,
+    "sentence_similarity": SentenceSimilarityReward,
+    "entity_recall": EntityRecallReward,
+    "count_accuracy": CountAccuracyReward,
+    "length": LengthReward,
+    "repetition": RepetitionPenalty,
+    "bad_ending": BadEndingPenalty,
 }
 """Name -> constructor. ``kwargs`` of the recipe go to the constructor."""
+
+ENTRY_KEYS = ("name", "import_path", "weight", "kwargs", "normalize", "workers", "timeout_s")
 
 
 @dataclass(frozen=True)
 class WeightedReward:
-    """One entry of a recipe's ``rewards:`` list, ready to be called."""
+    """One entry of a recipe's ``rewards:`` list, ready to be called.
+
+    Attributes:
+        name: of its own within a mixture.
+        function: the reward.
+        weight: what its values are multiplied by, after normalisation.
+        normalize: use its values minus their mean, over their standard deviation, both over the run.
+        workers: processes it runs in; 0: in the training process.
+        timeout_s: seconds that the step waits for one answer, above which the run stops.
+    """
 
     name: str
     function: RewardFunction
     weight: float = 1.0
+    normalize: bool = False
+    workers: int = 0
+    timeout_s: float = 300.0
 
 
 def known_rewards() -> dict[str, Callable[..., RewardFunction]]:
@@ -41,8 +73,8 @@ def build_rewards(entries: Sequence[dict[str, Any]]) -> list[WeightedReward]:
     """Reward functions of a recipe.
 
     Args:
-        entries: dicts with ``name`` or ``import_path`` ("package.module:attribute"), optional ``weight`` and
-            ``kwargs``.
+        entries: dicts with ``name`` or ``import_path`` ("package.module:attribute"), optional ``kwargs`` and
+            what :class:`WeightedReward` has.
 
     Raises:
         RewardError: on an entry of another form, an unknown name or an import that fails; it names the entry.
@@ -55,25 +87,35 @@ def build_rewards(entries: Sequence[dict[str, Any]]) -> list[WeightedReward]:
 def _build(entry: dict[str, Any]) -> WeightedReward:
     if not isinstance(entry, dict):
         raise RewardError(f"a reward is a mapping with `name` or `import_path`, got {entry!r}")
-    unknown = set(entry) - {"name", "import_path", "weight", "kwargs"}
-    if unknown or not {"name", "import_path"} & set(entry):
-        raise RewardError(
-            f"a reward has `name` or `import_path`, and may have `weight` and `kwargs`; got {sorted(entry)}"
-        )
-    name = entry.get("name") or entry["import_path"].rpartition(":")[2]
+    if not set(entry) <= set(ENTRY_KEYS) or not {"name", "import_path"} & set(entry):
+        optional = ", ".join(f"`{key}`" for key in ENTRY_KEYS[2:])
+        raise RewardError(f"a reward has `name` or `import_path`, and may have {optional}; got {list(entry)}")
+    name = entry.get("name") or str(entry["import_path"]).rpartition(":")[2]
     constructor = _imported(entry["import_path"]) if "import_path" in entry else _registered(entry["name"])
     kwargs = entry.get("kwargs") or {}
     try:
         function = constructor(**kwargs)
     except (TypeError, ValueError, OSError) as error:
         raise RewardError(f"reward {name!r} could not be built with {kwargs}: {error}") from error
-    return WeightedReward(name, function, _weight(name, entry.get("weight", 1.0)))
+    return WeightedReward(name, function, **_settings(name, entry))
 
 
-def _weight(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RewardError(f"reward {name!r}: weight must be a finite number, got {value!r}")
-    return float(value)
+def _settings(name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """``weight``, ``normalize``, ``workers`` and ``timeout_s`` where the entry has them."""
+    rules = {
+        "weight": (float, _is_number, "a finite number"),
+        "normalize": (bool, lambda value: isinstance(value, bool), "true or false"),
+        "workers": (int, lambda value: _is_number(value) and value >= 0 and value == int(value), "0 or more"),
+        "timeout_s": (float, lambda value: _is_number(value) and value > 0, "seconds, above 0"),
+    }
+    for key, (_, holds, rule) in rules.items():
+        if key in entry and not holds(entry[key]):
+            raise RewardError(f"reward {name!r}: {key} must be {rule}, got {entry[key]!r}")
+    return {key: kind(entry[key]) for key, (kind, _, _) in rules.items() if key in entry}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _registered(name: str) -> Callable[..., RewardFunction]:
@@ -84,8 +126,8 @@ def _registered(name: str) -> Callable[..., RewardFunction]:
 
 
 def _imported(path: str) -> Callable[..., RewardFunction]:
-    module_name, separator, attribute = path.partition(":")
-    if not separator:
+    module_name, separator, attribute = str(path).partition(":")
+    if not separator or not module_name:
         raise RewardError(f"import_path must be 'package.module:attribute', got {path!r}")
     try:
         return _constructor(getattr(importlib.import_module(module_name), attribute))
@@ -114,22 +156,22 @@ def _constructor(target: Any) -> Callable[..., RewardFunction]:
         return target
 
     def bind(**kwargs: Any) -> RewardFunction:
-        return _Bound(target, kwargs) if kwargs else target
+        return _Bound(target, **kwargs) if kwargs else target
 
     return bind
 
 
-class _Bound:
-    """A reward function with fixed keyword arguments; async functions stay async."""
+class _Bound(functools.partial):
+    """A reward function with fixed keyword arguments; async functions stay async.
 
-    def __init__(self, function: RewardFunction, kwargs: dict[str, Any]):
-        self.function, self.kwargs = function, kwargs
-        self.__name__ = getattr(function, "__name__", type(function).__name__)
+    Unlike a plain partial it passes on the optional parts of a reward object's contract, and a column of the
+    dataset cannot silently take the place of an argument that the recipe fixes.
+    """
 
     def __call__(self, **columns: Any) -> Any:
-        return self.function(**columns, **self.kwargs)
+        return self.func(**columns, **self.keywords)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("setup", "save_state"):  # the optional parts of a reward object's contract
-            return getattr(self.function, name)
+        if name in ("setup", "save_state", "load_state"):
+            return getattr(self.func, name)
         raise AttributeError(name)

@@ -36,12 +36,20 @@ def has_bad_ending(caption: str) -> bool:
 
 def has_repetition(caption: str) -> bool:
     """Whether a word directly follows itself, or a sequence of three words occurs twice."""
+    return repeated_share(caption) > 0
+
+
+def repeated_share(caption: str) -> float:
+    """Share of words that repeat, 0 to 1: a word after itself, three words in a row after the first time."""
     caption_words = words(caption)
-    if any(left == right for left, right in pairwise(caption_words)):
-        return True
-    starts = range(len(caption_words) - REPEATED_NGRAM + 1)
-    ngrams = [tuple(caption_words[i : i + REPEATED_NGRAM]) for i in starts]
-    return len(set(ngrams)) < len(ngrams)
+    repeats = {i for i, (left, right) in enumerate(pairwise(caption_words), 1) if left == right}
+    seen: set[tuple[str, ...]] = set()
+    for start in range(len(caption_words) - REPEATED_NGRAM + 1):
+        ngram = tuple(caption_words[start : start + REPEATED_NGRAM])
+        if ngram in seen:
+            repeats.update(range(start, start + REPEATED_NGRAM))
+        seen.add(ngram)
+    return len(repeats) / len(caption_words) if caption_words else 0.0
 
 
 def bad_ending_rate(captions: Sequence[str]) -> float:

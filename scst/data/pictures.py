@@ -34,6 +34,44 @@ def _pictures_at(path: Path) -> list[Path]:
     return found
 
 
+def pictures_by_id(folder: str | Path, image_ids: Sequence[str]) -> list[Path]:
+    """The picture of every image id in a folder, by file name without or with its ending.
+
+    Raises:
+        DataError: naming the first id without picture.
+    """
+    found = {name: path for path in _pictures_at(Path(folder)) for name in (path.stem, path.name)}
+    missing = [image_id for image_id in image_ids if image_id not in found]
+    if missing:
+        raise DataError(
+            f"the folder {str(folder)!r} has no picture named {missing[0]!r} (and {len(missing) - 1} others)"
+        )
+    return [found[image_id] for image_id in image_ids]
+
+
+class PictureFiles(Sequence[Image.Image]):
+    """Picture files as a sequence of pictures, opened when asked for.
+
+    Args:
+        paths: N files.
+
+    Raises:
+        DataError: when a file does not exist.
+    """
+
+    def __init__(self, paths: Sequence[Path]):
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise DataError(f"{str(missing[0])!r} does not exist ({len(missing)} of {len(paths)} missing)")
+        self.paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return open_picture(self.paths[index])
+
+
 def open_picture(path: Path) -> Image.Image:
     """A fully decoded RGB picture.
 

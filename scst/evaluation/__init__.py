@@ -1,6 +1,6 @@
 """From a policy and a dataset to captions, scores with intervals and signatures, and a report.
 
-``decoding`` and ``captioning`` write the captions, ``metrics`` (with ``java`` and ``meteor``) scores them,
-``text_stats`` counts what can go wrong in their text, ``report`` and ``compare`` show them, ``evaluate`` does
-all of it.
+``decoding`` and ``captioning`` write the captions, ``metrics`` scores them with ``rewards.metrics`` and
+compares two systems, ``caption_files`` and ``score_files`` do so for captions that are there already,
+``report`` and ``compare`` show the results, ``evaluate`` does all of it.
 """

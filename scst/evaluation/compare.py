@@ -10,16 +10,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from rewards.text import bad_ending_rate, distinct_share, mean_length, repetition_rate
+from rewards.metrics import METRICS
 from scst.errors import DataError
-from scst.evaluation.metrics import METRICS
-
-_TEXT_ROWS = {
-    "bad endings": (bad_ending_rate, "{:.1%}"),
-    "repetition": (repetition_rate, "{:.1%}"),
-    "words per caption": (mean_length, "{:.1f}"),
-    "distinct captions": (distinct_share, "{:.1%}"),
-}
 
 
 def comparison_table(runs: Mapping[str, str | Path], *, title: str = "") -> Table:
@@ -30,10 +22,9 @@ def comparison_table(runs: Mapping[str, str | Path], *, title: str = "") -> Tabl
         title: of the table.
 
     Raises:
-        DataError: a folder without ``metrics.json`` or ``predictions.jsonl``.
+        DataError: a folder without ``metrics.json``.
     """
     metrics = {name: read_metrics(folder) for name, folder in runs.items()}
-    captions = {name: [row["caption"] for row in read_predictions(folder)] for name, folder in runs.items()}
     table = Table("metric", *(escape(name) for name in runs), title=title or None)
     for key in dict.fromkeys(key for run in metrics.values() for key in run):
         signatures = {run[key]["signature"] for run in metrics.values() if key in run}
@@ -43,9 +34,6 @@ def comparison_table(runs: Mapping[str, str | Path], *, title: str = "") -> Tabl
         table.add_row(label + mark, *(_metric_cell(run.get(key)) for run in metrics.values()))
         if not comparable:
             table.caption = "(!) signatures differ: these values must not be compared"
-    table.add_section()
-    for label, (statistic, form) in _TEXT_ROWS.items():
-        table.add_row(label, *(form.format(statistic(texts)) for texts in captions.values()))
     return table
 
 

@@ -11,16 +11,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rewards.text import caption_statistics
+from rewards.metrics import METRICS, Corpus, MetricSettings
 from scst.errors import DataError
+from scst.evaluation.caption_files import PREDICTIONS
 from scst.evaluation.captioning import Caption, caption_images
 from scst.evaluation.decoding import Decoding, get_decoding
-from scst.evaluation.metrics import METRICS, MetricResult, check_metrics, metrics_json, score_captions
-from scst.evaluation.report import format_statistic, report_html
+from scst.evaluation.metrics import MetricResult, check_metrics, metrics_json, score_captions
+from scst.evaluation.report import report_html
 from scst.records import write_json, write_jsonl, write_text
 
-PREDICTIONS, REPORT, METRICS_FILE = "predictions.jsonl", "report.html", "metrics.json"
-DEFAULT_METRICS = tuple(METRICS)
+REPORT, METRICS_FILE = "report.html", "metrics.json"
 
 
 def evaluate(
@@ -34,7 +34,8 @@ def evaluate(
     max_new_tokens: int = 32,
     min_new_tokens: int = 0,
     batch_size: int = 16,
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    metrics: Sequence[str],
+    settings: MetricSettings | None = None,
     bootstrap_samples: int = 1000,
     seed: int = 0,
     title: str = "evaluation",
@@ -52,7 +53,8 @@ def evaluate(
         output_dir: made if it does not exist.
         decoding, max_new_tokens, min_new_tokens, batch_size: as in :func:`caption_images`.
         seed: of sampled captions and of the bootstrap.
-        metrics: names in ``METRICS``.
+        metrics: names in ``rewards.metrics.METRICS``.
+        settings: models and tables that metrics need.
         bootstrap_samples: resamples for the intervals.
         title: heading of table and report.
         console: where progress and table go; by default standard output.
@@ -64,7 +66,7 @@ def evaluate(
         RecipeError: unknown preset or metric. DataError: missing columns, no rows. ScstError: no Java. All of
             these before the first caption is generated.
     """
-    check_metrics(metrics)
+    check_metrics(metrics, settings, columns=("images", "ended_by_eos"))
     _check_columns(dataset)
     decoding, console, folder = get_decoding(decoding), console or Console(), Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,14 +81,13 @@ def evaluate(
     )
     captions = _with_progress(caption, len(dataset), f"captioning: {title}", console)
     write_jsonl(_prediction_rows(dataset, captions), folder / PREDICTIONS)
-    texts, references = [caption.text for caption in captions], list(dataset["references"])
+    corpus = _corpus(dataset, captions, settings)
     with console.status("scoring"):
-        results = score_captions(texts, references, metrics, bootstrap_samples=bootstrap_samples, seed=seed)
-    statistics = text_statistics(captions)
-    subtitle = f"{len(texts)} images · prompt “{prompt}” · {decoding} · at most {max_new_tokens} tokens"
-    _write_report(folder / REPORT, title, subtitle, dataset, texts, results, statistics)
+        results = score_captions(corpus, metrics, bootstrap_samples=bootstrap_samples, seed=seed)
+    subtitle = f"{len(captions)} images · prompt “{prompt}” · {decoding} · at most {max_new_tokens} tokens"
+    _write_report(folder / REPORT, title, subtitle, corpus, results)
     write_json(folder / METRICS_FILE, metrics_json(results))
-    console.print(results_table(title, results, statistics))
+    console.print(results_table(title, results))
     return metrics_json(results)
 
 
@@ -107,10 +108,15 @@ def _with_progress(
         return caption(progress=partial(progress.advance, task))
 
 
-def text_statistics(captions: Sequence[Caption]) -> dict[str, float]:
-    """``caption_statistics`` and the share of captions that the length limit cut (``truncation_rate``)."""
-    cut = sum(not caption.ended_by_eos for caption in captions) / max(len(captions), 1)
-    return {"truncation_rate": cut, **caption_statistics([caption.text for caption in captions])}
+def _corpus(dataset: Any, captions: Sequence[Caption], settings: MetricSettings | None) -> Corpus:
+    return Corpus(
+        [caption.text for caption in captions],
+        list(dataset["references"]),
+        images=dataset["image"],
+        image_ids=list(dataset["image_id"]),
+        ended_by_eos=[caption.ended_by_eos for caption in captions],
+        settings=settings or MetricSettings(),
+    )
 
 
 def _prediction_rows(dataset: Any, captions: Sequence[Caption]) -> list[dict[str, Any]]:
@@ -131,31 +137,25 @@ def _write_report(
     path: Path,
     title: str,
     subtitle: str,
-    dataset: Any,
-    captions: list[str],
+    corpus: Corpus,
     results: Mapping[str, MetricResult],
-    statistics: Mapping[str, float],
 ) -> None:
     page = report_html(
         title=title,
         subtitle=subtitle,
         results=results,
-        statistics=statistics,
-        captions=captions,
-        references=list(dataset["references"]),
-        image_ids=list(dataset["image_id"]),
-        image=lambda index: dataset[index]["image"],
+        captions=corpus.captions,
+        references=corpus.references,
+        image_ids=corpus.image_ids,
+        image=lambda index: corpus.images[index],
     )
     write_text(path, page)
 
 
-def results_table(title: str, results: Mapping[str, MetricResult], statistics: Mapping[str, float]) -> Table:
-    """Metrics with their intervals, then what the text looks like."""
+def results_table(title: str, results: Mapping[str, MetricResult]) -> Table:
+    """Metrics with their intervals."""
     table = Table("metric", "value", "95 % interval", title=title)
     for name, result in results.items():
         low, high = result.ci95
         table.add_row(METRICS[name].title, f"{result.value:.4f}", f"{low:.4f} - {high:.4f}")
-    table.add_section()
-    for name, value in statistics.items():
-        table.add_row(name.replace("_", " "), format_statistic(name, value), "")
     return table

@@ -10,8 +10,9 @@ from html import escape
 
 from PIL import Image
 
+from rewards.metrics import METRICS
 from rewards.text import words
-from scst.evaluation.metrics import METRICS, MetricResult
+from scst.evaluation.metrics import MetricResult
 
 _THUMBNAIL = 224  # pixels
 _WIDTH, _HEIGHT, _LONGEST = 600, 160, 30  # of the histogram, in SVG units; the last bar, in words
@@ -52,7 +53,6 @@ def report_html(
     title: str,
     subtitle: str,
     results: Mapping[str, MetricResult],
-    statistics: Mapping[str, float],
     captions: Sequence[str],
     references: Sequence[Sequence[str]],
     image_ids: Sequence[str],
@@ -64,15 +64,12 @@ def report_html(
     Args:
         title, subtitle: heading and the line below, e.g. model, prompt and decoding.
         results: metrics by name; examples are ranked by CIDEr-D, or else by the first of them.
-        statistics: shares and lengths of the text by name.
         captions, references, image_ids: N each.
         image: picture of an index; called for the examples only.
         examples: how many of the best and of the worst captions are shown.
     """
-    ranking = "cider_d" if "cider_d" in results else next(iter(results))
-    scores = results[ranking].per_caption
+    name, scores = _ranking(results, len(captions))
     order = sorted(range(len(captions)), key=lambda i: -scores[i])
-    name = METRICS[ranking].title
 
     def cards(indices: Sequence[int]) -> str:
         shown = (_card(image(i), str(image_ids[i]), captions[i], references[i], scores[i]) for i in indices)
@@ -80,13 +77,20 @@ def report_html(
 
     sections = [
         ("Metrics", _metrics_table(results)),
-        ("Text", _statistics_table(statistics)),
         ("Words per caption", length_histogram(captions, references)),
         (f"Best captions by {name}", cards(order[:examples])),
         (f"Worst captions by {name}", cards(order[-examples:][::-1])),
     ]
     body = "\n".join(f"<h2>{escape(heading)}</h2>\n{content}" for heading, content in sections)
     return _PAGE.format(title=escape(title), subtitle=escape(subtitle), body=body)
+
+
+def _ranking(results: Mapping[str, MetricResult], size: int) -> tuple[str, list[float]]:
+    """Title and values of what ranks examples: CIDEr-D, else the first metric with scores per caption."""
+    found = [name for name in ("cider_d", *results) if name in results and results[name].per_caption]
+    if not found:
+        return "order", [0.0] * size
+    return METRICS[found[0]].title, [value or 0.0 for value in results[found[0]].per_caption]
 
 
 def _metrics_table(results: Mapping[str, MetricResult]) -> str:
@@ -98,22 +102,6 @@ def _metrics_table(results: Mapping[str, MetricResult]) -> str:
     )
     header = "<tr><th>metric</th><th>value</th><th>95 % interval</th></tr>"
     return f"<table>{header}{''.join(rows)}</table>"
-
-
-def _statistics_table(statistics: Mapping[str, float]) -> str:
-    rows = (
-        f"<tr><td>{escape(name.replace('_', ' '))}</td>"
-        f'<td class="n">{format_statistic(name, value)}</td></tr>'
-        for name, value in statistics.items()
-    )
-    return "<table>" + "".join(rows) + "</table>"
-
-
-def format_statistic(name: str, value: float) -> str:
-    """``12.3 %`` for rates and shares, ``10.4`` for lengths, ``812`` for counts."""
-    if name.endswith(("_rate", "_share")):
-        return f"{100 * value:.1f} %"
-    return str(value) if isinstance(value, int) else f"{value:.1f}"
 
 
 def length_histogram(captions: Sequence[str], references: Sequence[Sequence[str]]) -> str:

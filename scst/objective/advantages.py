@@ -98,3 +98,28 @@ def _check_shapes(sampled_rewards: torch.Tensor, greedy_rewards: torch.Tensor) -
             "expected sampled_rewards (B, K) and greedy_rewards (B,), got "
             f"{tuple(sampled_rewards.shape)} and {tuple(greedy_rewards.shape)}"
         )
+
+
+def advantage_shares(baseline: str, sampled: torch.Tensor, greedy: torch.Tensor) -> torch.Tensor:
+    """How much of the advantages every reward of a mixture makes up.
+
+    The advantage is linear in the contributions c_i = w_i * r_i of the rewards: with a_i the advantages of
+    c_i alone against the same baseline, their sum is the advantage of the sum. The share of reward i is mean
+    |a_i| over the sum of all mean |a_j|. The ``group`` baseline is taken before its division by the standard
+    deviation, which is of the sum and scales all a_i alike.
+
+    Args:
+        baseline: name of the baseline.
+        sampled: (R, B, K) contributions of R rewards, 0 where one of them had no opinion, NaN where none had.
+        greedy: (R, B) of the greedy captions.
+
+    Returns:
+        (R,) shares that add up to 1; all 0 when no advantage differs from 0.
+    """
+    if baseline == "group":
+        advantages = sampled - sampled.nanmean(-1, keepdim=True)
+    else:
+        pairs = zip(sampled, greedy, strict=True)
+        advantages = torch.stack([compute_advantages(baseline, *pair) for pair in pairs])
+    means = advantages.nan_to_num(0.0).abs().mean((1, 2))
+    return means / means.sum() if means.sum() > 0 else means

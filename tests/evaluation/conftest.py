@@ -6,15 +6,16 @@ import pytest
 from datasets import Dataset
 from datasets import Image as ImageFeature
 
-from scst.evaluation.metrics import METRICS, score_captions
-from tests.evaluation.golden import CAPTIONS, REFERENCES
+from rewards.metrics import Corpus
+from scst.evaluation.metrics import score_captions
+from tests.evaluation.golden import CAPTIONS, EXPECTED, REFERENCES
 from tests.tiny import noise_images
 
 
 @pytest.fixture(scope="session")
 def golden_results():
-    """All metrics on the golden captions: the one start of METEOR's Java process in this folder."""
-    return score_captions(CAPTIONS, REFERENCES, list(METRICS))
+    """Metrics with golden values on the golden captions: the one start of METEOR's Java in this folder."""
+    return score_captions(Corpus(CAPTIONS, REFERENCES), list(EXPECTED))
 
 
 @pytest.fixture(scope="session")

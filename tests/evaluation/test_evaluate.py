@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
 
-from rewards.text import caption_statistics
+from rewards.metrics import METRICS as REGISTRY
+from rewards.metrics import MetricSettings
 from scst.errors import DataError, RecipeError
 from scst.evaluation import evaluate as evaluation
 from scst.evaluation.captioning import Caption
@@ -17,7 +19,7 @@ from scst.evaluation.compare import captions_table, comparison_table
 from scst.evaluation.evaluate import evaluate
 from scst.evaluation.report import length_histogram, report_html
 
-METRICS = ("bleu_1", "cider_d")
+METRICS = ("bleu_1", "cider_d", "bad_ending_rate", "truncation_rate")
 SETTINGS = {"prompt": "caption en", "max_new_tokens": 5, "metrics": METRICS, "bootstrap_samples": 50}
 
 
@@ -113,7 +115,7 @@ def test_an_interrupted_evaluation_has_no_metrics(scripted, dataset, tmp_path, m
 
 def test_wrong_requests_fail_before_captioning(scripted, dataset, tmp_path):
     scripted(None)
-    bad_metric = SETTINGS | {"metrics": ("cider",)}
+    bad_metric = SETTINGS | {"metrics": ("ciderr",)}
     with pytest.raises(RecipeError, match="cider_d"):
         evaluate(None, None, dataset, output_dir=tmp_path, **bad_metric)
     with pytest.raises(RecipeError, match="unknown preset"):
@@ -124,10 +126,37 @@ def test_wrong_requests_fail_before_captioning(scripted, dataset, tmp_path):
         evaluate(None, None, dataset.select([]), output_dir=tmp_path, **SETTINGS)
 
 
-def test_truncation_is_counted():
-    captions = [Caption("a road", True, 3), Caption("a road with", False, 3)]
-    statistics = evaluation.text_statistics(captions)
-    assert (statistics["truncation_rate"], statistics["bad_ending_rate"]) == (0.5, 0.5)
+def test_truncation_is_counted(scripted, dataset, tmp_path):
+    scripted([Caption("a road", True, 3)] * 4 + [Caption("a road with", False, 3)])
+    summary = evaluate(None, None, dataset, output_dir=tmp_path, console=quiet(), **SETTINGS)
+    assert summary["truncation_rate"]["value"] == summary["bad_ending_rate"]["value"] == 0.2
+    assert summary["truncation_rate"]["signature"] == "truncated|v:0.1.0"
+
+
+def test_images_and_training_captions_reach_their_metrics(scripted, dataset, tmp_path, monkeypatch):
+    scripted([Caption("a road", True, 3)] * 5)
+    seen = []
+
+    def score(corpus):
+        seen.extend(image.size for image in corpus.images)
+        assert list(corpus.image_ids) == dataset["image_id"][:]
+        return REGISTRY["length"].score(corpus)
+
+    monkeypatch.setitem(REGISTRY, "clipscore", replace(REGISTRY["length"], score=score, needs=("images",)))
+    settings = SETTINGS | {
+        "metrics": ("clipscore", "novel_captions"),
+        "settings": MetricSettings(training_captions=["A road."]),
+    }
+    summary = evaluate(None, None, dataset, output_dir=tmp_path, console=quiet(), **settings)
+    assert len(seen) == 5
+    assert summary["novel_captions"]["value"] == 0
+
+
+def test_a_report_of_metrics_without_scores_per_caption(scripted, dataset, tmp_path):
+    scripted([Caption("a road", True, 3)] * 5)
+    settings = SETTINGS | {"metrics": ("vocabulary",)}
+    evaluate(None, None, dataset, output_dir=tmp_path, console=quiet(), **settings)
+    assert Page((tmp_path / "report.html").read_text()).count("img") == 10
 
 
 def test_report_without_cider_and_with_empty_captions(golden_results, images):
@@ -136,7 +165,6 @@ def test_report_without_cider_and_with_empty_captions(golden_results, images):
         title="t",
         subtitle="s",
         results=results,
-        statistics=caption_statistics([""] * 6),
         captions=[""] * 6,
         references=[["a road"]] * 6,
         image_ids=list("abcdef"),
@@ -161,7 +189,7 @@ def test_runs_side_by_side(scripted, dataset, tmp_path):
     shown = show(comparison_table(runs))
     assert "CIDEr-D" in shown
     assert "(!)" not in shown
-    assert "100.0%" in shown  # every caption of `scst` ends badly
+    assert "1.000" in shown  # every caption of `scst` ends badly
     shown = show(captions_table(runs, images=2))
     assert shown.count("a [bold]road") == shown.count("a river with a") == 2
 

@@ -22,7 +22,9 @@ def table(eos: str = "omitted", **changed) -> DocumentFrequencies:
 
 
 def test_ngrams_literally():
-    assert ngrams(("a", "b", "a"), max_order=2) == [("a",), ("b",), ("a",), ("a", "b"), ("b", "a")]
+    orders = [["a", "b", "a"], ["a b", "b a"], ["a b a"]]
+    assert ngrams(("a", "b", "a")) == [tuple(ngram.split()) for order in orders for ngram in order]
+    assert len(ngrams("abcdefg")) == 7 + 6 + 5 + 4
     assert ngrams(("a",)) == [("a",)]
     assert ngrams(()) == []
 

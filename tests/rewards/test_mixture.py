@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import gc
+import json
 import math
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import types
+from pathlib import Path
 
 import pytest
 
+from rewards.calls import is_async
 from rewards.cider import CiderDReward
 from rewards.errors import RewardError
-from rewards.mixture import RewardMixture
-from rewards.registry import WeightedReward
+from rewards.mixture import STATE_NAME, RewardMixture
+from rewards.moments import Moments
+from rewards.registry import WeightedReward, build_rewards
+from rewards.threads import CallThread
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CAPTIONS = ["a river", "a long road"]
 NAN = math.nan
@@ -193,3 +209,275 @@ def test_cider_d_in_a_mixture(tmp_path):
 
 def test_no_completions():
     assert mixture(constant())(completions=[]).total == []
+
+
+def test_synchronous_rewards_run_one_after_the_other_beside_asynchronous_ones():
+    """The asynchronous one, named last, must arrive for the first to go on; the others keep their order."""
+    arrived, order = threading.Event(), []
+
+    def first(completions, **columns):
+        assert arrived.wait(5)
+        order.append("first")
+        return [1.0] * len(completions)
+
+    def second(completions, **columns):
+        order.append("second")
+        return [10.0] * len(completions)
+
+    async def arrives(completions, **columns):
+        arrived.set()
+        return [100.0] * len(completions)
+
+    assert call(mixture(first, second, arrives)).total == [111.0, 111.0]
+    assert order == ["first", "second"]
+
+
+def test_an_asynchronous_reward_keeps_its_loop_between_calls():
+    loops = []
+
+    async def reward(completions, **columns):
+        loops.append(asyncio.get_running_loop())
+        return [0.0] * len(completions)
+
+    mixed = mixture(reward)
+    call(mixed)
+    call(mixed)
+    assert loops[0] is loops[1]
+
+
+class AsyncObject:
+    async def __call__(self, completions, **columns):
+        return [0.0] * len(completions)
+
+
+def test_what_is_asynchronous():
+    assert is_async(asynchronous)
+    assert is_async(AsyncObject())
+    assert is_async(functools.partial(AsyncObject(), target=1))
+    assert not is_async(constant(1))
+    assert not is_async(CiderDReward())
+
+
+def grumpy(completions, **columns):
+    """Raises on one caption only."""
+    if "a long road" in completions:
+        raise ValueError("no roads")
+    return [0.0] * len(completions)
+
+
+def test_the_caption_that_makes_a_reward_raise_is_found():
+    """By calling it for one caption after the other; what it logs meanwhile is dropped."""
+    logged = []
+
+    def reward(completions, log_metric, **columns):
+        log_metric("calls", 1)
+        return grumpy(completions)
+
+    message = (
+        r"ValueError: no roads \(given 2 completions, raised by .* image 'img_8', caption 'a long road'\)"
+    )
+    with pytest.raises(RewardError, match=message):
+        call(mixture(reward), log_metric=lambda *metric: logged.append(metric))
+    assert logged == [("calls", 1)]
+
+
+def test_an_error_that_no_caption_causes_alone_names_the_first():
+    def reward(completions, **columns):
+        if len(completions) > 1:
+            raise ValueError("too many")
+        return [0.0]
+
+    with pytest.raises(RewardError, match=r"given 2 completions, the first being image 'img_7', caption"):
+        call(mixture(reward))
+
+
+def test_a_reward_errors_own_message_is_named_too():
+    def reward(completions, **columns):
+        raise RewardError("there is no Java")
+
+    with pytest.raises(RewardError, match="'bad' raised RewardError: there is no Java"):
+        call(mixture(reward, names=["bad"]))
+
+
+def hanging(completions, **columns):
+    time.sleep(600)
+
+
+async def hanging_politely(completions, **columns):
+    await asyncio.sleep(600)
+
+
+@pytest.mark.parametrize("function", [hanging, hanging_politely])
+def test_a_reward_that_hangs_is_not_waited_for(function):
+    mixed = RewardMixture([WeightedReward("slow", function, timeout_s=0.2)])
+    started = time.monotonic()
+    with pytest.raises(
+        RewardError, match=r"'slow' did not answer within its `timeout_s` of 0.2 s .*'a river'"
+    ):
+        call(mixed)
+    assert time.monotonic() - started < 5
+
+
+def test_a_hung_reward_does_not_keep_the_process_alive():
+    code = (
+        "import time\n"
+        "from rewards.mixture import RewardMixture\n"
+        "from rewards.registry import WeightedReward\n"
+        "def slow(**columns): time.sleep(600)\n"
+        "RewardMixture([WeightedReward('slow', slow, timeout_s=0.2)])(completions=['a'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "did not answer" in done.stderr
+
+
+def test_threads_end_with_the_mixture():
+    before = set(threading.enumerate())
+    mixed = mixture(asynchronous, constant(1, 2))
+    call(mixed)
+    started = set(threading.enumerate()) - before
+    assert len(started) == 2
+    del mixed
+    gc.collect()
+    for thread in started:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in started)
+
+
+def test_a_reward_sees_the_gpu_of_the_thread_that_calls(monkeypatch):
+    """A new thread begins on the first GPU; the second process must stay on the second."""
+    chosen = []
+    cuda = types.SimpleNamespace(
+        is_initialized=lambda: True, current_device=lambda: 3, set_device=chosen.append
+    )
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
+    assert CallThread("test").submit(lambda: list(chosen)).result(5) == [3]
+
+
+# --- normalisation
+
+
+def normalised(*values, weight=1.0):
+    """A mixture of one normalised reward that gives ``values`` call by call."""
+    answers = iter(values)
+    return RewardMixture(
+        [WeightedReward("a", lambda completions, **columns: next(answers), weight, normalize=True)]
+    )
+
+
+def test_normalised_rewards_literally():
+    # first call: 2, 4: mean 3, std 1: -1, 1; times the weight 0.5
+    # second: 2, 4, 6, 8: mean 5, variance (9 + 1 + 1 + 9) / 4 = 5: (6 - 5) / sqrt(5), (8 - 5) / sqrt(5)
+    mixed = normalised([2, 4], [6, 8], weight=0.5)
+    assert call(mixed).total == [-0.5, 0.5]
+    result = call(mixed)
+    assert result.total == pytest.approx([0.5 / 5**0.5, 1.5 / 5**0.5], rel=1e-15)
+    assert result.components == {"a": [6.0, 8.0]}, "as the function gave them"
+    assert result.contributions == {"a": result.total}
+
+
+def test_no_opinion_does_not_count():
+    mixed = normalised([None, 4], [None, None], [8, None])
+    assert equal(call(mixed).total, [NAN, 0.0])
+    assert equal(call(mixed).total, [NAN, NAN])
+    # 4, 8: mean 6, std 2
+    assert equal(call(mixed).total, [1.0, NAN])
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e-12, 1e12, 1 / 3])
+def test_equal_rewards_are_normalised_to_zero(value):
+    """Not to the rounding error of their mean, blown up."""
+    mixed = normalised()
+    assert {x for _ in range(50) for x in mixed.mixed({"a": [value] * 3}).total} == {0.0}
+
+
+def test_moments_of_batches_are_those_of_all_numbers():
+    """Also beside a mean that is large against the deviation, where sums of squares lose all digits."""
+    draws = random.Random(0)
+    numbers = [1e8 + draws.gauss(0, 1) for _ in range(1000)]
+    merged = Moments()
+    for start in range(0, 1000, 7):
+        merged = merged.merged(Moments.of(numbers[start : start + 7]))
+    assert merged.count == 1000
+    assert merged.mean == pytest.approx(statistics.fmean(numbers), rel=1e-15)
+    assert merged.std == pytest.approx(statistics.pstdev(numbers), rel=1e-7)
+    assert Moments().merged(Moments()) == Moments()
+
+
+def test_statistics_are_saved_and_restored_exactly(tmp_path):
+    values = [[0.1, 0.7], [0.3, 1 / 3], [2.0, 0.9]]
+    whole = normalised(*values)
+    expected = [call(whole).total for _ in values]
+    first, second = normalised(*values[:2]), normalised(values[2])
+    assert [call(first).total for _ in range(2)] == expected[:2]
+    first.save(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [STATE_NAME]
+    second.load(tmp_path)
+    assert call(second).total == expected[2]
+
+
+def test_missing_statistics_are_refused(tmp_path):
+    (tmp_path / STATE_NAME).write_text(json.dumps({"b": {"count": 1, "mean": 0.0, "squares": 0.0}}))
+    with pytest.raises(RewardError, match=r"no statistics of the normalised rewards \['a'\]"):
+        normalised().load(tmp_path)
+    mixture(constant(1)).load(tmp_path)  # nothing is normalised: nothing is missing
+
+
+def test_rewards_with_load_state_get_it(tmp_path):
+    class Counter:
+        calls = 0
+
+        def save_state(self, folder):
+            (folder / "calls").write_text(str(self.calls))
+
+        def load_state(self, folder):
+            self.calls = int((folder / "calls").read_text())
+
+        def __call__(self, completions, **columns):
+            self.calls += 1
+            return [float(self.calls)] * len(completions)
+
+    first, second = mixture(Counter()), mixture(Counter())
+    call(first)
+    first.save(tmp_path)
+    second.load(tmp_path)
+    assert call(second).total == [2.0, 2.0]
+
+
+def test_processes_share_their_statistics():
+    """Two processes with 2, 4 and 6, 8 normalise as one with 2, 4, 6, 8 does."""
+    numbers = []
+    normalised([2, 4]).mixed({"a": [2.0, 4.0]}, lambda mine: [numbers.append(mine) or mine])
+    normalised([6, 8]).mixed({"a": [6.0, 8.0]}, lambda mine: [numbers.append(mine) or mine])
+    results = [normalised().mixed({"a": values}, lambda mine: numbers) for values in ([2.0, 4.0], [6.0, 8.0])]
+    # mean 5, std sqrt(5)
+    assert [x for r in results for x in r.total] == pytest.approx([x / 5**0.5 for x in (-3, -1, 1, 3)])
+
+
+# --- settings of an entry
+
+
+def test_the_settings_of_an_entry():
+    (reward,) = build_rewards(
+        [{"name": "cider_d", "weight": 2, "normalize": True, "workers": 3, "timeout_s": 60}]
+    )
+    assert (reward.weight, reward.normalize, reward.workers, reward.timeout_s) == (2.0, True, 3, 60.0)
+    (reward,) = build_rewards([{"name": "cider_d"}])
+    assert (reward.weight, reward.normalize, reward.workers, reward.timeout_s) == (1.0, False, 0, 300.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"normalize": "yes please"}, "normalize must be true or false, got 'yes please'"),
+        ({"workers": -1}, "workers must be 0 or more, got -1"),
+        ({"workers": 1.5}, "workers must be 0 or more, got 1.5"),
+        ({"workers": True}, "workers must be 0 or more, got True"),
+        ({"timeout_s": 0}, "timeout_s must be seconds, above 0, got 0"),
+        ({"timeout_s": math.inf}, "timeout_s must be seconds, above 0, got inf"),
+        ({"timeout": 3}, r"`normalize`, `workers`, `timeout_s`; got \['name', 'timeout'\]"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(RewardError, match=message):
+        build_rewards([{"name": "cider_d"} | settings])

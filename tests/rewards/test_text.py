@@ -13,6 +13,8 @@ from rewards.text import (
     has_bad_ending,
     has_repetition,
     mean_length,
+    repeated_share,
+    words,
 )
 
 
@@ -45,6 +47,42 @@ def test_bad_endings(caption, bad):
 )
 def test_repetition(caption, repeats):
     assert has_repetition(caption) is repeats
+
+
+@pytest.mark.parametrize(
+    ("caption", "share"),
+    [
+        ("a river and a road", 0),
+        ("trees trees in a park", 1 / 5),
+        ("plis plis plis plis", 3 / 4),
+        (
+            "a river with trees and a river with trees",
+            4 / 9,
+        ),  # the second "a river with", then "river with trees"
+        (
+            "to and to and to and",
+            4 / 6,
+        ),  # overlapping: "to and to" from the third word, "and to and" after it
+        ("", 0),
+    ],
+)
+def test_share_of_repeated_words(caption, share):
+    assert repeated_share(caption) == pytest.approx(share)
+    assert has_repetition(caption) is (share > 0)
+
+
+@pytest.mark.parametrize("caption", ["", " .", "1 .", "||| .", "a 🌊 river\nnear ||| trees", "road " * 400])
+def test_degenerate_captions_are_counted(caption):
+    assert 0 <= repeated_share(caption) <= 1
+    assert has_bad_ending(caption) is False
+    statistics = caption_statistics([caption])
+    assert statistics["mean_length"] == len(words(caption))
+    assert statistics["empty_rate"] == (not words(caption))
+
+
+def test_words_without_the_punctuation_around_them():
+    assert words("A T-shaped road, (green) trees .") == ["a", "t-shaped", "road", "green", "trees"]
+    assert words("||| .\n") == []
 
 
 def test_statistics():

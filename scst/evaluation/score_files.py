@@ -1,0 +1,112 @@
+"""Caption files to scores: what ``launch/score.py`` and ``launch/evaluate.py --compare`` run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from rewards.metrics import METRICS, Corpus, MetricSettings
+from scst.data.pictures import PictureFiles, pictures_by_id
+from scst.errors import DataError
+from scst.evaluation.caption_files import CaptionPairs, read_pairs
+from scst.evaluation.metrics import MetricDifference, MetricResult, compare_captions
+from scst.records import write_jsonl
+
+
+def read_corpus(
+    predictions: str,
+    references: Sequence[str] = (),
+    *,
+    settings: MetricSettings | None = None,
+    images: str | None = None,
+    subset: bool = False,
+) -> Corpus:
+    """Captions, references and pictures of files.
+
+    Args:
+        predictions, references, subset: as in :func:`scst.evaluation.caption_files.read_pairs`.
+        settings: models and tables.
+        images: folder of pictures named by image id; default: the paths in the predictions, if any.
+
+    Raises:
+        DataError: on files that cannot be used.
+    """
+    return _corpus(read_pairs(predictions, references, subset=subset), images, settings)
+
+
+def _corpus(pairs: CaptionPairs, images: str | None, settings: MetricSettings | None) -> Corpus:
+    return Corpus(
+        pairs.captions,
+        pairs.references,
+        images=_pictures(pairs, images),
+        image_ids=pairs.image_ids,
+        ended_by_eos=pairs.ended_by_eos,
+        settings=settings or MetricSettings(),
+    )
+
+
+def _in_order(pairs: CaptionPairs, order: Sequence[int]) -> CaptionPairs:
+    """The pairs in another order."""
+    columns = {name: column and [column[i] for i in order] for name, column in vars(pairs).items()}
+    return CaptionPairs(**columns)
+
+
+def _pictures(pairs: CaptionPairs, folder: str | None) -> PictureFiles | None:
+    if folder is not None:
+        return PictureFiles(pictures_by_id(folder, pairs.image_ids))
+    return PictureFiles([Path(path) for path in pairs.image_paths]) if pairs.image_paths else None
+
+
+def write_per_caption(path: str | Path, corpus: Corpus, results: Mapping[str, MetricResult]) -> None:
+    """One line per caption: its id, its text and its score by every metric that has one."""
+    columns = {name: result.per_caption for name, result in results.items() if result.per_caption}
+    rows = [
+        {"image_id": image_id, "caption": caption, **{name: column[i] for name, column in columns.items()}}
+        for i, (image_id, caption) in enumerate(zip(corpus.image_ids, corpus.captions, strict=True))
+    ]
+    write_jsonl(rows, path)
+
+
+def compare_files(
+    first: str,
+    second: str,
+    metrics: Sequence[str],
+    *,
+    settings: MetricSettings | None = None,
+    bootstrap_samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, MetricDifference]:
+    """Paired bootstrap of two prediction files that bring their references (``predictions.jsonl``).
+
+    Args:
+        first, second: A and B: files, or output folders of evaluations.
+        metrics, settings, bootstrap_samples, seed: as in :func:`scst.evaluation.metrics.compare_captions`.
+
+    Raises:
+        DataError: files that cannot be used, or that are not about the same images and references.
+    """
+    a, b = read_pairs(first), read_pairs(second)
+    place = {image_id: i for i, image_id in enumerate(b.image_ids)}
+    if set(place) != set(a.image_ids):
+        lacking = sorted(set(place) ^ set(a.image_ids))
+        raise DataError(
+            f"{first} ({len(a.image_ids)} images) and {second} ({len(place)}) are not about the same images; "
+            f"{len(lacking)} are in one only, e.g. {lacking[0]!r}"
+        )
+    b = _in_order(b, [place[image_id] for image_id in a.image_ids])
+    corpora = [_corpus(pairs, None, settings) for pairs in (a, b)]
+    return compare_captions(*corpora, metrics, bootstrap_samples=bootstrap_samples, seed=seed)
+
+
+def differences_table(differences: Mapping[str, MetricDifference], first: str, second: str) -> Table:
+    """A, B, their difference with its interval, and the p-value, a line per metric."""
+    table = Table("metric", "A", "B", "B - A", "95 % interval", "p", title_justify="left")
+    table.title = f"A: {escape(first)}\nB: {escape(second)}"
+    for name, d in differences.items():
+        low, high = d.ci95
+        numbers = (f"{d.values[0]:.4f}", f"{d.values[1]:.4f}", f"{d.difference:+.4f}")
+        table.add_row(METRICS[name].title, *numbers, f"{low:+.4f} to {high:+.4f}", f"{d.p_value:.3f}")
+    return table

@@ -1,0 +1,217 @@
+"""Reward hacking: the reward of held-out captions rises while metrics that are not rewarded fall."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peft import load_peft_weights, set_peft_model_state_dict
+from rich.console import Console
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from scst.evaluation.metrics import resampled_values
+from scst.records import write_json
+from scst.validation import CaptionValidation
+
+INTERVAL = (2.5, 97.5)
+"""Percentiles of the paired bootstrap difference: a fall counts when all of the interval is below zero."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One metric at one evaluation.
+
+    Attributes:
+        step: optimizer step of the evaluation.
+        reward: mean reward of the held-out captions at that step.
+        value: of the metric.
+        resampled: (S,) the metric on resampled images, the same images at every evaluation.
+    """
+
+    step: int
+    reward: float
+    value: float
+    resampled: list[float]
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A watched metric fell, and kept lower, while the reward rose.
+
+    Attributes:
+        metric: its name.
+        step: of the evaluation that raised the alarm.
+        best_step: of the evaluation that it is compared with.
+        values: the metric then and now.
+        rewards: the reward then and now.
+    """
+
+    metric: str
+    step: int
+    best_step: int
+    values: tuple[float, float]
+    rewards: tuple[float, float]
+
+    def __str__(self) -> str:
+        (was, now), (reward_was, reward_now) = self.values, self.rewards
+        return (
+            f"reward hacking at step {self.step}: since step {self.best_step} the reward of held-out "
+            f"captions rose from {reward_was:.3f} to {reward_now:.3f}, but {self.metric} went from {was:.3f} "
+            f"to {now:.3f}"
+        )
+
+
+@dataclass
+class HackingWatch:
+    """Compares every evaluation with the best one so far, metric by metric.
+
+    An evaluation is suspicious for a metric when the reward is higher than it was at the metric's best
+    evaluation, and the metric is worse by more than its paired bootstrap error over images. After
+    ``patience`` suspicious evaluations in a row there is an alarm, once until the metric has recovered.
+
+    Args:
+        directions: watched metric -> 1 when higher is better, -1 when lower is.
+        patience: M, suspicious evaluations in a row.
+    """
+
+    directions: Mapping[str, int]
+    patience: int = 2
+    best: dict[str, Observation] = field(default_factory=dict)
+    suspicious: dict[str, int] = field(default_factory=dict)
+    trusted_step: int | None = None
+    last_step: int | None = None
+    alarms: list[Alarm] = field(default_factory=list)
+
+    def observe(
+        self, step: int, reward: float, values: Mapping[str, float], resampled: Mapping[str, Sequence[float]]
+    ) -> list[Alarm]:
+        """Take an evaluation in; returns the alarms it raises.
+
+        Args:
+            step: optimizer step; one that was observed before says nothing (a resumed run evaluates again).
+            reward: mean reward of the held-out captions.
+            values: watched metric -> its value.
+            resampled: watched metric -> (S,) values on resampled images.
+        """
+        if self.last_step is not None and step <= self.last_step:
+            return []
+        self.last_step = step
+        raised = []
+        for name, direction in self.directions.items():
+            now = Observation(step, float(reward), float(values[name]), [float(v) for v in resampled[name]])
+            best = self.best.setdefault(name, now)
+            fell = now.reward > best.reward and _fell(best, now, direction)
+            self.suspicious[name] = self.suspicious.get(name, 0) + 1 if fell else 0
+            if self.suspicious[name] == self.patience:
+                rewards, was_is = (best.reward, now.reward), (best.value, now.value)
+                raised.append(Alarm(name, step, best.step, was_is, rewards))
+            if direction * now.value >= direction * best.value:
+                self.best[name] = now
+        if not any(self.suspicious.values()):
+            self.trusted_step = step
+        self.alarms += raised
+        return raised
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs, as plain values."""
+        return {
+            "best": {name: vars(observation) for name, observation in self.best.items()},
+            "suspicious": dict(self.suspicious),
+            "trusted_step": self.trusted_step,
+            "last_step": self.last_step,
+            "alarms": [vars(alarm) for alarm in self.alarms],
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+        self.best = {name: Observation(**observation) for name, observation in state["best"].items()}
+        self.suspicious = dict(state["suspicious"])
+        self.trusted_step, self.last_step = state["trusted_step"], state["last_step"]
+        self.alarms = [Alarm(**alarm) for alarm in state["alarms"]]
+
+
+def _fell(best: Observation, now: Observation, direction: int) -> bool:
+    """Whether the metric is worse than at its best by more than the paired bootstrap error."""
+    difference = direction * (np.array(now.resampled) - np.array(best.resampled))
+    return bool(np.nanpercentile(difference, INTERVAL[1]) < 0)
+
+
+class HackingAlarm(TrainerCallback):
+    """Asks a :class:`HackingWatch` about every evaluation, says what it says, and by choice ends the run.
+
+    The adapter of the last evaluation without suspicion is kept in ``trusted/`` of the output folder; a run
+    that is stopped ends with it. The watch's memory is saved with every checkpoint.
+
+    Args:
+        watch: the rule.
+        validation: made the captions; its metrics include the watched ones, and the reward.
+        console: where alarms are printed.
+        stop: whether an alarm ends the run.
+        resumed_from: checkpoint to take the watch's memory from.
+    """
+
+    FILE_NAME = "watch.json"
+    RESAMPLES = 200
+
+    def __init__(
+        self,
+        watch: HackingWatch,
+        validation: CaptionValidation,
+        console: Console,
+        *,
+        stop: bool = False,
+        resumed_from: str | Path | None = None,
+    ):
+        self.watch, self.validation, self.console, self.stop = watch, validation, console, stop
+        self.stopped = False
+        saved = Path(resumed_from) / self.FILE_NAME if resumed_from else None
+        if saved is not None and saved.is_file():
+            watch.load_state(json.loads(saved.read_text(encoding="utf-8")))
+
+    @property
+    def alarms(self) -> list[Alarm]:
+        """All alarms of the run."""
+        return self.watch.alarms
+
+    def on_evaluate(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        metrics: dict | None = None,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        resampled = {
+            name: resampled_values(self.validation.scores[name], len(self.validation), self.RESAMPLES, seed=0)
+            for name in self.watch.directions
+        }
+        values = {name: metrics[f"eval_{name}"] for name in self.watch.directions}
+        alarms = self.watch.observe(state.global_step, metrics["eval_reward"], values, resampled)
+        for alarm in alarms:
+            self.console.print(f"[bold red]ALARM[/bold red] {alarm}")
+        if self.stop and self.watch.trusted_step == state.global_step and state.is_world_process_zero:
+            model.save_pretrained(self._trusted(args))
+        if alarms and self.stop:
+            self.stopped = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            write_json(folder / self.FILE_NAME, self.watch.state())
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if self.stopped:
+            set_peft_model_state_dict(model, load_peft_weights(str(self._trusted(args)), device="cpu"))
+            self.console.print(
+                f"stopped at step {state.global_step}; the adapter is that of step {self.watch.trusted_step}"
+            )
+
+    @staticmethod
+    def _trusted(args: Any) -> Path:
+        return Path(args.output_dir) / "trusted"

@@ -1,0 +1,254 @@
+"""A reward in worker processes: the same values as in this process, and no process is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from rewards.batch import Batch
+from rewards.cider import CiderDReward
+from rewards.errors import RewardError
+from rewards.mixture import RewardMixture
+from rewards.registry import WeightedReward
+from rewards.workers import WorkerPool
+
+ROOT = Path(__file__).resolve().parents[2]
+CAPTIONS = ["a river", "", " .", "word " * 400, "🙂 a\nb|||c", "a long road near a river", "a river"]
+
+
+class Recorder:
+    """Rewards words; keeps and tells what a worker does."""
+
+    def __init__(self):
+        self.setups = []
+
+    def setup(self, dataset):
+        self.setups.append(dataset)
+
+    def save_state(self, folder):
+        (Path(folder) / f"state-{os.getpid()}").write_text(str(self.setups))
+
+    def __call__(self, completions, trainer_state=None, log_metric=None, image=None, **columns):
+        if log_metric is not None:
+            log_metric("setups", len(self.setups))
+            log_metric(name="step", value=trainer_state.global_step)
+            log_metric("first_words", len(completions[0].split()))
+            log_metric("own_process", os.getpid())
+            log_metric("pixels", sum(picture.size[0] for picture in image))
+        return [float(len(text.split())) or None for text in completions]
+
+
+async def asynchronous(completions, **columns):
+    await asyncio.sleep(0)
+    return [float(len(text)) for text in completions]
+
+
+def grumpy(completions, **columns):
+    if any("road" in text for text in completions):
+        raise KeyError("no roads")
+    return [0.0] * len(completions)
+
+
+def one_too_many_and_one_too_few(completions, **columns):
+    return [0.0] * (len(completions) + (1 if completions[0] == "a river" else -1))
+
+
+def hanging(completions, **columns):
+    time.sleep(600)
+
+
+def dying(completions, **columns):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Unready:
+    def setup(self, dataset):
+        raise OSError("no such model")
+
+    def __call__(self, completions, **columns):
+        return [0.0] * len(completions)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def ends_within(pids, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(map(is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(map(is_alive, pids))
+
+
+@pytest.fixture
+def mixture():
+    """Builds mixtures of one reward in workers; ends them."""
+    built = []
+
+    def build(function, workers=2, **settings) -> RewardMixture:
+        built.append(RewardMixture([WeightedReward("bad", function, workers=workers, **settings)]))
+        return built[-1]
+
+    yield build
+    for mixed in built:
+        mixed.close()
+
+
+def test_the_values_are_those_of_this_process(mixture):
+    """CIDEr-D bit for bit, on degenerate captions and references, with more workers than some batches."""
+    references = [["a river goes by ."], [" ."], ["🙂"], ["a road"] * 5, ["a b c"], ["a long road ."], ["a"]]
+    here, there = CiderDReward(), mixture(CiderDReward(), workers=3)
+    for reward in (here, there):
+        reward.setup({"references": references})
+    columns = {"references": references, "ended_by_eos": [True, False, True, True, False, True, True]}
+    for count in (7, 2, 0):
+        part = {name: values[:count] for name, values in columns.items()}
+        expected = here(completions=CAPTIONS[:count], **part)
+        assert there(completions=CAPTIONS[:count], **part).total == expected
+    assert max(here(completions=CAPTIONS, **columns)) > 1
+
+
+def test_setup_columns_logs_and_state(mixture, tmp_path):
+    """Set up once in each worker with plain lists; logs are replayed, the state's live parts are not sent."""
+    dataset = type("Rows", (), {"column_names": ["references"], "__getitem__": lambda self, name: (["r"],)})()
+    mixed, logged = mixture(Recorder()), []
+    mixed.setup(dataset)
+    state = SimpleNamespace(global_step=7, log_history=[{}], live=lambda: None)
+    for _ in range(2):
+        logged.clear()
+        values = mixed.components(
+            completions=["a b", "a b c", "", "a"],
+            image=[Image.new("RGB", (5, 5))] * 4,
+            trainer_state=state,
+            log_metric=lambda name, value: logged.append((name, value)),
+            log_extra=None,
+        )["bad"]
+        assert values[:2] + values[3:] == [2.0, 3.0, 1.0]
+        assert values[2] != values[2], "no opinion"
+        names = ["setups", "step", "first_words", "own_process", "pixels"]
+        assert [name for name, _ in logged] == names * 2, "worker by worker"
+        assert [value for name, value in logged if name in ("setups", "step")] == [1, 7, 1, 7]
+        assert [value for name, value in logged if name == "first_words"] == [2, 0], "in order"
+        assert sum(value for name, value in logged if name == "pixels") == 4 * 5, "a PIL image travels"
+    processes = {value for name, value in logged if name == "own_process"}
+    assert len(processes) == 2
+    assert os.getpid() not in processes
+    mixed.save(tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert file.read_text() == "[{'references': [['r']]}]"
+    mixed.close()
+    assert ends_within(processes, 5)
+
+
+def test_an_asynchronous_function_works_there_too(mixture):
+    assert mixture(asynchronous)(completions=["a", "abc", "ab"]).total == [1.0, 3.0, 2.0]
+
+
+def test_what_a_worker_raises_names_the_caption(mixture):
+    with pytest.raises(
+        RewardError,
+        match=r"'bad' raised KeyError: 'no roads' \(given 3 .* alone: image 'c', caption 'a road'\)",
+    ) as caught:
+        mixture(grumpy)(completions=["a", "b", "a road"], image_id=["a", "b", "c"])
+    assert "in grumpy" in "".join(caught.value.__cause__.__notes__), "the worker's traceback"
+
+
+def test_lengths_are_checked_part_by_part(mixture):
+    """3 values of 2 and 1 of 2 are 4 of 4 together."""
+    with pytest.raises(RewardError, match=r"one value per completion \(2\), got 3 .*caption 'a river'"):
+        mixture(one_too_many_and_one_too_few)(completions=["a river", "b", "c", "d"])
+
+
+def test_a_worker_that_hangs_is_ended(mixture):
+    mixed = mixture(hanging, timeout_s=3)
+    mixed.setup({"references": []})
+    (pool,) = mixed._calls.pools.values()
+    pids = [worker.process.pid for worker in pool._workers]
+    with pytest.raises(RewardError, match=r"'bad' did not answer within its `timeout_s` of 3 s .*'a river'"):
+        mixed(completions=["a river", "b"])
+    assert ends_within(pids, 5)
+
+
+def test_a_worker_that_dies_is_told(mixture):
+    with pytest.raises(RewardError, match=r"worker process of reward 'bad' ended \(exit code -9;"):
+        mixture(dying)(completions=["a"])
+
+
+def test_a_failing_setup_names_the_reward(mixture):
+    mixed = mixture(Unready())
+    for _ in range(2):  # the second time as well
+        with pytest.raises(RewardError, match="setup of reward 'bad' raised OSError: no such model"):
+            mixed.setup({"references": []})
+
+
+def test_what_cannot_be_sent_is_refused(mixture):
+    with pytest.raises(RewardError, match=r"'bad' has `workers`, but the reward itself cannot be sent"):
+        mixture(lambda completions, **columns: [])
+    with pytest.raises(RewardError, match=r"but the column 'tool' cannot be sent"):
+        mixture(asynchronous)(completions=["a"], tool=[lambda: None])
+
+
+PARENT = """
+import os, sys, threading, time
+from rewards.batch import Batch
+from rewards.workers import WorkerPool
+from tests.rewards.test_workers import Recorder, hanging
+
+if __name__ == "__main__":
+    pools = [WorkerPool("idle", Recorder(), 2), WorkerPool("busy", hanging, 1)]
+    for pool in pools:
+        pool.setup({"references": []})
+    threading.Thread(target=pools[1].call, args=(Batch({"completions": ["a"]}),), daemon=True).start()
+    time.sleep(0.5)
+    print(*(worker.process.pid for pool in pools for worker in pool._workers), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+def test_no_worker_outlives_its_training_process(tmp_path, how):
+    """Neither an idle one nor one that hangs in its reward."""
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    )
+    try:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 3
+        assert all(map(is_alive, pids))
+        parent.send_signal(how)
+        parent.wait(20)
+        assert ends_within(pids, 10)
+    finally:
+        parent.kill()
+        parent.stdout.close()
+
+
+def test_parts_are_even_and_in_order():
+    batch = Batch({"completions": list("abcde"), "image_id": (1, 2, 3, 4, 5), "trainer_state": "s"})
+    parts = batch.split(3)
+    assert ["".join(part.columns["completions"]) for part in parts] == ["a", "bc", "de"]
+    assert [part.columns["image_id"] for part in parts] == [(1,), (2, 3), (4, 5)]
+    assert {part.columns["trainer_state"] for part in parts} == {"s"}
+    assert len(batch.split(9)) == 5
+
+
+def test_nothing_starts_before_it_is_needed():
+    pool = WorkerPool("idle", Recorder(), 2)
+    assert pool._workers == []
+    pool.close()
