@@ -6,12 +6,12 @@
 CIDEr-D of N captions against 5 references each, the usual way and ours in turn, in one run:
 
 - scorer: pycocoevalcap's `Cider` on captions that were tokenised before, against our scorer from raw text;
-- whole: pycocoevalcap as commonly called, two runs of `PTBTokenizer` (references, captions) and `Cider`, against
-  the same call of ours.
+- whole: pycocoevalcap as commonly called, two runs of `PTBTokenizer` (references, captions) and `Cider`,
+  against the same call of ours.
 
-Ours uses a table of document frequencies that was built before (its time is listed) and finds the references of
-an image counted from the second epoch on; the first visit is listed too. Captions are new in every repetition,
-the tokeniser's cache is empty. Both must agree to 1e-9 when they count the same documents.
+Ours uses a table of document frequencies that was built before (its time is listed) and finds the references
+of an image counted from the second epoch on; the first visit is listed too. Captions are new in every
+repetition, the tokeniser's cache is empty. Both must agree to 1e-9 when they count the same documents.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def read_references(path: str | None) -> list[list[str]]:
 
 
 def new_captions(groups: list[list[str]], size: int, seed: int) -> tuple[list[str], list[list[str]]]:
-    """Six candidates an image, as a rollout has them: references of it or of others with one word replaced."""
+    """Six candidates an image, as in a rollout: references of it or of others with one word replaced."""
     draw = random.Random(seed)
     words = [word for group in groups[:500] for caption in group for word in caption.split()]
     captions, references = [], []
@@ -157,7 +157,7 @@ def measure_size(groups: list[list[str]], table: Any, size: int, repetitions: in
 
 
 def measure_memory(groups: list[list[str]], table: Any, images: int = 1000) -> dict[str, float]:
-    """Megabytes of Python memory that a scorer takes for its table, and for the references of 1,000 images."""
+    """Megabytes of Python memory of a scorer: for its table, and for the references of 1,000 images."""
     from rewards.cider import CiderD
 
     tracemalloc.start()

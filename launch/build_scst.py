@@ -74,9 +74,18 @@ def build_reward(recipe: Any) -> RewardMixture:
         RecipeError: naming the reward that cannot be built.
     """
     try:
-        return RewardMixture(build_rewards(recipe.rewards))
+        mixture = RewardMixture(build_rewards(recipe.rewards))
     except RewardError as error:
         raise RecipeError(f"rewards: {error}") from error
+    for reward in mixture.rewards:
+        scorer = getattr(reward.function, "scorer", None)  # there already when the recipe names a table
+        table = getattr(scorer, "frequencies", None)
+        if table is not None and table.split != recipe.train_split:
+            raise RecipeError(
+                f"rewards: the document frequencies of {reward.name!r} are of split {table.split!r}, but "
+                f"the run trains on {recipe.train_split!r}: count it with launch/prepare.py, or give none"
+            )
+    return mixture
 
 
 def setup_reward(reward: RewardMixture, train: Any, recipe: Any) -> None:

@@ -183,7 +183,7 @@ class MeteorReward:
     """METEOR as a reward function, asynchronous: it runs beside the others.
 
     Java starts in ``setup``, or else at the first call; copies of this object in other processes start their
-    own. It is not for cheap steps: a batch of 384 captions takes about a third of a second.
+    own. 384 captions take about half a second.
 
     Args:
         java, timeout_s: as of :class:`MeteorService`.

