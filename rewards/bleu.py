@@ -18,6 +18,7 @@ from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 
 from rewards.encoders import check_references
 from rewards.errors import RewardError
+from rewards.text import caption_texts
 from rewards.tokenizer import tokenize
 
 MAX_ORDER = 4
@@ -88,7 +89,7 @@ class BleuReward:
         self, completions: Sequence[str], references: Sequence[Sequence[str]], **columns: Any
     ) -> list[float]:
         """BLEU of every completion; an empty one scores 0."""
-        candidates = [" ".join(tokenize(caption)) for caption in completions]
+        candidates = [" ".join(tokenize(caption)) for caption in caption_texts(completions)]
         groups = [[" ".join(tokenize(text)) for text in group] for group in references]
         statistics = bleu_statistics(candidates, groups, self.order)
         return corpus_bleu_from_sums(statistics, smooth=self.smooth).tolist()

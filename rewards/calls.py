@@ -77,9 +77,11 @@ class RewardCalls:
                 future.cancel()
 
     def close(self) -> None:
-        """End the worker processes."""
-        for pool in self.pools.values():
-            pool.close()
+        """End the worker processes, and what rewards have started themselves (``close``)."""
+        for reward in self.rewards:
+            close = getattr(self.pools.get(reward.name, reward.function), "close", None)
+            if close is not None:
+                close()
 
     def _start(self, reward: WeightedReward, batch: Batch) -> Future:
         if reward.name in self.pools:

@@ -28,6 +28,7 @@ from rewards.document_frequencies import (
     Ngram,
     ngrams,
 )
+from rewards.text import caption_texts
 from rewards.tokenizer import NAME as TOKENIZER
 from rewards.tokenizer import tokenize
 
@@ -304,4 +305,4 @@ class CiderDReward:
             raise RuntimeError(
                 "call setup(dataset) with the training references before using the CIDEr-D reward"
             )
-        return self.scorer.scores(completions, references, ended_by_eos)
+        return self.scorer.scores(caption_texts(completions), references, ended_by_eos)

@@ -36,6 +36,7 @@ from rewards.encoders import (
     pick_device,
 )
 from rewards.errors import RewardError
+from rewards.text import caption_texts
 
 PROMPT_PREFIX = "A photo depicts "
 """What the paper puts before every caption and reference."""
@@ -305,7 +306,7 @@ class ClipScoreReward:
         if image is None:
             raise RewardError(f"{_SCORER}: the dataset has no column `image`; found {sorted(columns)}")
         score = self.scorer.cosines if self.form == "raw" else self.scorer.scores
-        values = score(completions, image, image_id)
+        values = score(caption_texts(completions), image, image_id)
         if log_metric is not None and values:
             log_metric("clipscore_truncated", self.scorer.truncated / len(values))
         return values

@@ -25,6 +25,7 @@ from pycocoevalcap.meteor import meteor as pycoco_meteor
 from rewards.batch import NamedRewardError
 from rewards.encoders import check_references
 from rewards.java import JavaDied, JavaLines, find_java
+from rewards.text import caption_texts
 from rewards.threads import CallThread
 from rewards.tokenizer import tokenize
 
@@ -211,7 +212,7 @@ class MeteorReward:
         Raises:
             RewardError: as :meth:`MeteorService.submit`.
         """
-        scores = await asyncio.wrap_future(self._started().submit(completions, references))
+        scores = await asyncio.wrap_future(self._started().submit(caption_texts(completions), references))
         return scores.per_caption
 
     def close(self) -> None:

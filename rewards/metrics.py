@@ -85,7 +85,7 @@ def _meteor(corpus: Corpus) -> Scores:
 def _spice(corpus: Corpus) -> Scores:
     from rewards import spice
 
-    return _mean(spice.spice_scores(corpus.captions, corpus.references), f"{corpus.refs}")
+    return _mean(spice.spice_scores(corpus.captions, corpus.references), f"{corpus.refs}|{TOK}")
 
 
 def _bertscore(corpus: Corpus) -> Scores:
@@ -252,7 +252,9 @@ METRICS: dict[str, Metric] = {
         check=_needs_frequencies,
     ),
     "meteor": Metric("METEOR-1.5", _meteor, "Denkowski and Lavie 2014; needs Java", check=_needs_java),
-    "spice": Metric("SPICE", _spice, "Anderson et al. 2016; needs Java and its models", check=_needs_spice),
+    "spice": Metric(
+        "SPICE", _spice, "Anderson et al. 2016; needs Java 8 to 14 and Stanford's models", check=_needs_spice
+    ),
     "bertscore": Metric("BERTScore-F1", _bertscore, "needs --bertscore_model", check=_bert_scorer),
     "clip_cosine": Metric(
         "CLIP-cosine", partial(_clip, form="cosines"), "needs --clip_model, images", **_CLIP

@@ -85,6 +85,8 @@ def build_rewards(entries: Sequence[dict[str, Any]]) -> list[WeightedReward]:
 
 
 def _build(entry: dict[str, Any]) -> WeightedReward:
+    if isinstance(entry, str):  # --rewards cider_d,length
+        entry = {"name": entry}
     if not isinstance(entry, dict):
         raise RewardError(f"a reward is a mapping with `name` or `import_path`, got {entry!r}")
     if not set(entry) <= set(ENTRY_KEYS) or not {"name", "import_path"} & set(entry):
@@ -172,6 +174,6 @@ class _Bound(functools.partial):
         return self.func(**columns, **self.keywords)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("setup", "save_state", "load_state"):
+        if name in ("setup", "save_state", "load_state", "close"):
             return getattr(self.func, name)
         raise AttributeError(name)

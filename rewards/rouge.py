@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rewards.encoders import check_references
+from rewards.text import caption_texts
 from rewards.tokenizer import tokenize
 
 BETA = 1.2
@@ -43,8 +44,9 @@ class RougeLReward:
         self, completions: Sequence[str], references: Sequence[Sequence[str]], **columns: Any
     ) -> list[float]:
         """ROUGE-L of every completion; an empty one scores 0."""
-        check_references("rouge_l", completions, references)
-        pairs = zip(completions, references, strict=True)
+        captions = caption_texts(completions)
+        check_references("rouge_l", captions, references)
+        pairs = zip(captions, references, strict=True)
         return [_rouge_l(tokenize(caption), [tokenize(text) for text in group]) for caption, group in pairs]
 
 

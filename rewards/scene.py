@@ -29,6 +29,7 @@ from functools import lru_cache
 from typing import Any
 
 from rewards.encoders import check_references
+from rewards.text import caption_texts
 from rewards.tokenizer import tokenize
 
 MANY = math.inf
@@ -251,7 +252,7 @@ class EntityRecallReward:
         self, completions: Sequence[str], references: Sequence[Sequence[str]], **columns: Any
     ) -> list[float | None]:
         """Recall of every completion."""
-        return entity_recall(completions, references).per_caption
+        return entity_recall(caption_texts(completions), references).per_caption
 
 
 class CountAccuracyReward:
@@ -266,7 +267,7 @@ class CountAccuracyReward:
         self, completions: Sequence[str], references: Sequence[Sequence[str]], **columns: Any
     ) -> list[float | None]:
         """Accuracy of every completion."""
-        return count_accuracy(completions, references).per_caption
+        return count_accuracy(caption_texts(completions), references).per_caption
 
 
 def _scores(

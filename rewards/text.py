@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 # A caption that stops on one of these was not finished. The first line is the list of self-critical.pytorch
 # (`bad_endings` in captioning/models/AttModel.py), the second adds those of its captioning/utils/misc.py; the
@@ -20,6 +21,16 @@ _BAD_ENDINGS = """
 """
 BAD_ENDINGS = frozenset(_BAD_ENDINGS.split())
 REPEATED_NGRAM = 3
+
+
+def caption_texts(completions: Sequence[Any]) -> list[str]:
+    """Captions of completions as TRL passes them: texts, or for conversational prompts lists of messages."""
+    return [c if isinstance(c, str) else _content(c[-1]["content"]) for c in completions]
+
+
+def _content(content: Any) -> str:
+    """Text of a message: itself, or joined from its parts."""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def words(caption: str) -> list[str]:

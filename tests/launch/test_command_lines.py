@@ -13,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from scst.config import EvaluateRecipe
 from tests.worlds import write_model, write_recipe, write_risc
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,7 +101,8 @@ def test_whole_job_under_accelerate(world, tmp_path):
         done = start(*arguments)
         assert done.returncode == 0, done.stdout + done.stderr
     metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
-    assert set(metrics) == {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "meteor"}
+    assert set(metrics) == set(EvaluateRecipe().metrics)
+    assert set(metrics) >= {"bleu_1", "bleu_4", "rouge_l", "cider_d", "meteor", "bad_ending_rate"}
     assert all(set(entry) >= {"value", "ci95", "signature"} for entry in metrics.values())
     rows = [
         json.loads(line) for line in (tmp_path / "evaluation" / "predictions.jsonl").read_text().splitlines()
@@ -186,7 +188,7 @@ WRONG = {
     "unknown reward": (
         "scst",
         ["--rewards", "[{name: spice_girls}]"],
-        "unknown reward 'spice_girls'; known: cider_d",
+        "unknown reward 'spice_girls'; known: bad_ending, bleu, cider_d",
     ),
     "reward import": ("scst", ["--rewards", "[{import_path: 'no.such:thing'}]"], "cannot be imported"),
     "unknown metric": ("evaluate", ["--metrics", "[cider_e]"], "cider_e"),

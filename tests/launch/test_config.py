@@ -136,7 +136,7 @@ def test_training_argument_takes_its_type(name, text, value):
         ("sft", "prompt", 5, "expected str, got 5"),
         ("sft", "max_train_images", "many", "expected int or nothing, got 'many'"),
         ("sft", "overwrite", "yes please", "expected bool, got 'yes please'"),
-        ("scst", "rewards", "cider_d", "expected list, got 'cider_d'"),
+        ("scst", "rewards", 3, "expected list, got 3"),
         ("scst", "temperature", None, "expected float, got None"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 from rewards import registry
 from rewards.cider import CiderDReward
 from rewards.errors import RewardError
-from rewards.registry import build_rewards
+from rewards.registry import REWARDS, build_rewards
 
 
 def brevity(completions, target=12, **columns):
@@ -152,7 +152,7 @@ def test_a_broken_package_breaks_only_its_own_reward(announced):
 
 def test_an_unknown_name_lists_the_known(announced):
     announced(brevity="my_rewards:brevity")
-    with pytest.raises(RewardError, match="unknown reward 'cidre'; known: brevity, cider_d"):
+    with pytest.raises(RewardError, match="'cidre'; known: bad_ending, bleu, brevity, cider_d"):
         one(name="cidre")
 
 
@@ -173,13 +173,29 @@ def test_an_unknown_name_lists_the_known(announced):
         ({"name": "cider_d", "weight": "much"}, r"'cider_d': weight must be a finite number, got 'much'"),
         ({"name": "cider_d", "weight": float("nan")}, r"weight must be a finite number, got nan"),
         ({"name": "cider_d", "weight": None}, r"weight must be a finite number, got None"),
-        ("cider_d", r"a reward is a mapping with `name` or `import_path`, got 'cider_d'"),
+        (3, r"a reward is a mapping with `name` or `import_path`, got 3"),
     ],
     ids=str,
 )
 def test_wrong_entries_are_refused(entry, message):
     with pytest.raises(RewardError, match=message):
         build_rewards([entry])
+
+
+def test_a_bare_name_is_enough():
+    (reward,) = build_rewards(["cider_d"])
+    assert (reward.name, reward.weight) == ("cider_d", 1.0)
+
+
+def test_every_built_in_reward_is_built_or_says_what_it_needs():
+    """Under its own name, which TRL reads off the object."""
+    needs = {"clipscore": "no model given", "length": "target"}
+    for name in REWARDS:
+        if name in needs:
+            with pytest.raises(RewardError, match=needs[name]):
+                build_rewards([name])
+        else:
+            assert callable(build_rewards([name])[0].function)
 
 
 def test_an_empty_list_is_refused():

@@ -6,9 +6,11 @@ import json
 
 import pytest
 
+from rewards.registry import build_rewards
 from rewards.text import (
     bad_ending_rate,
     caption_statistics,
+    caption_texts,
     distinct_share,
     has_bad_ending,
     has_repetition,
@@ -104,3 +106,22 @@ def test_human_captions_hardly_end_badly(shared_data, name):
     lines = (shared_data / "captions" / f"{name}.jsonl").read_text().splitlines()
     captions = [caption for line in lines for caption in json.loads(line)["captions"]]
     assert bad_ending_rate(captions) < 0.01
+
+
+def test_conversational_completions_are_read_as_captions():
+    """TRL passes messages where prompts are conversations, with plain content or in parts."""
+    plain = ["a river", "two roads"]
+    messages = [[{"role": "assistant", "content": text}] for text in plain]
+    parts = [[{"role": "assistant", "content": [{"type": "text", "text": text}]}] for text in plain]
+    assert caption_texts(plain) == caption_texts(messages) == caption_texts(parts) == plain
+
+
+@pytest.mark.parametrize("name", ["cider_d", "bleu", "rouge_l", "entity_recall", "repetition", "bad_ending"])
+def test_rewards_take_conversational_completions(name):
+    (reward,) = build_rewards([name])
+    references = [["a river in a forest", "a river"], ["two roads", "a road"]]
+    if hasattr(reward.function, "setup"):
+        reward.function.setup({"references": references})
+    messages = [[{"role": "assistant", "content": text}] for text in ("a river a river", "two roads with")]
+    plain = reward.function(completions=["a river a river", "two roads with"], references=references)
+    assert reward.function(completions=messages, references=references) == plain
