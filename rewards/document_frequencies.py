@@ -86,7 +86,7 @@ class DocumentFrequencies:
         """SHA-256 over the table and all that must match; its first six digits stand in signatures."""
         digest = hashlib.sha256(json.dumps(self._header(), sort_keys=True).encode())
         for ngram in sorted(self.counts):
-            digest.update(f"{' '.join(ngram)}\t{self.counts[ngram]}\n".encode())
+            digest.update(f"{' '.join(ngram)}\t{self.counts[ngram]}\n".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
@@ -95,7 +95,7 @@ class DocumentFrequencies:
         table = {" ".join(ngram): count for ngram, count in self.counts.items()}
         content = self._header() | {"fingerprint": self.fingerprint, "counts": table}
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        partial.write_text(json.dumps(content), encoding="utf-8")
         os.replace(partial, path)
 
     @classmethod

@@ -134,3 +134,10 @@ def test_images_without_words_are_documents_too():
     frequencies = DocumentFrequencies.from_references([[], [" ."], ["a road"]], eos="omitted")
     assert frequencies.num_images == 3
     assert frequencies.counts == {("a",): 1, ("road",): 1, ("a", "road"): 1}
+
+
+def test_a_table_of_odd_characters_survives_a_file(tmp_path):
+    """A lone surrogate cannot be written as UTF-8 by itself."""
+    table = DocumentFrequencies({("\udc80",): 1, ("漢", "é"): 2}, num_images=3, split="train", eos="omitted")
+    table.save(tmp_path / "df.json")
+    assert DocumentFrequencies.load(tmp_path / "df.json") == table

@@ -1,4 +1,4 @@
-"""Whatever a policy may write, every Java-free metric and reward answers with finite numbers, or with None."""
+"""Whatever a policy writes, every Java-free metric and reward answers with finite numbers, or with None."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from rewards.metrics import METRICS, Corpus, MetricSettings
 from rewards.mixture import RewardMixture
 from rewards.registry import REWARDS, build_rewards
 
-WORDS = "a the two 3 many of with green tree trees river ' \" . , - -- ( ) 's n't 1,000 1/2".split()
+WORDS = ["a", "the", "two", "3", "many", "of", "with", "green", "tree", "trees", "river", "1,000", "1/2"]
+WORDS += ["'", '"', ".", ",", "-", "--", "(", ")", "'s", "n't"]
 ODD = [
     "",
     " ",
