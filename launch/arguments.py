@@ -36,6 +36,7 @@ class Arguments:
 
     recipe: Any
     dry_run: bool = False
+    plan: bool | str = False
     positional: list[str] = field(default_factory=list)
 
 
@@ -79,9 +80,25 @@ def parse(stage: str, argv: Sequence[str]) -> Arguments:
     """
     flags, positional = _split_flags(argv)
     config = flags.pop("config", None)
-    dry_run = flags.pop("dry_run", False)
+    dry_run = bool(flags.pop("dry_run", False))
+    plan = _plan(flags.pop("plan", False), dry_run) if _is_training(stage) else False
     base = read_recipe_file(config) if config else _default_settings(stage, flags.get("adapter"))
-    return Arguments(build_recipe(stage, base | flags), bool(dry_run), positional)
+    return Arguments(build_recipe(stage, base | flags), dry_run, plan, positional)
+
+
+def _is_training(stage: str) -> bool:
+    return any(f.name == "training" for f in dataclasses.fields(RECIPES[stage]))
+
+
+def _plan(value: Any, dry_run: bool) -> bool | str:
+    """What ``--plan`` asks for: nothing, the tables and JSON on the screen, or JSON in a file."""
+    if value and dry_run:
+        raise RecipeError("--plan and --dry_run exclude each other: a plan loads the model and runs steps")
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or not value.endswith(".json") or Path(value).is_dir():
+        raise RecipeError(f"--plan: expected nothing or a file to write, FILE.json; got {value!r}")
+    return value
 
 
 def _default_settings(stage: str, adapter: str | None) -> dict[str, Any]:
@@ -146,18 +163,19 @@ def help_text(stage: str, usage: str) -> str:
     """What ``--help`` prints: the script's docstring and every key with its default."""
     lines = [usage.strip(), "", "flags:"]
     lines += ["  --config RECIPE.yaml   flat `key: value` lines; every key can be overridden as --key value"]
-    lines += [
-        "  --dry_run              check recipe and dataset, print the resolved recipe, load no model",
-        "",
-        "keys:",
-    ]
+    lines += ["  --dry_run              check recipe and dataset, print the resolved recipe, load no model"]
+    if _is_training(stage):
+        lines += [
+            "  --plan [FILE.json]     run a few steps, project the time of the whole run, write nothing else"
+        ]
+    lines += ["", "keys:"]
     for f in dataclasses.fields(RECIPES[stage]):
         if f.name == "training":
             continue
         default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
         choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
         lines.append(f"  {f.name:24} {f.metadata['help']}{choices} [{default}]")
-    if any(f.name == "training" for f in dataclasses.fields(RECIPES[stage])):
+    if _is_training(stage):
         lines += ["", "and every name of transformers.TrainingArguments:"]
         lines.append("  " + ", ".join(sorted(training_argument_names())))
     return "\n".join(lines)

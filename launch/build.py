@@ -59,9 +59,9 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="__array__ implementation")
 
 
-def make_console() -> Console:
+def make_console(*, quiet: bool = False) -> Console:
     """The console of the main process; other processes stay silent."""
-    return Console(quiet=not PartialState().is_main_process, width=None if os.isatty(1) else 140)
+    return Console(quiet=quiet or not PartialState().is_main_process, width=None if os.isatty(1) else 140)
 
 
 def check_inputs(recipe: Any) -> str:

@@ -21,6 +21,7 @@ from scst.data.supervision import CaptionChoice
 from scst.errors import RecipeError
 from scst.evaluation.metrics import check_metrics
 from scst.records import checkpoint_to_resume
+from scst.rollout.features import FeatureCache
 from scst.trainer import Objective, SCSTTrainer
 from scst.types import Sampling
 from scst.validation import CaptionValidation
@@ -43,6 +44,8 @@ def check_settings(recipe: Any) -> None:
     aimless = [name for name in recipe.watched_metrics if METRICS[name].direction == 0]
     if aimless:
         raise RecipeError(f"watched_metrics: of {', '.join(aimless)} neither more nor less is better")
+    if recipe.feature_cache is True:
+        raise RecipeError("feature_cache: expected off or a folder, got true")
     if recipe.watch_patience < 1:
         raise RecipeError(f"watch_patience: expected 1 or more, got {recipe.watch_patience}")
     sampling_of(recipe)
@@ -159,10 +162,23 @@ def build_trainer(
         choice=CaptionChoice(recipe.caption_policy, recipe.seed),
         callbacks=[RichProgress(console, "SCST"), SaveRewardState(reward), *build.stopping_callbacks(recipe)],
     )
+    trainer.feature_cache = build_feature_cache(recipe, model, processor, data)
     trainer.add_callback(SampleTable(console, recipe.table_steps, lambda: trainer.last_step))
     if validation and recipe.watched_metrics:
         trainer.add_callback(_build_alarm(recipe, validation, console))
     return trainer
+
+
+def build_feature_cache(recipe: Any, model: Any, processor: Any, data: LoadedData) -> FeatureCache | None:
+    """The cache of the training images' features, where the recipe names a folder for it.
+
+    Raises:
+        RecipeError: when the adapter trains the vision tower or the projector.
+    """
+    if recipe.feature_cache in (False, "off"):
+        return None
+    image_ids = data.splits[recipe.train_split]["image_id"]
+    return FeatureCache(recipe.feature_cache, model, processor, image_ids)
 
 
 def _build_validation(
@@ -185,7 +201,8 @@ def _build_alarm(recipe: Any, validation: CaptionValidation, console: Console) -
     )
 
 
-def evaluation_defaults(recipe: Any) -> dict[str, Any]:
+def training_arguments(recipe: Any) -> Any:
     """The watch compares with the policy that SCST began with: evaluate before the first step."""
     watches = recipe.watched_metrics and recipe.training.get("eval_strategy", "no") != "no"
-    return {"eval_on_start": recipe.training.get("eval_on_start", True)} if watches else {}
+    stage = {"eval_on_start": recipe.training.get("eval_on_start", True)} if watches else {}
+    return build.build_training_arguments(recipe, **stage)

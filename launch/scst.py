@@ -1,6 +1,7 @@
 """Stage 2: refine an adapter with self-critical sequence training.
 
     accelerate launch launch/scst.py --config recipes/rsicd/scst.yaml --adapter DIR
+    python launch/scst.py --config ... --adapter DIR --plan        (a few steps; how long it will take)
     python launch/scst.py --adapter DIR                            (the rest from the quickstart recipe)
 
 Leaves the refined adapter, the processor, trainer_state.json, run.json and the document frequencies of the
@@ -22,7 +23,7 @@ def run(arguments: Arguments) -> None:
     recipe = arguments.recipe
     refuse_positional(arguments)
     started = time.time()
-    from launch import build, build_scst
+    from launch import build, build_scst, plan
     from scst.data.collate import SCSTCollator
 
     build.quiet_libraries()
@@ -30,18 +31,24 @@ def run(arguments: Arguments) -> None:
     reward = build_scst.build_reward(recipe)
     if answer_dry_run(arguments):
         return
-    console = build.make_console()
+    console = build.make_console(quiet=bool(arguments.plan))
     base = build.check_inputs(recipe)
-    build.open_output_dir(recipe)
-    data = build.load_data(recipe, build.training_splits(recipe), console)
-    args = build.build_training_arguments(recipe, **build_scst.evaluation_defaults(recipe))
-    model, processor = build.build_policy(recipe, base, trainable=True)
-    with closing(reward):
+    with closing(reward), plan.recipe_to_run(arguments) as recipe:
+        build.open_output_dir(recipe)
+        data = build.load_data(recipe, build.training_splits(recipe), console)
+        build_scst.training_arguments(recipe)  # a wrong one is refused before the model is loaded
+        model, processor = build.build_policy(recipe, base, trainable=True)
         build_scst.setup_reward(reward, data.splits[recipe.train_split], recipe)
         build.preview(recipe, data, processor, console)
         collator = SCSTCollator(processor, recipe.prompt)
-        trainer = build_scst.build_trainer(recipe, args, model, processor, collator, reward, data, console)
-        build.run_training(trainer, recipe, data, stage="scst", console=console, started=started)
+
+        def trainer_of(recipe):
+            args = build_scst.training_arguments(recipe)
+            return build_scst.build_trainer(recipe, args, model, processor, collator, reward, data, console)
+
+        if not plan.answer_plan(arguments, recipe, trainer_of, data, stage="scst", started=started):
+            trainer = trainer_of(recipe)
+            build.run_training(trainer, recipe, data, stage="scst", console=console, started=started)
 
 
 if __name__ == "__main__":

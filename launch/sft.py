@@ -1,6 +1,7 @@
 """Stage 1: train a QLoRA adapter on human captions.
 
     accelerate launch launch/sft.py --config recipes/rsicd/sft.yaml
+    python launch/sft.py --config ... --plan                      (a few steps; how long it will take)
     python launch/sft.py --dataset DATA --output_dir DIR          (the rest from the quickstart recipe)
 
 Leaves a PEFT adapter, the processor, trainer_state.json and run.json in output_dir.
@@ -22,32 +23,24 @@ def run(arguments: Arguments) -> None:
     if answer_dry_run(arguments):
         return
     started = time.time()
-    from launch import build
-    from scst.callbacks import RichProgress
-    from scst.data.collate import SFTCollator
-    from scst.data.supervision import CaptionChoice
-    from scst.sft import SFT_ARGUMENTS, CaptionSFTTrainer, SFTConfig
+    from launch import build, build_sft, plan
 
     build.quiet_libraries()
-    console = build.make_console()
+    console = build.make_console(quiet=bool(arguments.plan))
     base = build.check_inputs(recipe)
-    build.open_output_dir(recipe)
-    data = build.load_data(recipe, build.training_splits(recipe), console)
-    args = build.build_training_arguments(recipe, SFTConfig, **SFT_ARGUMENTS)
-    model, processor = build.build_policy(recipe, base, trainable=True)
-    choice = CaptionChoice(recipe.caption_policy, recipe.seed)
-    collator = SFTCollator(processor, recipe.prompt, choice, recipe.max_new_tokens)
-    build.preview(recipe, data, processor, console)
-    trainer = CaptionSFTTrainer(
-        model,
-        args,
-        train_dataset=choice.expand(data.splits[recipe.train_split]),
-        data_collator=collator,
-        processor=processor,
-        validation=build.build_validation(recipe, data, processor, args),
-        callbacks=[RichProgress(console, "SFT"), *build.stopping_callbacks(recipe)],
-    )
-    build.run_training(trainer, recipe, data, stage="sft", console=console, started=started)
+    with plan.recipe_to_run(arguments) as recipe:
+        build.open_output_dir(recipe)
+        data = build.load_data(recipe, build.training_splits(recipe), console)
+        build_sft.training_arguments(recipe)  # a wrong one is refused before the model is loaded
+        model, processor = build.build_policy(recipe, base, trainable=True)
+        build.preview(recipe, data, processor, console)
+
+        def trainer_of(recipe):
+            return build_sft.build_trainer(recipe, model, processor, data, console)
+
+        if not plan.answer_plan(arguments, recipe, trainer_of, data, stage="sft", started=started):
+            trainer = trainer_of(recipe)
+            build.run_training(trainer, recipe, data, stage="sft", console=console, started=started)
 
 
 if __name__ == "__main__":

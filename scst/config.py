@@ -129,6 +129,9 @@ class SCSTRecipe(ModelKeys, DataKeys, ValidationKeys, RunKeys):
         "random", "human caption for cross_entropy_weight", ["first", "random", "longest"]
     )
     scoring: str = key("packed", "layout of the scoring pass", ["packed", "plain"])
+    feature_cache: bool | str = key(
+        False, "off, or a folder: keep image features of the frozen vision tower there over epochs and runs"
+    )
     watched_metrics: list = key(
         ["cider_d", "bleu_4", "rouge_l", "repetition_rate", "bad_ending_rate"],
         "held-out metrics that must not fall while the reward rises (at every evaluation); []: none",

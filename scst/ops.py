@@ -33,12 +33,14 @@ def policy_logits(
     Returns:
         (..., V) float32 logits, ``-inf`` where the probability is zero.
     """
-    logits = logits.float().masked_fill(forbidden, -torch.inf)
+    impossible = forbidden
     too_early = positions < sampling.min_new_tokens
     if too_early.any():
         is_eos = torch.arange(logits.shape[-1], device=logits.device) == eos_token_id
-        logits = logits.masked_fill(too_early.unsqueeze(-1) & is_eos, -torch.inf)
-    logits = logits / sampling.temperature
+        impossible = forbidden | (too_early.unsqueeze(-1) & is_eos)
+    logits = logits.float().masked_fill(impossible, -torch.inf)  # every pass over V numbers counts here
+    if sampling.temperature != 1.0:
+        logits = logits / sampling.temperature
     if sampling.top_k == 0 and sampling.top_p == 1.0:
         return logits
     removed = _outside_top_k(logits, sampling.top_k) | _outside_top_p(logits, sampling.top_p)
@@ -72,8 +74,28 @@ def token_logprobs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 def token_entropy(logits: torch.Tensor) -> torch.Tensor:
     """(...) entropy in nats of softmax of ``logits`` (..., V); ``-inf`` logits contribute nothing."""
+    return _entropy(logits.log_softmax(-1))
+
+
+def logprobs_and_entropy(
+    logits: torch.Tensor, ids: torch.Tensor, *, entropy_gradient: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`token_logprobs` and :func:`token_entropy` with one normalisation of the vocabulary for both.
+
+    Args:
+        logits: (..., V).
+        ids: (...) tokens.
+        entropy_gradient: False makes the entropy a constant.
+    """
     logprobs = logits.log_softmax(-1)
-    return -(logprobs.exp() * logprobs.masked_fill(logprobs.isinf(), 0.0)).sum(-1)
+    chosen = logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    return chosen, _entropy(logprobs if entropy_gradient else logprobs.detach())
+
+
+def _entropy(logprobs: torch.Tensor) -> torch.Tensor:
+    """(...) entropy of normalised ``logprobs`` (..., V)."""
+    finite = logprobs.clamp(min=-1000.0)  # no number changes: exp(-1000) is 0 as exp(-inf) is
+    return -(logprobs.exp() * finite).sum(-1)
 
 
 def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from scst.data.collate import SFTCollator
+from scst.memory import PhaseMeter
 from scst.validation import CaptionValidation, CaptionValidationMixin
 
 SFT_ARGUMENTS = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
@@ -58,6 +59,14 @@ class CaptionSFTTrainer(CaptionValidationMixin, SFTTrainer):
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        self.phases = PhaseMeter(self.args.device)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Forward and backward of a micro-batch; its peak memory is logged as ``memory_gb_loss``."""
+        with self.phases.measure("loss") as usage:
+            loss = super().training_step(*args, **kwargs)
+        self._metrics["train"]["memory_gb_loss"].append(usage.peak_gb)
+        return loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Held-out loss on the same human captions at every evaluation, whatever the epoch."""

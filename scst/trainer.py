@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +17,28 @@ from rewards.text import bad_ending_rate, mean_length, repetition_rate
 from scst import ops
 from scst.data.supervision import CaptionChoice
 from scst.errors import ScstError
+from scst.memory import (
+    FittingParts,
+    PhaseMeter,
+    average_gradients,
+    gradients_kept_on_error,
+    join_rollouts,
+    select_images,
+)
 from scst.models.adapters import AdapterSnapshot
 from scst.models.policy import Policy
 from scst.models.prompts import caption_token_ids, forbidden_token_mask
 from scst.objective.advantages import advantage_shares, compute_advantages
 from scst.objective.losses import cross_entropy_loss, kl_divergence, kl_penalty, policy_gradient_loss
 from scst.rollout.decode import rollout as run_rollout
-from scst.rollout.scoring import score
+from scst.rollout.head import CHUNK
+from scst.rollout.scoring import distinct_captions, score, without_zero_advantages
 from scst.trainer_stop import StopOnRewardErrorMixin
 from scst.types import PromptBatch, RewardOutput, Rollout, Sampling, TokenScores
 from scst.validation import CaptionValidation, CaptionValidationMixin
+
+LESS_MEMORY = "a smaller max_new_tokens, quantization: nf4"
+"""What to change when a single image is too much."""
 
 MAX_LOGPROB_GAP = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.5}
 """Mean gap in nats between sampled and re-scored logprobs above which a run is refused at its start."""
@@ -42,6 +54,9 @@ class Objective:
         entropy_weight: of the entropy bonus.
         cross_entropy_weight: of cross-entropy on a human caption, added to the policy-gradient loss.
         layout: of the scoring pass (``scst.rollout.scoring.LAYOUTS``).
+        merge_captions: score equal captions of an image once.
+        skip_zero_advantages: leave out captions whose gradient is exactly zero.
+        head_chunk: caption tokens whose logits exist at one time; 0: all of them.
     """
 
     baseline: str = "greedy"
@@ -49,6 +64,9 @@ class Objective:
     entropy_weight: float = 0.0
     cross_entropy_weight: float = 0.0
     layout: str = "packed"
+    merge_captions: bool = True
+    skip_zero_advantages: bool = True
+    head_chunk: int = CHUNK
 
 
 @dataclass(frozen=True)
@@ -73,7 +91,11 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionValidationMixin, Trainer):
     from the distribution in sampling and scoring alike; dropout is off; only adapter weights change.
 
     The loss is the mean over captions of the sum over their tokens. It does not depend on how a batch is cut
-    into micro-batches or spread over devices: draws are a function of (seed, step, image id).
+    into micro-batches or spread over devices: draws are a function of (seed, step, image id). So when memory
+    runs out, sampling or scoring goes on with half the images at a time and the step is the same
+    (``micro_batch_rollout`` and ``micro_batch_loss`` in the log; not under DeepSpeed or FSDP, where the
+    processes meet within every pass). Gradients of several processes are averaged after the last backward
+    pass of a step and not within it, so that each may need a different number of them.
 
     Args:
         model: a PEFT model with a trainable adapter.
@@ -105,6 +127,9 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionValidationMixin, Trainer):
         choice: CaptionChoice | None = None,
         callbacks: Sequence[Any] | None = None,
     ):
+        args.ddp_broadcast_buffers = (
+            False  # they are constants, and a retried forward must not wait for others
+        )
         super().__init__(
             model=model,
             args=args,
@@ -125,6 +150,15 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionValidationMixin, Trainer):
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._policies: dict[int, Policy] = {}
         self._logprobs_checked = False
+        self.phases = PhaseMeter(self.args.device)
+        self.parts = {
+            "rollout": FittingParts("sampling", f"fewer num_samples, {LESS_MEMORY}"),
+            "loss": FittingParts(
+                "scoring", f"gradient_checkpointing: true, fewer num_samples, {LESS_MEMORY}"
+            ),
+        }
+        for parts in self.parts.values():
+            parts.can_split = not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
@@ -144,19 +178,86 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionValidationMixin, Trainer):
         prompts = PromptBatch(**self._prepare_inputs(inputs))
         policy = self._policy(model)
         with self._timed("rollout"):
-            rollout = self.sample(policy, prompts, columns["image_id"])
+            rollout = self._sample_in_parts(policy, prompts, columns["image_id"])
         with self._timed("reward"):
             rewards = self.reward_captions(rollout, columns)
             advantages = compute_advantages(self.objective.baseline, rewards.sampled, rewards.greedy)
         with self._timed("loss"):
-            loss = self.caption_losses(policy, rollout, advantages.to(policy.device), columns).sum()
-            loss = (
-                loss / self._num_captions(num_items_in_batch, len(prompts)) * self.accelerator.num_processes
+            num_captions = self._num_captions(num_items_in_batch, len(prompts))
+            loss = self._backward_in_parts(
+                model, rollout, advantages.to(policy.device), columns, num_captions
             )
-            self.accelerator.backward(loss, **self._backward_arguments())
         self._record(rollout, rewards, advantages, columns)
         self._metrics["images_per_s"].append(len(prompts) / (time.perf_counter() - started))
-        return loss.detach()
+        return loss
+
+    def _sample_in_parts(self, policy: Policy, prompts: PromptBatch, image_ids: Sequence[str]) -> Rollout:
+        """The rollout of a micro-batch, of as many images at a time as fit into memory."""
+        rollouts: list[Rollout] = []
+
+        def sample(images: slice) -> None:
+            rollouts.append(self.sample(policy, prompts.select(images), image_ids[images]))
+
+        self._run_in_parts("rollout", len(prompts), sample)
+        return join_rollouts(rollouts, policy.pad_token_id)
+
+    def _backward_in_parts(
+        self,
+        model: torch.nn.Module,
+        rollout: Rollout,
+        advantages: torch.Tensor,
+        columns: dict[str, list[Any]],
+        num_captions: torch.Tensor | int,
+    ) -> torch.Tensor:
+        """Add the gradient of a micro-batch, of as many images at a time as fit into memory.
+
+        Args:
+            model: the model, wrapped for its devices.
+            rollout: of B images.
+            advantages: (B, K).
+            columns: a value per image and column.
+            num_captions: of the optimizer step, over all micro-batches and processes.
+
+        Returns:
+            The loss, a scalar without gradient.
+        """
+        policy, losses = self._policy(model), []
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        averages = isinstance(model, torch.nn.parallel.DistributedDataParallel)
+
+        def backward(images: slice) -> None:
+            part = {name: values[images] for name, values in columns.items()}
+            with model.no_sync() if averages else nullcontext(), gradients_kept_on_error(trainable):
+                loss = self.caption_losses(policy, select_images(rollout, images), advantages[images], part)
+                loss = loss.sum() / num_captions * self.accelerator.num_processes
+                self.accelerator.backward(loss, **self._backward_arguments())
+            losses.append(loss.detach())
+
+        self._run_in_parts("loss", len(rollout.prompts), backward)
+        if averages and self.accelerator.sync_gradients:
+            average_gradients(trainable, self.accelerator)
+        return torch.stack(losses).sum()
+
+    def _run_in_parts(self, phase: str, num_images: int, work: Callable[[slice], None]) -> None:
+        """Run a phase. What its parts log counts by their images; what a failed part logged is dropped."""
+        logged: dict[str, list[float]] = defaultdict(list)
+        sizes: dict[str, int] = defaultdict(int)
+
+        def logging_work(images: slice) -> None:
+            everything, self._metrics = self._metrics, defaultdict(list)
+            try:
+                work(images)
+                for name, values in self._metrics.items():
+                    size = images.stop - images.start
+                    logged[name].append(sum(values) / len(values) * size)
+                    sizes[name] += size
+            finally:
+                self._metrics = everything
+
+        self.parts[phase].run(num_images, logging_work)
+        for name, values in logged.items():
+            self._metrics[name].append(sum(values) / sizes[name])
+        self._metrics[f"micro_batch_{phase}"].append(self.parts[phase].size(num_images))
 
     def sample(self, policy: Policy, prompts: PromptBatch, image_ids: Sequence[str]) -> Rollout:
         """The rollout of a micro-batch, in eval mode."""
@@ -167,9 +268,11 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionValidationMixin, Trainer):
             num_samples=self.sampling.num_samples,
             length=self.sampling.max_new_tokens,
         )
+        cache = getattr(self, "feature_cache", None)  # a scst.rollout.features.FeatureCache
         self.model.eval()
-        with self.compute_loss_context_manager():
-            result = run_rollout(policy, self.processor, prompts, self.sampling, uniforms)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            features = cache.features(policy, prompts.pixel_values, image_ids) if cache else None
+            result = run_rollout(policy, self.processor, prompts, self.sampling, uniforms, features)
         self.model.train()
         return result
 
@@ -207,41 +310,71 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionValidationMixin, Trainer):
     def caption_losses(
         self, policy: Policy, rollout: Rollout, advantages: torch.Tensor, columns: dict[str, list[Any]]
     ) -> torch.Tensor:
-        """(B, K) loss of every sampled caption, with gradients."""
+        """(B, K) loss of every sampled caption, with gradients.
+
+        Captions that were not scored have the loss 0, which is what their advantage makes of it. ``entropy``
+        and ``logprob_gap`` are means over the tokens of the captions whose scores are known (duplicates count
+        as often as they were drawn), ``kl`` is one over all captions, or all of the first image.
+        """
+        scored_as = self._scored_as(rollout, advantages)
         with self.compute_loss_context_manager():
             scores = self._score(
-                policy, rollout.prompts, rollout.completion_ids, rollout.completion_mask, rollout
+                policy, rollout.prompts, rollout.completion_ids, rollout.completion_mask, rollout, scored_as
             )
-        self._check_logprobs(policy, scores, rollout)
+        self._record_scores(policy, scores, rollout, scored_as)
         if self.objective.kl_weight:
-            ref_logprobs = self._ref_logprobs(policy, rollout)
+            ref_logprobs = self._ref_logprobs(policy, rollout, scored_as)
             penalty = kl_penalty(scores.logprobs, ref_logprobs, rollout.completion_mask)
             advantages = advantages - self.objective.kl_weight * penalty
             self._log_kl(scores.logprobs, ref_logprobs, rollout.completion_mask)
         elif self._logs_this_step():
             first = slice(0, 1)
-            self._log_kl(
-                scores.logprobs[first],
-                self._ref_logprobs(policy, rollout, first),
-                rollout.completion_mask[first],
-            )
-        self._metrics["entropy"].append(ops.masked_mean(scores.entropy, rollout.completion_mask).item())
+            ref_logprobs = self._ref_logprobs(policy, rollout, scored_as, first)
+            self._log_kl(scores.logprobs[first], ref_logprobs, rollout.completion_mask[first])
         losses = policy_gradient_loss(scores.logprobs, rollout.completion_mask, advantages)
         losses = losses - self.objective.entropy_weight * scores.entropy.sum(-1)
         if self.objective.cross_entropy_weight:
             human = self._human_caption_losses(policy, rollout, columns["references"], columns["image_id"])
             losses = losses + self.objective.cross_entropy_weight * human
-        return losses
+        return losses if losses.requires_grad else losses + self._zero()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means of the step metrics since the last log, over all processes."""
+        """Add the step metrics since the last log: means, of memory the maximum, over all processes."""
         if self._metrics and "loss" in logs:
             names = sorted(self._metrics)
-            means = torch.tensor([sum(self._metrics[n]) / len(self._metrics[n]) for n in names])
-            means = self.accelerator.reduce(means.to(self.args.device), reduction="mean").tolist()
-            logs = {**logs, **dict(zip(names, means, strict=True))}
+            here = torch.tensor([_summary(name, self._metrics[name]) for name in names])
+            everywhere = self.accelerator.gather(here.to(self.args.device)).view(-1, len(names))
+            values = [_summary(*pair) for pair in zip(names, everywhere.T.tolist(), strict=True)]
+            logs = {**logs, **dict(zip(names, values, strict=True))}
             self._metrics.clear()
         super().log(logs, start_time)
+
+    def _scored_as(self, rollout: Rollout, advantages: torch.Tensor) -> torch.Tensor:
+        """(B, K) whose scores each caption takes, -1 where none are needed: ``scored_as`` of :func:`score`.
+
+        Zero advantages stay where another term adds to them: the KL penalty or the entropy bonus. The first
+        image stays whole in steps that log its KL, so that this mean is over all captions. Of several
+        processes each keeps one caption at least: the backward pass is where they meet.
+        """
+        if not self.objective.merge_captions:
+            num_images, num_samples = advantages.shape
+            everyone = torch.arange(num_samples, device=advantages.device).expand(num_images, -1)
+        else:
+            everyone = distinct_captions(rollout.completion_ids, rollout.completion_mask)
+        needs_all = self.objective.kl_weight or self.objective.entropy_weight
+        if needs_all or not self.objective.skip_zero_advantages:
+            return everyone
+        needed = without_zero_advantages(everyone, advantages)
+        if self._logs_this_step():
+            needed[0] = everyone[0]
+        elif self.accelerator.num_processes > 1 and (needed < 0).all():
+            needed = everyone.masked_fill(everyone > 0, -1)
+            needed[1:] = -1
+        return needed
+
+    def _zero(self) -> torch.Tensor:
+        """A loss of 0 that hangs on the adapter, for a micro-batch that changes nothing."""
+        return 0.0 * sum(p.sum() for p in self.model.parameters() if p.requires_grad)
 
     def _score(
         self,
@@ -250,6 +383,7 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionValidationMixin, Trainer):
         ids: torch.Tensor,
         mask: torch.Tensor,
         rollout: Rollout,
+        scored_as: torch.Tensor | None = None,
         sampling: Sampling | None = None,
     ) -> TokenScores:
         features = rollout.image_features
@@ -261,9 +395,14 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionValidationMixin, Trainer):
             sampling or self.sampling,
             image_features=features[: len(prompts)] if features is not None else None,
             layout=self.objective.layout,
+            scored_as=scored_as,
+            head_chunk=self.objective.head_chunk,
+            entropy_gradient=bool(self.objective.entropy_weight),
         )
 
-    def _ref_logprobs(self, policy: Policy, rollout: Rollout, images: slice = slice(None)) -> torch.Tensor:
+    def _ref_logprobs(
+        self, policy: Policy, rollout: Rollout, scored_as: torch.Tensor, images: slice = slice(None)
+    ) -> torch.Tensor:
         """(B, K, T) logprobs under the SFT policy of the first images of the rollout."""
         with torch.no_grad(), self.compute_loss_context_manager(), self.sft_policy.applied(self.model):
             return self._score(
@@ -272,6 +411,7 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionValidationMixin, Trainer):
                 rollout.completion_ids[images],
                 rollout.completion_mask[images],
                 rollout,
+                scored_as[images],
             ).logprobs
 
     def _human_caption_losses(
@@ -287,14 +427,25 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionValidationMixin, Trainer):
         ids, mask = ids.unsqueeze(1).to(policy.device), mask.unsqueeze(1).to(policy.device)
         plain = Sampling(num_samples=1, max_new_tokens=limit, min_new_tokens=0)
         with self.compute_loss_context_manager():
-            scores = self._score(policy, rollout.prompts, ids, mask, rollout, plain)
+            scores = self._score(policy, rollout.prompts, ids, mask, rollout, sampling=plain)
         return cross_entropy_loss(scores.logprobs, mask)
 
-    def _check_logprobs(self, policy: Policy, scores: TokenScores, rollout: Rollout) -> None:
+    def _record_scores(
+        self, policy: Policy, scores: TokenScores, rollout: Rollout, scored_as: torch.Tensor
+    ) -> None:
+        """What the log says about the captions that were scored, if any."""
+        own = torch.arange(scored_as.shape[1], device=scored_as.device)
+        self._metrics["scored_share"].append((scored_as == own).float().mean().item())
+        known = rollout.completion_mask & (scored_as >= 0).unsqueeze(-1)
+        if known.any():
+            self._metrics["entropy"].append(ops.masked_mean(scores.entropy, known).item())
+            self._check_logprobs(policy, scores, rollout, known)
+
+    def _check_logprobs(
+        self, policy: Policy, scores: TokenScores, rollout: Rollout, known: torch.Tensor
+    ) -> None:
         """At the first step of a run: what was sampled and what is scored must be one distribution."""
-        gap = ops.masked_mean(
-            (scores.logprobs - rollout.sampled_logprobs).abs(), rollout.completion_mask
-        ).item()
+        gap = ops.masked_mean((scores.logprobs - rollout.sampled_logprobs).abs(), known).item()
         self._metrics["logprob_gap"].append(gap)
         if self._logprobs_checked:
             return
@@ -377,9 +528,14 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionValidationMixin, Trainer):
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._metrics[f"seconds_{phase}"].append(time.perf_counter() - started)
+        with self.phases.measure(phase) as usage:
+            yield
+        self._metrics[f"seconds_{phase}"].append(usage.seconds)
+        self._metrics[f"memory_gb_{phase}"].append(usage.peak_gb)
+
+
+def _summary(name: str, values: list[float]) -> float:
+    return max(values) if name.startswith("memory_gb_") else sum(values) / len(values)
 
 
 def _token_ids(rollout: Rollout) -> list[list[int]]:

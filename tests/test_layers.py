@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 GROUND = {"scst", "scst.config", "scst.errors", "scst.ops", "scst.records", "scst.types"}
-PARTS = ("scst.data", "scst.models", "scst.objective", "scst.rollout")
-STAGES = ("scst.sft", "scst.trainer", "scst.watch", "scst.validation", "scst.callbacks", "scst.evaluation")
+PARTS = ("scst.data", "scst.memory", "scst.models", "scst.objective", "scst.rollout")
+STAGES = ("scst.sft", "scst.trainer", "scst.plan", "scst.watch", "scst.validation")
+STAGES += ("scst.callbacks", "scst.evaluation")
 CONTRACTS = ("document_frequencies", "errors", "metrics", "mixture", "text")
 REWARD_CONTRACTS = {f"rewards.{name}" for name in CONTRACTS}
 NEURAL = {f"rewards.{name}" for name in ("encoders", "clipscore", "sentence_similarity", "bertscore")}

@@ -208,6 +208,24 @@ def test_gradients_through_impossible_tokens_are_finite_and_right(sampling):
     assert (gradient[~possible] == 0).all()
 
 
+@pytest.mark.parametrize("entropy_gradient", [True, False])
+def test_logprobs_and_entropy_are_those_of_either_function(entropy_gradient):
+    logits = 5 * torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
+    logits[:, 3], logits[2, 4:] = -INF, -INF
+    logits[5, :8] -= 5000.0  # probabilities of exactly zero that are no -inf
+    ids = torch.tensor([0, 1, 2, 4, 5, 8])
+    separate, together = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    expected = ops.token_logprobs(separate, ids), ops.token_entropy(separate)
+    found = ops.logprobs_and_entropy(together, ids, entropy_gradient=entropy_gradient)
+    for value, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, right)
+    assert found[1].requires_grad == entropy_gradient
+    (300 * found[0].sum() + (300 * found[1].sum() if entropy_gradient else 0)).backward()
+    (300 * expected[0].sum() + (300 * expected[1].sum() if entropy_gradient else 0)).backward()
+    assert torch.isfinite(together.grad).all()
+    torch.testing.assert_close(together.grad, separate.grad)
+
+
 def test_masked_mean():
     values, mask = torch.tensor([1.0, 3.0, 100.0]), torch.tensor([True, True, False])
     assert ops.masked_mean(values, mask).item() == 2.0

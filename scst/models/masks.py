@@ -18,11 +18,15 @@ def prompt_mask(prompts: PromptBatch) -> torch.Tensor:
     return _attend_to_self(keys).unsqueeze(1)
 
 
-def decode_mask(prompts: PromptBatch, rows_per_prompt: int, num_generated: int) -> torch.Tensor:
-    """(B * rows, 1, 1, P + num_generated) bool: the newest token sees its prompt and all its own tokens."""
-    keys = prompts.attention_mask.repeat_interleave(rows_per_prompt, 0)
-    generated = keys.new_ones(keys.shape[0], num_generated)
-    return torch.cat([keys, generated], 1)[:, None, None, :]
+def slot_mask(prompt_keys: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """(B, 1, S, P + C) bool: each of S decoded slots sees its prompt and its own past, never another row's.
+
+    Args:
+        prompt_keys: (B, P) bool, True on real prompt tokens.
+        visible: (B, S, C) bool, the generated columns that are a slot's own past, its newest token included.
+    """
+    prompt = prompt_keys[:, None].expand(-1, visible.shape[1], -1)
+    return torch.cat([prompt, visible], 2).unsqueeze(1)
 
 
 def suffix_mask(prompts: PromptBatch, caption_mask: torch.Tensor) -> torch.Tensor:

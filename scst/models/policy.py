@@ -6,6 +6,7 @@ depends on what a library version infers from missing arguments.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -41,11 +42,17 @@ class Policy:
         self.text_config = self.inner.config.get_text_config()
         parts = (self.inner.model.vision_tower, self.inner.model.multi_modal_projector)
         self.vision_is_trainable = any(p.requires_grad for part in parts for p in part.parameters())
+        self._softcapping = _final_softcapping(self.inner)
 
     @property
     def device(self) -> torch.device:
         """Where inputs belong."""
         return self.inner.device
+
+    @property
+    def head_is_trainable(self) -> bool:
+        """Whether gradients are wanted for the language-model head; adapters never reach it."""
+        return any(parameter.requires_grad for parameter in self.inner.lm_head.parameters())
 
     def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, N, D) projected image features."""
@@ -84,9 +91,8 @@ class Policy:
         *,
         keep: int | torch.Tensor,
         cache: Any | None = None,
-        through_wrappers: bool = False,
     ) -> torch.Tensor:
-        """Logits of a sequence of embeddings.
+        """Logits of a sequence of embeddings, for decoding: wrappers are left out.
 
         Args:
             embeddings: (B, L, D).
@@ -94,12 +100,56 @@ class Policy:
             position_ids: (B, L).
             keep: logits of the last ``keep`` positions, or of these positions.
             cache: key-value cache to read and extend.
-            through_wrappers: call the outermost wrapper, so that data-parallel gradients are synchronised.
 
         Returns:
             (B, kept, V) logits.
         """
-        module = self.model if through_wrappers else self.inner
+        return self._call(self.inner, embeddings, mask, position_ids, keep=keep, cache=cache).logits
+
+    def hidden_states(
+        self, embeddings: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """What :meth:`logits` makes logits of, for scoring, with gradients.
+
+        The outermost wrapper is called, because data-parallel wrappers prepare the synchronisation of
+        gradients in their ``forward``. It is asked for the logits of no position at all, which costs nothing,
+        and a hook reads the decoder's output on the way. Those empty logits hang on the same graph, so that
+        DistributedDataParallel's search for unused parameters finds them used.
+
+        Args:
+            embeddings: (B, L, D).
+            mask: (B, 1, L, L) bool, True = attend.
+            position_ids: (B, L).
+
+        Returns:
+            (B, L, D) normalised output of the last decoder layer.
+        """
+        states: list[torch.Tensor] = []
+        hook = self.inner.model.register_forward_hook(lambda module, inputs, output: states.append(output[0]))
+        try:
+            nowhere = torch.empty(0, dtype=torch.long, device=embeddings.device)
+            self._call(self.model, embeddings, mask, position_ids, keep=nowhere)
+        finally:
+            hook.remove()
+        return states[0]
+
+    def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(..., V) logits of hidden states (..., D), as the model itself makes them."""
+        logits = self.inner.lm_head(hidden_states)
+        if self._softcapping is None:
+            return logits
+        return torch.tanh(logits / self._softcapping) * self._softcapping
+
+    def _call(
+        self,
+        module: nn.Module,
+        embeddings: torch.Tensor,
+        mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        *,
+        keep: int | torch.Tensor,
+        cache: Any | None = None,
+    ) -> Any:
         return module(
             inputs_embeds=embeddings,
             attention_mask=masks.for_attention(mask, self.text_config._attn_implementation, embeddings.dtype),
@@ -107,7 +157,17 @@ class Policy:
             past_key_values=cache,
             use_cache=cache is not None,
             logits_to_keep=keep,
-        ).logits
+        )
 
     def _vision_dtype(self) -> torch.dtype:
         return next(self.inner.model.vision_tower.parameters()).dtype
+
+
+def _final_softcapping(model: nn.Module) -> float | None:
+    """The bound of Gemma 2's logits where the installed transformers applies it to PaliGemma 2.
+
+    Not every version does. Sampling runs the model's own ``forward``, and what is scored must be what was
+    sampled, so the answer is read off that function.
+    """
+    bound = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return bound if "final_logit_softcapping" in inspect.getsource(type(model).forward) else None

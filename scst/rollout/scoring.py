@@ -1,20 +1,21 @@
 """Score completions under the policy, with gradients: the log probabilities the loss is made of.
 
 Two layouts behind one signature, proven equal by test. ``plain`` repeats the prompt for every caption, as
-everybody does; ``packed`` runs the prompt once per image with its K captions beside it (a shared prefix with
-a block mask), which saves most of the arithmetic. Both take the language-model head on caption positions
-only.
+everybody does; ``packed`` runs the prompt once per image with its captions beside it (a shared prefix with
+a block mask), which saves most of the arithmetic. Both score each distinct caption of an image once, leave
+out captions that cannot change the gradient, and take the language-model head on caption tokens only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
-from scst import ops
 from scst.models import masks
 from scst.models.policy import Policy
+from scst.rollout import head
 from scst.types import PromptBatch, Sampling, TokenScores
 
 
@@ -27,6 +28,9 @@ def score(
     *,
     image_features: torch.Tensor | None = None,
     layout: str = "packed",
+    scored_as: torch.Tensor | None = None,
+    head_chunk: int = head.CHUNK,
+    entropy_gradient: bool = True,
 ) -> TokenScores:
     """Log probability and entropy of every completion token under the sampling distribution.
 
@@ -34,17 +38,187 @@ def score(
         policy: the model; gradients flow to its trainable weights unless the caller disables them.
         prompts: B prompts.
         completion_ids: (B, K, T) token ids.
-        completion_mask: (B, K, T) bool.
+        completion_mask: (B, K, T) bool, True on the first tokens of every row.
         sampling: the distribution that the completions were drawn from.
         image_features: (B, N, D) from the rollout; computed here when None.
         layout: a name in :data:`LAYOUTS`.
+        scored_as: (B, K) the caption of the same image whose scores a caption takes, with their gradient; -1
+            leaves it out (:func:`distinct_captions`, :func:`without_zero_advantages`). None scores them all.
+        head_chunk: tokens whose logits exist at one time (:func:`scst.rollout.head.token_scores`).
+        entropy_gradient: False when the entropy is only looked at.
 
     Returns:
-        Logprobs and entropies (B, K, T), 0 where ``completion_mask`` is False.
+        Logprobs and entropies (B, K, T), 0 where ``completion_mask`` is False and for captions left out.
 
     Raises:
         ValueError: on a layout that does not exist or shapes that do not fit.
     """
+    _check(prompts, completion_ids, completion_mask, layout)
+    num_captions, length = completion_ids.shape[1:]
+    own = torch.arange(num_captions, device=completion_ids.device).expand(completion_ids.shape[:2])
+    scored_as = own if scored_as is None else scored_as
+    is_scored = (scored_as == own) & completion_mask[..., 0]
+    if not is_scored.any():
+        nothing = torch.zeros(completion_ids.shape, device=policy.device)
+        return TokenScores(nothing, nothing)
+    captions, images = _captions(completion_ids, completion_mask, is_scored)
+    prompts = prompts.select(images)
+    if image_features is None:
+        image_features = policy.image_features(prompts.pixel_values)
+    else:
+        image_features = image_features[images]
+    states = LAYOUTS[layout](policy, prompts, image_features, captions)
+    values = head.token_scores(
+        policy,
+        states,
+        captions.ids[captions.mask],
+        captions.positions[captions.mask],
+        sampling,
+        chunk=head_chunk,
+        entropy_gradient=entropy_gradient,
+    )
+    counts = completion_mask & (scored_as >= 0).unsqueeze(-1)
+    row = (is_scored.flatten().cumsum(0) - 1).view_as(own).gather(1, scored_as.clamp(min=0))
+
+    def spread(tokens: torch.Tensor) -> torch.Tensor:
+        rows = tokens.new_zeros(captions.ids.shape).masked_scatter(captions.mask, tokens)
+        rows = torch.nn.functional.pad(rows, (0, length - rows.shape[1]))
+        return rows[row].masked_fill(~counts, 0.0)
+
+    return TokenScores(*(spread(tokens) for tokens in values))
+
+
+def distinct_captions(completion_ids: torch.Tensor, completion_mask: torch.Tensor) -> torch.Tensor:
+    """(B, K) the first caption of the same image with the same tokens; its own number where it is the first.
+
+    The scores of equal captions are equal. Computed once, their gradients add up.
+
+    Args:
+        completion_ids: (B, K, T) token ids.
+        completion_mask: (B, K, T) bool.
+    """
+    ids = completion_ids.masked_fill(~completion_mask, -1)
+    equal = (ids.unsqueeze(2) == ids.unsqueeze(1)).all(-1)
+    return equal.long().argmax(-1)
+
+
+def without_zero_advantages(scored_as: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+    """``scored_as`` with -1 for captions whose policy gradient is exactly zero.
+
+    The gradient of a caption is its advantage times a vector; equal captions have the same vector, so that
+    their advantages add up, and nothing is left where the sum is zero.
+
+    Args:
+        scored_as: (B, K) from :func:`distinct_captions`.
+        advantages: (B, K).
+    """
+    sums = torch.zeros_like(advantages).scatter_add(1, scored_as, advantages)
+    return scored_as.masked_fill(sums.gather(1, scored_as) == 0, -1)
+
+
+@dataclass(frozen=True)
+class _Captions:
+    """R captions to score, in the order of their images.
+
+    Attributes:
+        image: (R,) number of the image among those that are left.
+        ids: (R, T) token ids, without trailing columns of padding.
+        mask: (R, T) bool.
+        positions: (R, T) place in the caption, 0 for the first token.
+    """
+
+    image: torch.Tensor
+    ids: torch.Tensor
+    mask: torch.Tensor
+    positions: torch.Tensor
+
+
+def _captions(
+    ids: torch.Tensor, mask: torch.Tensor, is_scored: torch.Tensor
+) -> tuple[_Captions, torch.Tensor]:
+    """The captions of ``is_scored`` (B, K), and the numbers of the images that have any."""
+    images, image = is_scored.nonzero()[:, 0].unique(return_inverse=True)
+    length = mask[is_scored].sum(-1).max()
+    ids, mask = ids[is_scored][:, :length], mask[is_scored][:, :length]
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    return _Captions(image, ids, mask, positions), images
+
+
+def _plain_states(
+    policy: Policy, prompts: PromptBatch, image_features: torch.Tensor, captions: _Captions
+) -> torch.Tensor:
+    """(N, D) hidden states that predict the N tokens, the prompt repeated for each of the R captions."""
+    repeated = prompts.select(captions.image)
+    prompt_length, length = prompts.input_ids.shape[1], captions.ids.shape[1]
+    policy.check_length(prompt_length + length)
+    prompt_embeddings = policy.prompt_embeddings(repeated, image_features[captions.image])
+    states = policy.hidden_states(
+        torch.cat([prompt_embeddings, policy.caption_embeddings(captions.ids[:, :-1])], 1),
+        masks.suffix_mask(repeated, captions.mask[:, :-1]),
+        torch.cat([repeated.position_ids, repeated.position_ids[:, -1:] + captions.positions[:, 1:]], 1),
+    )
+    return states[:, prompt_length - 1 :][captions.mask]
+
+
+def _packed_states(
+    policy: Policy, prompts: PromptBatch, image_features: torch.Tensor, captions: _Captions
+) -> torch.Tensor:
+    """(N, D) hidden states that predict the N tokens, from one sequence per image.
+
+    The prompt, then the tokens of its captions without any padding between them; a caption sees the prompt
+    and itself. An image with few captions waits for the one with most, and costs no more than padding.
+    """
+    prompt_length = prompts.input_ids.shape[1]
+    policy.check_length(prompt_length + captions.ids.shape[1])
+    is_input = captions.mask[:, 1:]  # the last token of a caption predicts nothing
+    columns = _columns(captions.image, is_input, len(prompts))
+    width = int((columns.masked_fill(~is_input, -1)).max()) + 1 if columns.numel() else 0
+    image = captions.image.unsqueeze(1)
+    place = (image.expand_as(columns)[is_input], columns[is_input])
+
+    def laid_out(values: torch.Tensor, fill: int) -> torch.Tensor:
+        out = values.new_full((len(prompts), width), fill)
+        return out.index_put(place, values.expand_as(columns)[is_input])
+
+    caption = torch.arange(len(captions.ids), device=columns.device).unsqueeze(1)
+    inputs = laid_out(captions.ids[:, :-1], policy.pad_token_id)
+    offsets = laid_out(captions.positions[:, 1:], 0)
+    states = policy.hidden_states(
+        torch.cat([policy.prompt_embeddings(prompts, image_features), policy.caption_embeddings(inputs)], 1),
+        _shared_prefix_mask(prompts, laid_out(caption, -1)),
+        torch.cat([prompts.position_ids, prompts.position_ids[:, -1:] + offsets], 1),
+    )
+    predicting = torch.nn.functional.pad(prompt_length + columns, (1, 0), value=prompt_length - 1)
+    return states[image.expand_as(predicting)[captions.mask], predicting[captions.mask]]
+
+
+def _columns(image: torch.Tensor, is_input: torch.Tensor, num_images: int) -> torch.Tensor:
+    """(R, T - 1) where the tokens of each caption lie among those of all captions of its image."""
+    lengths = is_input.sum(1)
+    per_image = lengths.new_zeros(num_images).index_add(0, image, lengths)
+    before_image = per_image.cumsum(0) - per_image
+    start = lengths.cumsum(0) - lengths - before_image[image]
+    return start.unsqueeze(1) + torch.arange(is_input.shape[1], device=image.device)
+
+
+def _shared_prefix_mask(prompts: PromptBatch, caption: torch.Tensor) -> torch.Tensor:
+    """(B, 1, P + S, P + S) bool: all see the prompt, and caption tokens the earlier ones of their caption.
+
+    Args:
+        prompts: B prompts.
+        caption: (B, S) which caption a token belongs to, -1 on padding.
+    """
+    owner = torch.nn.functional.pad(caption, (prompts.input_ids.shape[1], 0), value=-1)
+    same = (owner.unsqueeze(2) == owner.unsqueeze(1)) & (owner >= 0).unsqueeze(2)
+    earlier = torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
+    in_prompt = torch.nn.functional.pad(prompts.attention_mask, (0, caption.shape[1]))
+    itself = torch.eye(same.shape[1], dtype=torch.bool, device=same.device)  # no row may be without any key
+    return (in_prompt.unsqueeze(1) | same & earlier | itself).unsqueeze(1)
+
+
+def _check(
+    prompts: PromptBatch, completion_ids: torch.Tensor, completion_mask: torch.Tensor, layout: str
+) -> None:
     if layout not in LAYOUTS:
         raise ValueError(f"unknown scoring layout {layout!r}; known: {', '.join(LAYOUTS)}")
     if completion_ids.shape != completion_mask.shape or completion_ids.shape[0] != len(prompts):
@@ -52,76 +226,6 @@ def score(
             f"completion_ids {tuple(completion_ids.shape)} and completion_mask "
             f"{tuple(completion_mask.shape)} must both be (B, K, T) with B = {len(prompts)}"
         )
-    if image_features is None:
-        image_features = policy.image_features(prompts.pixel_values)
-    logits = LAYOUTS[layout](policy, prompts, image_features, completion_ids, completion_mask)
-    positions = torch.arange(completion_ids.shape[-1], device=logits.device).expand_as(completion_ids)
-    shaped = ops.policy_logits(
-        logits,
-        positions=positions,
-        sampling=sampling,
-        forbidden=policy.forbidden,
-        eos_token_id=policy.eos_token_id,
-        keep_ids=completion_ids,
-    )
-    # padding is scored as the most probable token: finite, so that masking it leaves no NaN in the gradient
-    scored_ids = torch.where(completion_mask, completion_ids, shaped.argmax(-1))
-    logprobs = ops.token_logprobs(shaped, scored_ids).masked_fill(~completion_mask, 0.0)
-    return TokenScores(logprobs, ops.token_entropy(shaped).masked_fill(~completion_mask, 0.0))
 
 
-def _plain_logits(
-    policy: Policy,
-    prompts: PromptBatch,
-    image_features: torch.Tensor,
-    completion_ids: torch.Tensor,
-    completion_mask: torch.Tensor,
-) -> torch.Tensor:
-    """(B, K, T, V) logits, the prompt repeated for each of the K captions."""
-    num_images, num_captions, length = completion_ids.shape
-    repeated = prompts.select(torch.arange(num_images, device=policy.device).repeat_interleave(num_captions))
-    inputs = completion_ids.flatten(0, 1)[:, :-1]
-    inputs_mask = completion_mask.flatten(0, 1)[:, :-1]
-    policy.check_length(prompts.input_ids.shape[1] + length)
-    prompt_embeddings = policy.prompt_embeddings(repeated, image_features.repeat_interleave(num_captions, 0))
-    last = repeated.position_ids[:, -1:]
-    logits = policy.forward(
-        torch.cat([prompt_embeddings, policy.caption_embeddings(inputs)], 1),
-        masks.suffix_mask(repeated, inputs_mask),
-        torch.cat([repeated.position_ids, last + torch.arange(1, length, device=last.device)], 1),
-        keep=length,
-        through_wrappers=True,
-    )
-    return logits.unflatten(0, (num_images, num_captions))
-
-
-def _packed_logits(
-    policy: Policy,
-    prompts: PromptBatch,
-    image_features: torch.Tensor,
-    completion_ids: torch.Tensor,
-    completion_mask: torch.Tensor,
-) -> torch.Tensor:
-    """(B, K, T, V) logits from one sequence per image: the prompt, then K captions blind to each other."""
-    num_captions, length = completion_ids.shape[1:]
-    prompt_length = prompts.input_ids.shape[1]
-    inputs, inputs_mask = completion_ids[:, :, :-1], completion_mask[:, :, :-1]
-    policy.check_length(prompt_length + length)
-    last = prompts.position_ids[:, -1:]
-    caption_positions = (last + torch.arange(1, length, device=last.device)).repeat(1, num_captions)
-    total = prompt_length + num_captions * (length - 1)
-    logits = policy.forward(
-        torch.cat(
-            [policy.prompt_embeddings(prompts, image_features), policy.caption_embeddings(inputs.flatten(1))],
-            1,
-        ),
-        masks.packed_mask(prompts, inputs_mask),
-        torch.cat([prompts.position_ids, caption_positions], 1),
-        keep=torch.arange(prompt_length - 1, total, device=last.device),
-        through_wrappers=True,
-    )
-    first = logits[:, :1].unsqueeze(1).expand(-1, num_captions, -1, -1)
-    return torch.cat([first, logits[:, 1:].unflatten(1, (num_captions, length - 1))], 2)
-
-
-LAYOUTS: dict[str, Callable[..., torch.Tensor]] = {"packed": _packed_logits, "plain": _plain_logits}
+LAYOUTS: dict[str, Callable[..., torch.Tensor]] = {"packed": _packed_states, "plain": _plain_states}

@@ -413,8 +413,9 @@ def test_it_ends_with_the_last_reference(fake):
 
 
 PARENT = """
-import os, sys, time
+import os, signal, sys, time
 from rewards.meteor import MeteorService
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start background jobs without it
 service = MeteorService({java!r})
 how = {how!r}
 print(*service.scores(["a b"], [["a"]]), file=sys.stderr)

@@ -40,7 +40,9 @@ def test_bad_endings():
     assert BadEndingPenalty()(completions=captions) == [-1, 0, -1, 0]
 
 
-@pytest.mark.parametrize("reward", [LengthReward(10, 2), RepetitionPenalty(), BadEndingPenalty()], ids=lambda r: r.__name__)
+@pytest.mark.parametrize(
+    "reward", [LengthReward(10, 2), RepetitionPenalty(), BadEndingPenalty()], ids=lambda r: r.__name__
+)
 def test_the_contract(reward):
     """One value of -1 to 0 per completion, whatever it is and whatever columns come with it."""
     columns = {

@@ -202,12 +202,13 @@ def test_what_cannot_be_sent_is_refused(mixture):
 
 
 PARENT = """
-import os, sys, threading, time
+import os, signal, sys, threading, time
 from rewards.batch import Batch
 from rewards.workers import WorkerPool
 from tests.rewards.test_workers import Recorder, hanging
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start background jobs without it
     pools = [WorkerPool("idle", Recorder(), 2), WorkerPool("busy", hanging, 1)]
     for pool in pools:
         pool.setup({"references": []})

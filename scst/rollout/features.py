@@ -1,0 +1,167 @@
+"""Image features kept over epochs: a frozen vision tower gives the same ones every time.
+
+On disk, as one array per model, processor, precision and set of images. The memory of a process does not
+grow: the files are mapped, and the operating system keeps in memory what it has room for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import mmap
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scst.errors import RecipeError
+from scst.models.policy import Policy, base_model
+
+logger = logging.getLogger(__name__)
+
+
+class FeatureCache:
+    """Projected image features (N, D) of every image of a fixed set, computed once.
+
+    An entry holds a checksum of its features and of the pixels they were made from. It is written after the
+    features, so an entry that was cut short by a kill, or whose image has changed (augmentation, another
+    picture under the same id), is computed again and never believed. Several processes may share a folder:
+    an entry has one fixed place, and all of them write the same numbers there.
+
+    Args:
+        folder: where the files are; made when it is missing.
+        model: its vision tower and projector must be frozen.
+        processor: its image settings are part of the fingerprint.
+        image_ids: of all images that may be stored; they bound the size of the files.
+
+    Raises:
+        RecipeError: when the vision tower or the projector is trained, or the folder cannot be made.
+    """
+
+    def __init__(self, folder: str | Path, model: torch.nn.Module, processor: Any, image_ids: Sequence[str]):
+        inner = base_model(model).model
+        self._parts = (inner.vision_tower, inner.multi_modal_projector)
+        if any(p.requires_grad for part in self._parts for p in part.parameters()):
+            raise RecipeError(
+                "feature_cache: the adapter trains the vision tower or the projector, so image features "
+                "change at every step: use feature_cache: off, or an adapter of the decoder only"
+            )
+        ids = sorted(set(map(str, image_ids)))
+        self.folder = Path(folder)
+        self._slots = {image_id: slot for slot, image_id in enumerate(ids)}
+        self._fingerprint = self._fingerprint_of(processor, ids)
+        self._array: _Array | None = None
+        self.hits = 0
+        self.misses = 0
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecipeError(f"feature_cache: {str(folder)!r} cannot be made: {error}") from error
+
+    def features(self, policy: Policy, pixel_values: torch.Tensor, image_ids: Sequence[str]) -> torch.Tensor:
+        """(B, N, D) features on the policy's device, from the files where they are there.
+
+        Args:
+            policy: computes what is missing.
+            pixel_values: (B, 3, H, W) preprocessed images.
+            image_ids: B ids; one that was not announced is computed and not stored.
+        """
+        pixels = [image.contiguous().view(-1).view(torch.uint8).numpy() for image in pixel_values.cpu()]
+        slots = [self._slots.get(str(image_id)) for image_id in image_ids]
+        found = [self._read(slot, image) for slot, image in zip(slots, pixels, strict=True)]
+        missing = [i for i, features in enumerate(found) if features is None]
+        self.hits += len(found) - len(missing)
+        self.misses += len(missing)
+        if missing:
+            computed = policy.image_features(pixel_values[missing].to(policy.device))
+            if len(missing) == len(found):
+                self._write_all(computed, slots, pixels)
+                return computed
+            self._write_all(computed, [slots[i] for i in missing], [pixels[i] for i in missing])
+            for i, features in zip(missing, computed, strict=True):
+                found[i] = features
+        return torch.stack([features.to(policy.device) for features in found])
+
+    def _read(self, slot: int | None, pixels: np.ndarray) -> torch.Tensor | None:
+        if slot is None or self._array is None:
+            return None
+        return self._array.read(slot, zlib.crc32(pixels))
+
+    def _write_all(
+        self, computed: torch.Tensor, slots: Sequence[int | None], pixels: Sequence[np.ndarray]
+    ) -> None:
+        """Store features; a full disk ends the storing, not the run."""
+        computed = computed.detach().cpu().contiguous()
+        try:
+            if self._array is None:
+                self._array = self._open(computed[0])
+            for features, slot, image in zip(computed, slots, pixels, strict=True):
+                if slot is not None:
+                    self._array.write(slot, features, zlib.crc32(image))
+        except OSError as error:
+            logger.warning("feature_cache: no longer stored in %s: %s", self.folder, error)
+            self._slots = {}
+
+    def _open(self, features: torch.Tensor) -> _Array:
+        kind = f"{str(features.dtype).removeprefix('torch.')}-{'x'.join(map(str, features.shape))}"
+        return _Array(self.folder / f"{self._fingerprint}-{kind}.features", len(self._slots), features)
+
+    def _fingerprint_of(self, processor: Any, ids: Sequence[str]) -> str:
+        """Of everything that decides the features or their places: weights, image settings, ids."""
+        digest = hashlib.blake2b(digest_size=8)
+        for part in self._parts:
+            for name, tensor in part.state_dict().items():
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(processor.image_processor.to_json_string().encode())
+        digest.update("\0".join(ids).encode())
+        return digest.hexdigest()
+
+
+class _Array:
+    """A file of ``count`` entries of one shape and dtype: features, then their checksum.
+
+    Writes go through the file and not through the map: a full disk is then an ``OSError`` and not a signal
+    that ends the process. Entries that were never written take no room on the disk.
+    """
+
+    def __init__(self, path: Path, count: int, example: torch.Tensor):
+        self.shape, self.dtype = example.shape, example.dtype
+        self.num_bytes = example.nbytes
+        self.entry_bytes = self.num_bytes + 8
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        os.ftruncate(file, count * self.entry_bytes)
+        self.file = file
+        self.map = mmap.mmap(file, count * self.entry_bytes, prot=mmap.PROT_READ)
+
+    def read(self, slot: int, pixels_checksum: int) -> torch.Tensor | None:
+        """The features of an entry; None unless it is complete and made from these pixels."""
+        start = slot * self.entry_bytes
+        content = self.map[start : start + self.entry_bytes]  # a copy: another process may be writing
+        features, checksum = content[: self.num_bytes], content[self.num_bytes :]
+        if checksum != _checksum(features, pixels_checksum):
+            return None
+        return torch.frombuffer(bytearray(features), dtype=self.dtype).view(self.shape)
+
+    def write(self, slot: int, features: torch.Tensor, pixels_checksum: int) -> None:
+        """Write an entry: features first, then what makes them count."""
+        content = features.view(-1).view(torch.uint8).numpy().tobytes()
+        start = slot * self.entry_bytes
+        _write_fully(self.file, content, start)
+        _write_fully(self.file, _checksum(content, pixels_checksum), start + self.num_bytes)
+
+
+def _checksum(features: bytes, pixels_checksum: int) -> bytes:
+    """Eight bytes, never all zero: zeros are what a place that was never written holds."""
+    return zlib.crc32(features, pixels_checksum).to_bytes(4, "big") + b"scst"
+
+
+def _write_fully(file: int, content: bytes, start: int) -> None:
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(file, view, start)
+        view, start = view[written:], start + written

@@ -1,0 +1,194 @@
+"""The cache of image features: equal to computed ones, safe against kills, other images and full disks."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+
+import pytest
+import torch
+
+from scst.errors import RecipeError
+from scst.models.prompts import prompt_batch
+from scst.rollout import features as module
+from scst.rollout.features import FeatureCache
+from tests.rollout.test_rollout import PROMPTS, make_policy
+from tests.tiny import build_model, noise_images
+from tests.trainer.conftest import run_stage, sft_adapter, world  # noqa: F401
+
+IDS = ["d", "b", "c", "a"]
+
+
+def frozen_policy(processor, dtype=torch.float32, seed=0):
+    return make_policy(build_model(processor, seed=seed).requires_grad_(False).to(dtype), processor)
+
+
+@pytest.fixture
+def pixels(tiny_processor, images):
+    return prompt_batch(tiny_processor, images, PROMPTS).pixel_values
+
+
+@pytest.fixture
+def cache_of(tiny_processor, tmp_path):
+    """Opens the cache anew, as another run or process would, already knowing its files' shape."""
+
+    def open_cache(policy, ids=IDS):
+        cache = FeatureCache(tmp_path, policy.model, tiny_processor, ids)
+        example = torch.zeros(16, 64, dtype=next(policy.inner.parameters()).dtype)
+        cache._array = cache._open(example)
+        return cache
+
+    return open_cache
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_stored_features_are_the_computed_ones_bit_for_bit(tiny_processor, pixels, cache_of, dtype):
+    policy = frozen_policy(tiny_processor, dtype)
+    computed = policy.image_features(pixels)
+    first = cache_of(policy)
+    assert torch.equal(first.features(policy, pixels, IDS), computed)
+    assert (first.hits, first.misses) == (0, 4)
+    second = cache_of(policy)
+    policy.image_features = None  # nothing may be computed
+    order = [2, 0, 3]
+    again = second.features(policy, pixels[order], [IDS[i] for i in order])
+    assert again.dtype == dtype
+    assert torch.equal(again, computed[order])
+    assert (second.hits, second.misses) == (3, 0)
+
+
+@torch.no_grad()
+def test_a_batch_of_stored_and_missing_images(tiny_processor, pixels, cache_of):
+    policy = frozen_policy(tiny_processor)
+    cache = cache_of(policy)
+    cache.features(policy, pixels[:2], IDS[:2])
+    result = cache.features(policy, pixels, IDS)
+    assert (cache.hits, cache.misses) == (2, 4)
+    torch.testing.assert_close(result, policy.image_features(pixels), rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_another_picture_or_model_or_unknown_id_is_computed(tiny_processor, pixels, cache_of, tmp_path):
+    policy = frozen_policy(tiny_processor)
+    cache_of(policy).features(policy, pixels, IDS)
+    other = pixels.flip(0)
+    result = cache_of(policy).features(policy, other, IDS)  # augmentation, or another data set with these ids
+    assert torch.equal(result, policy.image_features(other))
+    cache = cache_of(policy)
+    cache.features(policy, pixels[:1], ["unknown"])
+    assert cache.misses == 1
+    cache_of(frozen_policy(tiny_processor, seed=1))
+    assert len(list(tmp_path.iterdir())) == 2, "another model has its own file"
+    sizes = {path.stat().st_size for path in tmp_path.iterdir()}
+    assert sizes == {4 * (16 * 64 * 4 + 8)}, "bounded by the number of images"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cut_after", [0, 1000, 16 * 64 * 4, 16 * 64 * 4 + 3])
+def test_a_kill_in_mid_write_leaves_nothing_to_believe(
+    tiny_processor, pixels, cache_of, monkeypatch, cut_after
+):
+    """The first ``cut_after`` bytes of an entry reach the file, over an older entry of another picture."""
+    policy = frozen_policy(tiny_processor)
+    cache_of(policy).features(policy, pixels.flip(0), IDS)
+    budget = [cut_after]
+
+    def dying(file, content, start):
+        part = bytes(content[: budget[0]])
+        budget[0] -= os.pwrite(file, part, start)
+        if len(part) < len(content):
+            raise KeyboardInterrupt
+
+    cache = cache_of(policy)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write_fully", dying)
+        with pytest.raises(KeyboardInterrupt):
+            cache.features(policy, pixels[:1], IDS[:1])
+    result = cache_of(policy).features(policy, pixels[:1], IDS[:1])
+    assert torch.equal(result, policy.image_features(pixels[:1]))
+
+
+@torch.no_grad()
+def test_a_full_disk_ends_the_storing_and_not_the_run(tiny_processor, pixels, cache_of, monkeypatch, caplog):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "_write_fully", full)
+    policy = frozen_policy(tiny_processor)
+    cache = cache_of(policy)
+    for _ in range(2):
+        assert torch.equal(cache.features(policy, pixels, IDS), policy.image_features(pixels))
+    assert [r.message.count("No space left") for r in caplog.records] == [1]
+
+
+def _fill(folder, seed):
+    from tests.tiny import build_processor
+
+    torch.set_num_threads(1)
+    processor = build_processor()
+    policy = frozen_policy(processor)
+    cache = FeatureCache(folder, policy.model, processor, [str(i) for i in range(12)])
+    pixels = prompt_batch(processor, noise_images(12), ["caption en"] * 12).pixel_values
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        expected = policy.image_features(pixels)
+        for part in [*order.split(3), *order.split(4)]:
+            result = cache.features(policy, pixels[part], [str(int(i)) for i in part])
+            torch.testing.assert_close(result, expected[part], rtol=0, atol=1e-6)
+    os._exit(0 if cache.hits >= 9 else 3)
+
+
+def test_several_processes_share_a_folder(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_fill, args=(str(tmp_path), seed)) for seed in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_trained_vision_tower_is_refused(tiny_processor, tmp_path):
+    model = build_model(tiny_processor).requires_grad_(False)
+    model.model.multi_modal_projector.linear.weight.requires_grad_(True)
+    with pytest.raises(RecipeError, match="feature_cache: the adapter trains the vision tower or the proj"):
+        FeatureCache(tmp_path, model, tiny_processor, IDS)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tiny_processor, tmp_path):
+    (tmp_path / "file").write_text("")
+    model = build_model(tiny_processor).requires_grad_(False)
+    with pytest.raises(RecipeError, match=r"feature_cache: .*cannot be made"):
+        FeatureCache(tmp_path / "file" / "below", model, tiny_processor, IDS)
+
+
+def test_training_with_the_cache_is_training_without(run_stage, sft_adapter, tmp_path):  # noqa: F811
+    """A second epoch and a second run compute no feature, and the adapters are equal bit for bit."""
+    runs = {}
+    folders = {"off": "off", "first": tmp_path / "features", "second": tmp_path / "features"}
+    for name, folder in folders.items():
+        keys = {"feature_cache": str(folder), "max_steps": 4, "per_device_train_batch_size": 4}
+        output = str(tmp_path / name)
+        runs[name] = run_stage("scst", adapter=str(sft_adapter), output_dir=output, **keys)
+    weights = {
+        name: {n: p.detach() for n, p in trainer.model.named_parameters() if p.requires_grad}
+        for name, trainer in runs.items()
+    }
+    for name in ("first", "second"):
+        assert all(torch.equal(weights[name][n], weight) for n, weight in weights["off"].items())
+    assert runs["off"].feature_cache is None
+    assert runs["second"].feature_cache.misses == 4, "only the first batch, which tells shape and precision"
+    assert runs["second"].feature_cache.hits == 12
+
+
+def test_the_key_wants_a_folder():
+    from launch.build_scst import check_settings
+    from scst.config import build_recipe
+
+    for off in (False, "off"):
+        check_settings(build_recipe("scst", {"adapter": "somewhere", "feature_cache": off}))
+    with pytest.raises(RecipeError, match="feature_cache: expected off or a folder, got true"):
+        check_settings(build_recipe("scst", {"adapter": "somewhere", "feature_cache": True}))
