@@ -73,6 +73,7 @@ GOLDEN = [
     ("p#q", "p #q"),
     ("y'all at five o'clock", "y' all at five o'clock"),
     ("'tis rock 'n' roll of the '90s", "'t is rock 'n' roll of the '90s"),
+    ("the '10s, the '20s", "the 10s the '20s"),
     ("D'Angelo doesn’t, ma'am", "d'angelo does n't ma'am"),
     ("I cannot, he cannot's", "i can not he cannot 's"),
     ("no. 5 and no. of", "no. 5 and no of"),
