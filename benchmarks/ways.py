@@ -152,7 +152,7 @@ class Way:
         self._step = step
         self._adapter = [p for p in model.parameters() if p.requires_grad]
         self._start = [p.detach().clone() for p in self._adapter]
-        self._optimizer = torch.optim.AdamW(self._adapter, lr=LEARNING_RATE)
+        self._optimizer = torch.optim.AdamW(self._adapter, lr=LEARNING_RATE, weight_decay=0.0)
 
     def reset(self) -> None:
         """Go back to the first adapter."""
@@ -180,7 +180,9 @@ class Way:
             raise RuntimeError(f"{self.title}: expected {num_images} greedy captions of {length} tokens")
         pairs = zip(self._adapter, self._start, strict=True)
         if not all(torch.any(p != start) for p, start in pairs):
-            raise RuntimeError(f"{self.title}: a part of the adapter was not updated")
+            raise RuntimeError(
+                f"{self.title}: a part of the adapter had no gradient at all: give it more --samples or --tokens"
+            )
 
 
 def naive(world: World) -> Way:
