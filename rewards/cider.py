@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,8 @@ from rewards.document_frequencies import (
     FILE_NAME,
     MAX_ORDER,
     DocumentFrequencies,
-    Ngram,
-    ngrams,
 )
+from rewards.ngram_index import NUMBER_BITS, NgramIndex
 from rewards.text import caption_texts
 from rewards.tokenizer import NAME as TOKENIZER
 from rewards.tokenizer import tokenize
@@ -36,18 +34,9 @@ SIGMA = 6.0
 MAXIMUM = 10.0
 """The score of a caption that equals all its references."""
 
-_ID_BITS = 32  # of a key: the id of the n-gram; above it: MAX_ORDER * caption + order - 1
-
-
-class _Ids(dict[Ngram, int]):
-    """Ids of the n-grams of table and references; n-grams only captions have get one until the next batch."""
-
-    def __init__(self, known: Sequence[Ngram]):
-        super().__init__((ngram, i) for i, ngram in enumerate(known))
-        self.unknown: dict[Ngram, int] = {}
-
-    def __missing__(self, ngram: Ngram) -> int:
-        return self.unknown.setdefault(ngram, len(self) + len(self.unknown))
+# a key, from its highest bits down: text (or image), order - 1, number of the n-gram
+_NUMBER = (1 << NUMBER_BITS) - 1
+_IMAGE = MAX_ORDER << NUMBER_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +44,7 @@ class _References:
     """What scoring needs of the references of one image.
 
     Attributes:
-        keys: (G,) order and id of every distinct n-gram, ascending.
+        keys: (G,) order and number of every distinct n-gram, ascending.
         counts: (G, R) how often each stands in each reference.
         norms: (4, R) of the TF-IDF vectors.
         lengths: (R,) bigrams.
@@ -86,9 +75,8 @@ class Cider:
                 f"captions are tokenised with {TOKENIZER!r}: build the table again"
             )
         self.frequencies = frequencies
-        self._ids = _Ids(list(frequencies.counts))
-        idf = [frequencies.idf(ngram) for ngram in frequencies.counts]
-        self._idf = np.array([*idf, frequencies.max_idf])  # the last one: of every n-gram without lasting id
+        self._index = NgramIndex()
+        self._idf, self._first, self._last = self._table()
         self._references: dict[tuple[str, ...], _References] = {}
 
     @property
@@ -130,8 +118,7 @@ class Cider:
             return []
         slots: dict[tuple[str, ...], int] = {}
         slot = np.array([slots.setdefault(tuple(group), len(slots)) for group in references])
-        groups = [self._cached(group) for group in slots]  # first: n-grams of references get lasting ids
-        self._ids.unknown.clear()
+        groups = [self._cached(group) for group in slots]  # first: n-grams of references get lasting numbers
         words = [self._words(caption, bool(end)) for caption, end in zip(captions, ended, strict=True)]
         return self._similarities(words, slot, groups).tolist()
 
@@ -160,37 +147,46 @@ class Cider:
 
     def _reference_counts(self, references: tuple[str, ...]) -> _References:
         words = [self._words(reference, True) for reference in references]
-        self._remember(ngram for text in words for ngram in ngrams(text))
-        keys, counts = self._counted(words)
-        cell, key = keys >> _ID_BITS, keys & ((MAX_ORDER << _ID_BITS) - 1)
+        keys, counts = self._counted(words, lasting=True)
+        cell, key = keys >> NUMBER_BITS, keys % _IMAGE
         norms = self._norms(cell, keys, counts, len(words))
         distinct, row = np.unique(key, return_inverse=True)
         table = np.zeros((len(distinct), len(words)), dtype=np.uint16)
         table[row, cell // MAX_ORDER] = counts
         return _References(distinct, table, norms.T.copy(), _bigrams(words))
 
-    def _remember(self, found: Any) -> None:
-        """Give n-grams of references ids that last; those the table does not have are as rare as can be."""
-        new = [ngram for ngram in dict.fromkeys(found) if ngram not in self._ids]
-        if new:
-            self._ids.update(zip(new, count(len(self._ids)), strict=False))
-            self._idf = np.append(self._idf, np.full(len(new), self.frequencies.max_idf))
+    def _table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Inverse document frequencies of all n-grams of the table, order by order and by number.
 
-    def _counted(self, words: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
-        """Keys (text, order, id) of all n-grams of some texts, ascending and distinct, and their counts."""
-        ids = np.fromiter(map(self._ids.__getitem__, chain.from_iterable(map(ngrams, words))), np.int64)
-        lengths = np.array([len(text) for text in words])
-        sizes = np.maximum(0, lengths[:, None] - np.arange(MAX_ORDER)).ravel()
-        cells = np.repeat(np.arange(len(sizes)), sizes)
-        return np.unique((cells << _ID_BITS) + ids, return_counts=True)
+        Returns:
+            The array, (4,) where each order begins, and (4,) where it ends: with that of all other n-grams.
+        """
+        ngrams = list(self.frequencies.counts)
+        cells, numbers = self._index.numbers(ngrams, lasting=True)
+        last = np.cumsum(self._index.sizes + 1) - 1
+        first = last - self._index.sizes
+        idf = np.full(last[-1] + 1, self.frequencies.max_idf)
+        orders = np.array([len(ngram) for ngram in ngrams], dtype=np.int64)
+        whole = cells % MAX_ORDER + 1 == orders[cells // MAX_ORDER]  # as a text it is its own last n-gram
+        where = first[cells[whole] % MAX_ORDER] + numbers[whole]
+        idf[where] = [self.frequencies.idf(ngrams[i]) for i in (cells[whole] // MAX_ORDER).tolist()]
+        return idf, first, last
+
+    def _counted(
+        self, words: Sequence[Sequence[str]], lasting: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Keys (text, order, number) of the n-grams of some texts, ascending and distinct; their counts."""
+        cells, numbers = self._index.numbers(words, lasting=lasting)
+        return np.unique((cells << NUMBER_BITS) | numbers, return_counts=True)
+
+    def _idf_of(self, keys: np.ndarray) -> np.ndarray:
+        order, number = (keys >> NUMBER_BITS) % MAX_ORDER, keys & _NUMBER
+        return self._idf[np.minimum(self._first[order] + number, self._last[order])]
 
     def _norms(self, cell: np.ndarray, keys: np.ndarray, counts: np.ndarray, texts: int) -> np.ndarray:
         """(texts, 4) norms of the TF-IDF vectors."""
         squares = (counts * self._idf_of(keys)) ** 2
         return np.sqrt(np.bincount(cell, squares, texts * MAX_ORDER)).reshape(texts, MAX_ORDER)
-
-    def _idf_of(self, keys: np.ndarray) -> np.ndarray:
-        return self._idf[np.minimum(keys & ((1 << _ID_BITS) - 1), len(self._ids))]
 
     def _similarities(
         self, words: Sequence[Sequence[str]], slot: np.ndarray, groups: Sequence[_References]
@@ -198,7 +194,7 @@ class Cider:
         """(N,) scores: cosine per caption, order and reference; the penalty; the means."""
         texts, width = len(words), max(group.counts.shape[1] for group in groups)
         keys, counts = self._counted(words)
-        cell = keys >> _ID_BITS
+        cell = keys >> NUMBER_BITS
         shared, row = _find(keys, cell, slot, groups)
         reference_counts = np.concatenate([_padded(group.counts, width) for group in groups])[row]
         products = self._overlap(counts[shared, None], reference_counts.astype(float))
@@ -233,12 +229,11 @@ def _find(
     keys: np.ndarray, cell: np.ndarray, slot: np.ndarray, groups: Sequence[_References]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which n-grams of captions stand in references of their image, and their rows in all groups' counts."""
-    image_bits = MAX_ORDER << _ID_BITS
     sentinel = np.iinfo(np.int64).max  # every key has a place before it
     reference_keys = np.concatenate(
-        [*(group.keys + i * image_bits for i, group in enumerate(groups)), [sentinel]]
+        [*(group.keys + i * _IMAGE for i, group in enumerate(groups)), [sentinel]]
     )
-    wanted = keys % image_bits + slot[cell // MAX_ORDER] * image_bits
+    wanted = keys % _IMAGE + slot[cell // MAX_ORDER] * _IMAGE
     row = np.searchsorted(reference_keys, wanted)
     shared = np.flatnonzero(reference_keys[row] == wanted)
     return shared, row[shared]
