@@ -181,7 +181,7 @@ class Way:
         pairs = zip(self._adapter, self._start, strict=True)
         if not all(torch.any(p != start) for p, start in pairs):
             raise RuntimeError(
-                f"{self.title}: a part of the adapter had no gradient at all: give it more --samples or --tokens"
+                f"{self.title}: a part of the adapter had no gradient: try more --samples or --tokens"
             )
 
 

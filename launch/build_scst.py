@@ -46,8 +46,9 @@ def check_settings(recipe: Any) -> None:
         raise RecipeError(f"watched_metrics: of {', '.join(aimless)} neither more nor less is better")
     if recipe.feature_cache is True:
         raise RecipeError("feature_cache: expected off or a folder, got true")
-    if recipe.watch_patience < 1:
-        raise RecipeError(f"watch_patience: expected 1 or more, got {recipe.watch_patience}")
+    for name, least in (("watch_patience", 1), ("scoring_batch_size", 0), ("head_chunk", 0)):
+        if (value := getattr(recipe, name)) < least:
+            raise RecipeError(f"{name}: expected {least} or more, got {value}")
     sampling_of(recipe)
 
 
@@ -152,17 +153,21 @@ def build_trainer(
         sampling=sampling_of(recipe),
         reward=reward,
         objective=Objective(
-            recipe.baseline,
-            recipe.kl_weight,
-            recipe.entropy_weight,
-            recipe.cross_entropy_weight,
-            recipe.scoring,
+            baseline=recipe.baseline,
+            kl_weight=recipe.kl_weight,
+            entropy_weight=recipe.entropy_weight,
+            cross_entropy_weight=recipe.cross_entropy_weight,
+            layout=recipe.scoring,
+            merge_captions=recipe.merge_captions,
+            skip_zero_advantages=recipe.skip_zero_advantages,
+            head_chunk=recipe.head_chunk,
+            batch_size=recipe.scoring_batch_size,
         ),
         validation=validation,
         choice=CaptionChoice(recipe.caption_policy, recipe.seed),
+        feature_cache=build_feature_cache(recipe, model, processor, data),
         callbacks=[RichProgress(console, "SCST"), SaveRewardState(reward), *build.stopping_callbacks(recipe)],
     )
-    trainer.feature_cache = build_feature_cache(recipe, model, processor, data)
     trainer.add_callback(SampleTable(console, recipe.table_steps, lambda: trainer.last_step))
     if validation and recipe.watched_metrics:
         trainer.add_callback(_build_alarm(recipe, validation, console))

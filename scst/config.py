@@ -129,6 +129,12 @@ class SCSTRecipe(ModelKeys, DataKeys, ValidationKeys, RunKeys):
         "random", "human caption for cross_entropy_weight", ["first", "random", "longest"]
     )
     scoring: str = key("packed", "layout of the scoring pass", ["packed", "plain"])
+    scoring_batch_size: int = key(
+        0, "images scored at a time, of the per_device_train_batch_size sampled together; 0: all of them"
+    )
+    merge_captions: bool = key(True, "score equal captions of an image once; the gradient is the same")
+    skip_zero_advantages: bool = key(True, "leave out captions whose gradient is zero")
+    head_chunk: int = key(128, "caption tokens whose logits exist at one time; 0: all of them")
     feature_cache: bool | str = key(
         False, "off, or a folder: keep image features of the frozen vision tower there over epochs and runs"
     )

@@ -126,16 +126,16 @@ class FittingParts:
     Args:
         work: what is done, for messages.
         advice: what else takes less memory, for the case that one image is too much.
+        limit: images at a time to begin with; None: all.
 
     Attributes:
-        limit: images at a time; None while everything has fitted.
         can_split: False where the processes meet inside the work, so that none can do it in more parts.
     """
 
-    def __init__(self, work: str, advice: str):
+    def __init__(self, work: str, advice: str, limit: int | None = None):
         self.work = work
         self.advice = advice
-        self.limit: int | None = None
+        self.limit = limit
         self.can_split = True
 
     def size(self, num_images: int) -> int:

@@ -36,30 +36,23 @@ def suffix_mask(prompts: PromptBatch, caption_mask: torch.Tensor) -> torch.Tenso
         prompts: B prompts.
         caption_mask: (B, S) bool, True on real caption tokens.
     """
-    return packed_mask(prompts, caption_mask.unsqueeze(1))
+    return shared_prefix_mask(prompts, caption_mask.long() - 1)
 
 
-def packed_mask(prompts: PromptBatch, caption_mask: torch.Tensor) -> torch.Tensor:
-    """(B, 1, P + K * S, P + K * S) bool for K captions beside each other after one shared prompt.
+def shared_prefix_mask(prompts: PromptBatch, caption: torch.Tensor) -> torch.Tensor:
+    """(B, 1, P + S, P + S) bool for the captions of an image beside each other after one shared prompt.
 
     A caption token sees the prompt and the earlier tokens of its own caption, never another caption.
 
     Args:
         prompts: B prompts.
-        caption_mask: (B, K, S) bool, True on real caption tokens.
+        caption: (B, S) which caption a token belongs to, -1 on padding.
     """
-    num_images, num_captions, length = caption_mask.shape
-    device = caption_mask.device
-    prompt_length = prompts.input_ids.shape[1]
-    total = prompt_length + num_captions * length
-    in_prompt = torch.arange(total, device=device) < prompt_length
-    caption_of = torch.full((total,), -1, device=device)
-    caption_of[prompt_length:] = torch.arange(num_captions, device=device).repeat_interleave(length)
-    order = torch.arange(total, device=device)
-    same_caption = (caption_of[:, None] == caption_of[None, :]) & (order[:, None] >= order[None, :])
-    allowed = torch.where(in_prompt[:, None], in_prompt[None, :], in_prompt[None, :] | same_caption)
-    keys = torch.cat([prompts.attention_mask, caption_mask.reshape(num_images, -1)], 1)
-    return _attend_to_self(allowed[None] & keys[:, None, :]).unsqueeze(1)
+    owner = torch.nn.functional.pad(caption, (prompts.input_ids.shape[1], 0), value=-1)
+    same = (owner.unsqueeze(2) == owner.unsqueeze(1)) & (owner >= 0).unsqueeze(2)
+    earlier = torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
+    in_prompt = torch.nn.functional.pad(prompts.attention_mask, (0, caption.shape[1]))
+    return _attend_to_self(in_prompt.unsqueeze(1) | same & earlier).unsqueeze(1)
 
 
 def _attend_to_self(mask: torch.Tensor) -> torch.Tensor:

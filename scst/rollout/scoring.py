@@ -185,7 +185,7 @@ def _packed_states(
     offsets = laid_out(captions.positions[:, 1:], 0)
     states = policy.hidden_states(
         torch.cat([policy.prompt_embeddings(prompts, image_features), policy.caption_embeddings(inputs)], 1),
-        _shared_prefix_mask(prompts, laid_out(caption, -1)),
+        masks.shared_prefix_mask(prompts, laid_out(caption, -1)),
         torch.cat([prompts.position_ids, prompts.position_ids[:, -1:] + offsets], 1),
     )
     predicting = torch.nn.functional.pad(prompt_length + columns, (1, 0), value=prompt_length - 1)
@@ -199,21 +199,6 @@ def _columns(image: torch.Tensor, is_input: torch.Tensor, num_images: int) -> to
     before_image = per_image.cumsum(0) - per_image
     start = lengths.cumsum(0) - lengths - before_image[image]
     return start.unsqueeze(1) + torch.arange(is_input.shape[1], device=image.device)
-
-
-def _shared_prefix_mask(prompts: PromptBatch, caption: torch.Tensor) -> torch.Tensor:
-    """(B, 1, P + S, P + S) bool: all see the prompt, and caption tokens the earlier ones of their caption.
-
-    Args:
-        prompts: B prompts.
-        caption: (B, S) which caption a token belongs to, -1 on padding.
-    """
-    owner = torch.nn.functional.pad(caption, (prompts.input_ids.shape[1], 0), value=-1)
-    same = (owner.unsqueeze(2) == owner.unsqueeze(1)) & (owner >= 0).unsqueeze(2)
-    earlier = torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
-    in_prompt = torch.nn.functional.pad(prompts.attention_mask, (0, caption.shape[1]))
-    itself = torch.eye(same.shape[1], dtype=torch.bool, device=same.device)  # no row may be without any key
-    return (in_prompt.unsqueeze(1) | same & earlier | itself).unsqueeze(1)
 
 
 def _check(

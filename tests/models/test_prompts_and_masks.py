@@ -109,12 +109,12 @@ def test_our_masks_equal_the_library_on_a_supervised_batch(model, tiny_processor
     torch.testing.assert_close(ours[trained], logits_of(model, batch)[trained], rtol=0, atol=1e-4)
 
 
-def test_packed_mask_by_hand(tiny_processor, images):
+def test_shared_prefix_mask_by_hand(tiny_processor, images):
     """Two prompt tokens (the first is padding), two captions of two tokens: written out."""
     from scst.types import PromptBatch
 
     prompts = PromptBatch(torch.zeros(1, 2).long(), torch.tensor([[False, True]]), torch.zeros(1, 3, 1, 1))
-    mask = masks.packed_mask(prompts, torch.ones(1, 2, 2, dtype=torch.bool))[0, 0]
+    mask = masks.shared_prefix_mask(prompts, torch.tensor([[0, 0, 1, 1]]))[0, 0]
     expected = [
         # pad  prompt  a0  a1  b0  b1
         [1, 1, 0, 0, 0, 0],

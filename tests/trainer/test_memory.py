@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scst import memory, trainer
+from scst import memory, trainer, trainer_loss
 from scst.memory import DoesNotFit, FittingParts, PhaseMeter, is_out_of_memory
 from tests.worlds import write_recipe
 
@@ -74,16 +74,16 @@ def limited_backward(original, limit):
 
 HOOKS = []
 PLACES = {
-    "rollout": ("run_rollout", limited_rollout),
-    "scoring": ("score", limited_score),
-    "backward": ("score", limited_backward),
+    "rollout": (trainer, "run_rollout", limited_rollout),
+    "scoring": (trainer_loss, "score", limited_score),
+    "backward": (trainer_loss, "score", limited_backward),
 }
 
 
 def make_scarce(place: str, limit: int, patch=setattr) -> None:
     """From now on no more images than the limit fit, in one place of the step."""
-    name, limited = PLACES[place]
-    patch(trainer, name, limited(getattr(trainer, name), limit))
+    module, name, limited = PLACES[place]
+    patch(module, name, limited(getattr(module, name), limit))
 
 
 @pytest.fixture(autouse=True)
@@ -177,6 +177,21 @@ def test_one_image_too_much_says_what_to_change(run_stage, sft_adapter, tmp_path
     make_scarce(place, 0, monkeypatch.setattr)
     with pytest.raises(DoesNotFit, match=f"out of memory with one image at a time. Try .*{advice}.*CUDA"):
         run_stage("scst", output_dir=str(tmp_path / "out"), adapter=str(sft_adapter), **KEYS)
+
+
+def test_scoring_fewer_images_at_a_time_is_the_same_step(run_stage, sft_adapter, tmp_path):
+    """scoring_batch_size: rollouts of 4 images, scored 4, 3 (and 1), 1 at a time."""
+    adapters = {}
+    for size in (0, 3, 1):
+        keys = KEYS | {"adapter": str(sft_adapter), "max_steps": 2, "scoring_batch_size": size}
+        trainer = run_stage("scst", output_dir=str(tmp_path / str(size)), **keys)
+        logged = [log["micro_batch_loss"] for log in trainer.state.log_history if "micro_batch_loss" in log]
+        assert logged == [float(size or 4)] * 2
+        adapters[size] = torch.cat(
+            [p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad]
+        )
+    for size in (3, 1):
+        assert (adapters[size] - adapters[0]).abs().max() < 1e-6
 
 
 def test_nothing_is_split_where_processes_meet():

@@ -1,0 +1,166 @@
+"""The loss of sampled captions: what :class:`scst.trainer.SCSTTrainer` scores, and what it makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from scst.data.supervision import CaptionChoice
+from scst.models.adapters import AdapterSnapshot
+from scst.models.policy import Policy
+from scst.models.prompts import caption_token_ids
+from scst.objective.losses import cross_entropy_loss, kl_penalty, policy_gradient_loss
+from scst.rollout.head import CHUNK
+from scst.rollout.scoring import distinct_captions, score, without_zero_advantages
+from scst.types import PromptBatch, Rollout, Sampling, TokenScores
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is optimised.
+
+    Attributes:
+        baseline: what a sampled caption's reward is compared with (``scst.objective.advantages.BASELINES``).
+        kl_weight: of KL(policy || SFT policy), subtracted from the reward.
+        entropy_weight: of the entropy bonus.
+        cross_entropy_weight: of cross-entropy on a human caption, added to the policy-gradient loss.
+        layout: of the scoring pass (``scst.rollout.scoring.LAYOUTS``).
+        merge_captions: score equal captions of an image once.
+        skip_zero_advantages: leave out captions whose gradient is exactly zero.
+        head_chunk: caption tokens whose logits exist at one time; 0: all of them.
+        batch_size: images scored at a time; 0: the whole micro-batch that was sampled together.
+    """
+
+    baseline: str = "greedy"
+    kl_weight: float = 0.0
+    entropy_weight: float = 0.0
+    cross_entropy_weight: float = 0.0
+    layout: str = "packed"
+    merge_captions: bool = True
+    skip_zero_advantages: bool = True
+    head_chunk: int = CHUNK
+    batch_size: int = 0
+
+
+class CaptionLossMixin:
+    """Losses for a trainer with a processor, a sampling distribution, an objective and the SFT policy."""
+
+    processor: Any
+    sampling: Sampling
+    objective: Objective
+    sft_policy: AdapterSnapshot
+    choice: CaptionChoice
+
+    def caption_losses(
+        self, policy: Policy, rollout: Rollout, advantages: torch.Tensor, columns: dict[str, list[Any]]
+    ) -> torch.Tensor:
+        """(B, K) loss of every sampled caption, with gradients.
+
+        Captions that were not scored have the loss 0, which is what their advantage makes of it. ``entropy``
+        and ``logprob_gap`` are means over the tokens of the captions whose scores are known (duplicates count
+        as often as they were drawn), ``kl`` is one over all captions, or all of the first image.
+        """
+        scored_as = self._scored_as(rollout, advantages)
+        with self.compute_loss_context_manager():
+            scores = self._score(
+                policy, rollout.prompts, rollout.completion_ids, rollout.completion_mask, rollout, scored_as
+            )
+        self._record_scores(policy, scores, rollout, scored_as)
+        if self.objective.kl_weight:
+            ref_logprobs = self._ref_logprobs(policy, rollout, scored_as)
+            penalty = kl_penalty(scores.logprobs, ref_logprobs, rollout.completion_mask)
+            advantages = advantages - self.objective.kl_weight * penalty
+            self._log_kl(scores.logprobs, ref_logprobs, rollout.completion_mask)
+        elif self._logs_this_step():
+            first = slice(0, 1)
+            ref_logprobs = self._ref_logprobs(policy, rollout, scored_as, first)
+            self._log_kl(scores.logprobs[first], ref_logprobs, rollout.completion_mask[first])
+        losses = policy_gradient_loss(scores.logprobs, rollout.completion_mask, advantages)
+        losses = losses - self.objective.entropy_weight * scores.entropy.sum(-1)
+        if self.objective.cross_entropy_weight:
+            human = self._human_caption_losses(policy, rollout, columns["references"], columns["image_id"])
+            losses = losses + self.objective.cross_entropy_weight * human
+        return losses if losses.requires_grad else losses + self._zero()
+
+    def _scored_as(self, rollout: Rollout, advantages: torch.Tensor) -> torch.Tensor:
+        """(B, K) whose scores each caption takes, -1 where none are needed: ``scored_as`` of :func:`score`.
+
+        Zero advantages stay where another term adds to them: the KL penalty or the entropy bonus. The first
+        image stays whole in steps that log its KL, so that this mean is over all captions. Of several
+        processes each keeps one caption at least: the backward pass is where they meet.
+        """
+        if not self.objective.merge_captions:
+            num_images, num_samples = advantages.shape
+            everyone = torch.arange(num_samples, device=advantages.device).expand(num_images, -1)
+        else:
+            everyone = distinct_captions(rollout.completion_ids, rollout.completion_mask)
+        needs_all = self.objective.kl_weight or self.objective.entropy_weight
+        if needs_all or not self.objective.skip_zero_advantages:
+            return everyone
+        needed = without_zero_advantages(everyone, advantages)
+        if self._logs_this_step():
+            needed[0] = everyone[0]
+        elif self.accelerator.num_processes > 1 and (needed < 0).all():
+            needed = everyone.masked_fill(everyone > 0, -1)
+            needed[1:] = -1
+        return needed
+
+    def _zero(self) -> torch.Tensor:
+        """A loss of 0 that hangs on the adapter, for a micro-batch that changes nothing."""
+        return 0.0 * sum(p.sum() for p in self.model.parameters() if p.requires_grad)
+
+    def _score(
+        self,
+        policy: Policy,
+        prompts: PromptBatch,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        rollout: Rollout,
+        scored_as: torch.Tensor | None = None,
+        sampling: Sampling | None = None,
+    ) -> TokenScores:
+        features = rollout.image_features
+        return score(
+            policy,
+            prompts,
+            ids,
+            mask,
+            sampling or self.sampling,
+            image_features=features[: len(prompts)] if features is not None else None,
+            layout=self.objective.layout,
+            scored_as=scored_as,
+            head_chunk=self.objective.head_chunk,
+            entropy_gradient=bool(self.objective.entropy_weight),
+        )
+
+    def _ref_logprobs(
+        self, policy: Policy, rollout: Rollout, scored_as: torch.Tensor, images: slice = slice(None)
+    ) -> torch.Tensor:
+        """(B, K, T) logprobs under the SFT policy of the first images of the rollout."""
+        with torch.no_grad(), self.compute_loss_context_manager(), self.sft_policy.applied(self.model):
+            return self._score(
+                policy,
+                rollout.prompts.select(images),
+                rollout.completion_ids[images],
+                rollout.completion_mask[images],
+                rollout,
+                scored_as[images],
+            ).logprobs
+
+    def _human_caption_losses(
+        self, policy: Policy, rollout: Rollout, references: list[list[str]], image_ids: list[str]
+    ) -> torch.Tensor:
+        """(B, 1) cross-entropy of one human caption per image, under the plain distribution."""
+        epoch = int(self.state.epoch or 0)
+        captions = [self.choice.choose(r, i, epoch) for r, i in zip(references, image_ids, strict=True)]
+        limit = self.sampling.max_new_tokens
+        rows = [torch.tensor(caption_token_ids(self.processor, caption, limit)) for caption in captions]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=policy.pad_token_id)
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(r) for r in rows], batch_first=True).bool()
+        ids, mask = ids.unsqueeze(1).to(policy.device), mask.unsqueeze(1).to(policy.device)
+        plain = Sampling(num_samples=1, max_new_tokens=limit, min_new_tokens=0)
+        with self.compute_loss_context_manager():
+            scores = self._score(policy, rollout.prompts, ids, mask, rollout, sampling=plain)
+        return cross_entropy_loss(scores.logprobs, mask)
