@@ -145,14 +145,22 @@ class Way:
         title: for tables.
         model: a PEFT model with a trainable adapter.
         step: makes the step with an optimizer, and tells what it did.
+        flushes_denormals: on the CPU, as our launch scripts set it and others do not.
     """
 
-    def __init__(self, title: str, model: Any, step: Callable[[torch.optim.Optimizer], Work]):
+    def __init__(
+        self,
+        title: str,
+        model: Any,
+        step: Callable[[torch.optim.Optimizer], Work],
+        flushes_denormals: bool = False,
+    ):
         self.title, self.model = title, model
         self._step = step
         self._adapter = [p for p in model.parameters() if p.requires_grad]
         self._start = [p.detach().clone() for p in self._adapter]
         self._optimizer = torch.optim.AdamW(self._adapter, lr=LEARNING_RATE, weight_decay=0.0)
+        self._flushes_denormals = flushes_denormals
 
     def reset(self) -> None:
         """Go back to the first adapter."""
@@ -161,6 +169,7 @@ class Way:
 
     def step(self) -> Work:
         """One step, from pictures to the updated adapter."""
+        torch.set_flush_denormal(self._flushes_denormals)
         return self._step(self._optimizer)
 
     def check(self, work: Work, world: World) -> None:
@@ -329,11 +338,13 @@ class Switch:
         objective: settings of :class:`scst.trainer.Objective`.
         reward: an entry of ``rewards:`` in a recipe.
         trainer: its class.
+        flushes_denormals: on the CPU.
     """
 
     objective: dict[str, Any] = field(default_factory=dict)
     reward: dict[str, Any] = field(default_factory=lambda: {"name": "cider_d"})
     trainer: type[TimedTrainer] = TimedTrainer
+    flushes_denormals: bool = True
 
 
 SWITCHES: dict[str, Switch] = {
@@ -341,6 +352,7 @@ SWITCHES: dict[str, Switch] = {
     "head: all logits at once": Switch({"head_chunk": 0}),
     "images: encoded again to score": Switch(trainer=VisionTwiceTrainer),
     "rollout: two generate calls": Switch(trainer=TwoGenerateTrainer),
+    "denormal numbers: kept": Switch(flushes_denormals=False),
     "reward: pycocoevalcap": Switch(reward={"import_path": "benchmarks.naive:coco_reward"}),
 }
 """What is off -> how to turn it off. Merging duplicates and leaving out zero advantages are not here: every
@@ -388,4 +400,4 @@ def ours(world: World, model: Any, title: str = "ours", switch: Switch | None = 
         greedy = rollout.greedy_mask.sum(-1).tolist()
         return Work(lengths, greedy, rollout.greedy_ids, round(share * len(lengths)))
 
-    return Way(title, model, step)
+    return Way(title, model, step, switch.flushes_denormals)

@@ -47,8 +47,13 @@ from scst.records import RECORD_NAME, checkpoint_to_resume, claim_output_dir, wr
 from scst.validation import CaptionValidation
 
 
-def quiet_libraries() -> None:
-    """Leave the screen to this project's own progress and tables."""
+def prepare_libraries() -> None:
+    """Leave the screen to this project's own progress and tables; on the CPU take tiny numbers for zero.
+
+    Gradients of improbable tokens are full of denormal numbers (below 1e-38), with which a CPU computes a
+    hundred times slower. They are far below the rounding of every sum that they go into.
+    """
+    torch.set_flush_denormal(True)  # before there are other threads: they inherit it
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()

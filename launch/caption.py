@@ -28,7 +28,7 @@ def run(arguments: Arguments) -> None:
     from scst.evaluation.decoding import get_decoding
     from scst.records import write_jsonl
 
-    build.quiet_libraries()
+    build.prepare_libraries()
     decoding = get_decoding(recipe.decoding)
     images = [open_picture(path) for path in pictures]
     model, processor = build.build_policy(recipe, build.check_inputs(recipe), trainable=False)

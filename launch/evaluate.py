@@ -31,7 +31,7 @@ def run(arguments: Arguments) -> None:
     from launch.build_metrics import checked_settings
     from scst.evaluation.evaluate import evaluate
 
-    build.quiet_libraries()
+    build.prepare_libraries()
     console = build.make_console()
     settings = checked_settings(recipe)
     base = build.check_inputs(recipe)

@@ -26,7 +26,7 @@ def run(arguments: Arguments) -> None:
     from launch import build, build_scst, plan
     from scst.data.collate import SCSTCollator
 
-    build.quiet_libraries()
+    build.prepare_libraries()
     build_scst.check_settings(recipe)
     reward = build_scst.build_reward(recipe)
     if answer_dry_run(arguments):

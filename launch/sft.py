@@ -25,7 +25,7 @@ def run(arguments: Arguments) -> None:
     started = time.time()
     from launch import build, build_sft, plan
 
-    build.quiet_libraries()
+    build.prepare_libraries()
     console = build.make_console(quiet=bool(arguments.plan))
     base = build.check_inputs(recipe)
     with plan.recipe_to_run(arguments) as recipe:
