@@ -5,6 +5,7 @@ Import this after the arguments are parsed: it imports torch.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -33,12 +34,14 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers.integrations import get_available_reporting_integrations
 
+from launch.build_captions import consensus_scores
 from rewards.document_frequencies import DocumentFrequencies
 from rewards.metrics import MetricSettings
 from scst.config import resolved
 from scst.data.collate import SFTCollator
 from scst.data.loading import LoadedData, load_splits
 from scst.data.preview import training_preview
+from scst.data.selection import consensus_first
 from scst.data.supervision import CaptionChoice
 from scst.errors import RecipeError
 from scst.models.adapters import add_lora, check_adapter_exists, load_adapter, parameter_table
@@ -97,7 +100,7 @@ def load_data(recipe: Any, splits: list[str], console: Console) -> LoadedData:
     limits = {recipe.train_split: getattr(recipe, "max_train_images", None)}
     limits |= {recipe.eval_split: recipe.max_eval_images}
     with PartialState().main_process_first():
-        return load_splits(
+        data = load_splits(
             recipe.dataset,
             splits,
             fractions=recipe.split_fractions,
@@ -106,6 +109,11 @@ def load_data(recipe: Any, splits: list[str], console: Console) -> LoadedData:
             limit={name: count for name, count in limits.items() if name in splits and count is not None},
             console=console,
         )
+    if getattr(recipe, "caption_policy", None) == "consensus":
+        rows = data.splits[recipe.train_split]
+        first = consensus_first(rows, consensus_scores(rows["references"], recipe.train_split), recipe.seed)
+        data = dataclasses.replace(data, splits=data.splits | {recipe.train_split: first})
+    return data
 
 
 def build_policy(recipe: Any, base: str, *, trainable: bool) -> tuple[torch.nn.Module, Any]:

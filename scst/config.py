@@ -95,7 +95,7 @@ class SFTRecipe(ModelKeys, DataKeys, ValidationKeys, RunKeys):
     """Supervised stage: a new adapter, or with `adapter` an existing one continued."""
 
     caption_policy: str = key(
-        "random", "caption an image is trained on", ["first", "random", "longest", "all"]
+        "random", "caption an image is trained on", ["first", "random", "longest", "consensus", "all"]
     )
     lora_targets: str = key(
         "decoder-attention",
@@ -126,7 +126,7 @@ class SCSTRecipe(ModelKeys, DataKeys, ValidationKeys, RunKeys):
         0.0, "weight of cross-entropy on a human caption beside the policy gradient"
     )
     caption_policy: str = key(
-        "random", "human caption for cross_entropy_weight", ["first", "random", "longest"]
+        "random", "human caption for cross_entropy_weight", ["first", "random", "longest", "consensus"]
     )
     scoring: str = key("packed", "layout of the scoring pass", ["packed", "plain"])
     scoring_batch_size: int = key(

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GROUND = {"scst", "scst.config", "scst.errors", "scst.ops", "scst.records", "scst.types"}
+GROUND = {"scst", "scst.config", "scst.errors", "scst.ops", "scst.page", "scst.records", "scst.types"}
 PARTS = ("scst.data", "scst.memory", "scst.models", "scst.objective", "scst.rollout")
 STAGES = ("scst.sft", "scst.trainer", "scst.plan", "scst.watch", "scst.validation")
 STAGES += ("scst.callbacks", "scst.evaluation")

@@ -41,6 +41,7 @@ POLICIES: dict[str, CaptionPolicy] = {
     "first": first_caption,
     "random": random_caption,
     "longest": longest_caption,
+    "consensus": first_caption,  # selection.consensus_first has put it there
     "all": first_caption,  # CaptionChoice.expand has left each row a single caption
 }
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -13,39 +11,9 @@ from PIL import Image
 from rewards.metrics import METRICS
 from rewards.text import words
 from scst.evaluation.metrics import MetricResult
+from scst.page import html_page, thumbnail_uri
 
-_THUMBNAIL = 224  # pixels
 _WIDTH, _HEIGHT, _LONGEST = 600, 160, 30  # of the histogram, in SVG units; the last bar, in words
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --line: #8886; --soft: #888; --fill: #3a78c2; }}
-body {{ font: 16px/1.45 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }}
-h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.2rem; margin-top: 2rem; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ text-align: left; padding: .3rem .5rem .3rem 0; border-bottom: 1px solid var(--line); }}
-tr:has(+ .s) td {{ border: 0; padding-bottom: 0; }} .s td {{ padding-top: 0; }}
-td.n {{ font-variant-numeric: tabular-nums; white-space: nowrap; }}
-code, .soft {{ color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }}
-.cards {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 1rem; }}
-.card {{ border: 1px solid var(--line); border-radius: .5rem; overflow: hidden; }}
-.card img {{ width: 100%; aspect-ratio: 1; object-fit: cover; display: block; }}
-.card div {{ padding: .6rem .8rem; }} .card p {{ margin: .2rem 0; font-weight: 600; }}
-.card ul {{ margin: .4rem 0 0; padding-left: 1.1rem; color: var(--soft); font-size: .9rem; }}
-svg {{ width: 100%; height: auto; }} svg text {{ font-size: 15px; fill: currentColor; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p class="soft">{subtitle}</p>
-{body}
-</body>
-</html>
-"""
 
 
 def report_html(
@@ -82,7 +50,7 @@ def report_html(
         (f"Worst captions by {name}", cards(order[-examples:][::-1])),
     ]
     body = "\n".join(f"<h2>{escape(heading)}</h2>\n{content}" for heading, content in sections)
-    return _PAGE.format(title=escape(title), subtitle=escape(subtitle), body=body)
+    return html_page(title, subtitle, body)
 
 
 def _ranking(results: Mapping[str, MetricResult], size: int) -> tuple[str, list[float]]:
@@ -144,12 +112,3 @@ def _card(image: Image.Image, image_id: str, caption: str, references: Sequence[
         f'<span class="soft">{score:.3f} · {escape(image_id)}</span>'
         f"<ul>{items}</ul></div></div>"
     )
-
-
-def thumbnail_uri(image: Image.Image) -> str:
-    """A small JPEG of the picture as a ``data:`` address."""
-    small = image.convert("RGB")
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

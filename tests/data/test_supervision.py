@@ -49,7 +49,7 @@ def test_all_gives_one_row_per_caption(toy_rows):
     assert set(expanded.column_names) == set(rows.column_names)
 
 
-@pytest.mark.parametrize("policy", ["first", "random", "longest"])
+@pytest.mark.parametrize("policy", ["first", "random", "longest", "consensus"])
 def test_other_policies_leave_the_dataset_alone(policy, toy_rows):
     rows = read_form(toy_rows)
     assert CaptionChoice(policy).expand(rows) is rows
@@ -57,7 +57,7 @@ def test_other_policies_leave_the_dataset_alone(policy, toy_rows):
 
 def test_unknown_policy_lists_the_known():
     with pytest.raises(
-        RecipeError, match="unknown caption policy 'best'; known are first, random, longest, all"
+        RecipeError, match="unknown caption policy 'best'; known are first, random, longest, consensus, all"
     ):
         CaptionChoice("best")
 

@@ -208,7 +208,7 @@ def test_scst_settings_run(run_stage, tmp_path, world, keys):
     [
         {"optim": "adamw_8bit", "quantization": "nf4"},
         {"caption_policy": "all", "gradient_checkpointing": True, "gradient_accumulation_steps": 2},
-        {"caption_policy": "longest", "lora_targets": "full", "precision": "bf16"},
+        {"caption_policy": "consensus", "lora_targets": "full", "precision": "bf16"},
         {"model_name_or_path": "model2", "caption_policy": "first", "lora_dropout": 0.1},
     ],
     ids=lambda keys: ",".join(keys),

@@ -1,0 +1,56 @@
+"""The shell of every HTML report: one self-contained file, no scripts, readable on a phone, light or dark."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+
+from PIL import Image
+
+THUMBNAIL = 224  # pixels
+STYLE = """
+:root { color-scheme: light dark; --line: #8886; --soft: #888; --fill: #3a78c2; }
+body { font: 16px/1.45 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .3rem .5rem .3rem 0; border-bottom: 1px solid var(--line); }
+tr:has(+ .s) td { border: 0; padding-bottom: 0; } .s td { padding-top: 0; }
+td.n { font-variant-numeric: tabular-nums; white-space: nowrap; }
+code, .soft { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 1rem; }
+.card { border: 1px solid var(--line); border-radius: .5rem; overflow: hidden; }
+.card img { width: 100%; aspect-ratio: 1; object-fit: cover; display: block; }
+.card div { padding: .6rem .8rem; } .card p { margin: .2rem 0; font-weight: 600; }
+.card ul { margin: .4rem 0 0; padding-left: 1.1rem; color: var(--soft); font-size: .9rem; }
+svg { width: 100%; height: auto; } svg text { font-size: 15px; fill: currentColor; }
+"""
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p class="soft">{subtitle}</p>
+{body}
+</body>
+</html>
+"""
+
+
+def html_page(title: str, subtitle: str, body: str, *, style: str = "") -> str:
+    """A whole page: title and subtitle are escaped, ``body`` is HTML, ``style`` CSS after the common one."""
+    return _PAGE.format(title=escape(title), subtitle=escape(subtitle), style=STYLE + style, body=body)
+
+
+def thumbnail_uri(image: Image.Image) -> str:
+    """A small JPEG of the picture as a ``data:`` address."""
+    small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
