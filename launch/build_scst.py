@@ -157,6 +157,7 @@ def build_trainer(
             kl_weight=recipe.kl_weight,
             entropy_weight=recipe.entropy_weight,
             cross_entropy_weight=recipe.cross_entropy_weight,
+            prompt_gradient=recipe.prompt_gradient,
             layout=recipe.scoring,
             merge_captions=recipe.merge_captions,
             skip_zero_advantages=recipe.skip_zero_advantages,

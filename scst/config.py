@@ -129,6 +129,9 @@ class SCSTRecipe(ModelKeys, DataKeys, ValidationKeys, RunKeys):
         "random", "human caption for cross_entropy_weight", ["first", "random", "longest", "consensus"]
     )
     scoring: str = key("packed", "layout of the scoring pass", ["packed", "plain"])
+    prompt_gradient: bool = key(
+        True, "false: without the gradient that flows through the prompt, an approximation (docs/speed.md)"
+    )
     scoring_batch_size: int = key(
         0, "images scored at a time, of the per_device_train_batch_size sampled together; 0: all of them"
     )

@@ -122,6 +122,11 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionLossMixin, StepLogMixin, Captio
         }
         for parts in self.parts.values():
             parts.can_split = not self._meets_in_passes()
+        if not objective.prompt_gradient and self._policy(self.model).vision_is_trainable:
+            raise RecipeError(
+                "prompt_gradient: false trains nothing in the vision tower and the projector, but the "
+                "adapter is there: train it with prompt_gradient: true"
+            )
         if objective.batch_size and self._meets_in_passes():
             raise RecipeError(
                 "scoring_batch_size: under DeepSpeed and FSDP a micro-batch is scored whole; give a smaller "
@@ -244,7 +249,15 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionLossMixin, StepLogMixin, Captio
         self.model.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             features = cache.features(policy, prompts.pixel_values, image_ids) if cache else None
-            result = run_rollout(policy, self.processor, prompts, self.sampling, uniforms, features)
+            result = run_rollout(
+                policy,
+                self.processor,
+                prompts,
+                self.sampling,
+                uniforms,
+                features,
+                keep_prompt_cache=not self.objective.prompt_gradient,
+            )
         self.model.train()
         return result
 

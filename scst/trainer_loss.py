@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from scst.data.supervision import CaptionChoice
+from scst.memory import select_images
 from scst.models.adapters import AdapterSnapshot
 from scst.models.policy import Policy
 from scst.models.prompts import caption_token_ids
 from scst.objective.losses import cross_entropy_loss, kl_penalty, policy_gradient_loss
 from scst.rollout.head import CHUNK
 from scst.rollout.scoring import distinct_captions, score, without_zero_advantages
-from scst.types import PromptBatch, Rollout, Sampling, TokenScores
+from scst.types import Rollout, Sampling, TokenScores
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Objective:
         kl_weight: of KL(policy || SFT policy), subtracted from the reward.
         entropy_weight: of the entropy bonus.
         cross_entropy_weight: of cross-entropy on a human caption, added to the policy-gradient loss.
+        prompt_gradient: False leaves out the gradient that flows through keys and values of the prompt: an
+            approximation that scores captions alone.
         layout: of the scoring pass (``scst.rollout.scoring.LAYOUTS``).
         merge_captions: score equal captions of an image once.
         skip_zero_advantages: leave out captions whose gradient is exactly zero.
@@ -37,6 +40,7 @@ class Objective:
     kl_weight: float = 0.0
     entropy_weight: float = 0.0
     cross_entropy_weight: float = 0.0
+    prompt_gradient: bool = True
     layout: str = "packed"
     merge_captions: bool = True
     skip_zero_advantages: bool = True
@@ -64,9 +68,7 @@ class CaptionLossMixin:
         """
         scored_as = self._scored_as(rollout, advantages)
         with self.compute_loss_context_manager():
-            scores = self._score(
-                policy, rollout.prompts, rollout.completion_ids, rollout.completion_mask, rollout, scored_as
-            )
+            scores = self._score(policy, rollout, scored_as=scored_as)
         self._record_scores(policy, scores, rollout, scored_as)
         if self.objective.kl_weight:
             ref_logprobs = self._ref_logprobs(policy, rollout, scored_as)
@@ -114,22 +116,23 @@ class CaptionLossMixin:
     def _score(
         self,
         policy: Policy,
-        prompts: PromptBatch,
-        ids: torch.Tensor,
-        mask: torch.Tensor,
         rollout: Rollout,
+        ids: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        *,
         scored_as: torch.Tensor | None = None,
         sampling: Sampling | None = None,
     ) -> TokenScores:
-        features = rollout.image_features
+        """Scores of the sampled captions, or of others after the same prompts."""
         return score(
             policy,
-            prompts,
-            ids,
-            mask,
+            rollout.prompts,
+            rollout.completion_ids if ids is None else ids,
+            rollout.completion_mask if mask is None else mask,
             sampling or self.sampling,
-            image_features=features[: len(prompts)] if features is not None else None,
+            image_features=rollout.image_features,
             layout=self.objective.layout,
+            prompt_cache=rollout.prompt_cache,
             scored_as=scored_as,
             head_chunk=self.objective.head_chunk,
             entropy_gradient=bool(self.objective.entropy_weight),
@@ -138,16 +141,10 @@ class CaptionLossMixin:
     def _ref_logprobs(
         self, policy: Policy, rollout: Rollout, scored_as: torch.Tensor, images: slice = slice(None)
     ) -> torch.Tensor:
-        """(B, K, T) logprobs under the SFT policy of the first images of the rollout."""
+        """(B, K, T) logprobs under the SFT policy of some images of the rollout."""
+        part = replace(select_images(rollout, images), prompt_cache=None)  # the cache is the policy's
         with torch.no_grad(), self.compute_loss_context_manager(), self.sft_policy.applied(self.model):
-            return self._score(
-                policy,
-                rollout.prompts.select(images),
-                rollout.completion_ids[images],
-                rollout.completion_mask[images],
-                rollout,
-                scored_as[images],
-            ).logprobs
+            return self._score(policy, part, scored_as=scored_as[images]).logprobs
 
     def _human_caption_losses(
         self, policy: Policy, rollout: Rollout, references: list[list[str]], image_ids: list[str]
@@ -162,5 +159,5 @@ class CaptionLossMixin:
         ids, mask = ids.unsqueeze(1).to(policy.device), mask.unsqueeze(1).to(policy.device)
         plain = Sampling(num_samples=1, max_new_tokens=limit, min_new_tokens=0)
         with self.compute_loss_context_manager():
-            scores = self._score(policy, rollout.prompts, ids, mask, rollout, sampling=plain)
+            scores = self._score(policy, rollout, ids, mask, sampling=plain)
         return cross_entropy_loss(scores.logprobs, mask)

@@ -96,6 +96,7 @@ class Rollout:
         ended_by_eos: (B, K) bool; False where the length limit cut the caption.
         greedy_ended_by_eos: (B,) bool.
         image_features: (B, N, D) projected image features when they can be reused by scoring, else None.
+        prompt_cache: (B, layers, 2, heads, P, D) keys and values of the prompts if they were kept.
     """
 
     prompts: PromptBatch
@@ -109,6 +110,7 @@ class Rollout:
     ended_by_eos: torch.Tensor
     greedy_ended_by_eos: torch.Tensor
     image_features: torch.Tensor | None = None
+    prompt_cache: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,22 @@ def shared_prefix_mask(prompts: PromptBatch, caption: torch.Tensor) -> torch.Ten
     return _attend_to_self(in_prompt.unsqueeze(1) | same & earlier).unsqueeze(1)
 
 
+def continuation_mask(prompts: PromptBatch, caption: torch.Tensor) -> torch.Tensor:
+    """(B, 1, 1 + S, P + 1 + S) bool for captions behind cached prompts, their last token computed again.
+
+    That token predicts the first one of every caption. It sees the cached prompt, of which it is a part, and
+    nobody sees it again.
+
+    Args:
+        prompts: B prompts.
+        caption: (B, S) which caption a token belongs to, -1 on padding.
+    """
+    length = prompts.input_ids.shape[1]
+    mask = shared_prefix_mask(prompts, torch.nn.functional.pad(caption, (1, 0), value=-1))[:, :, length:]
+    mask[:, :, 0, length] = False
+    return mask
+
+
 def _attend_to_self(mask: torch.Tensor) -> torch.Tensor:
     """Let padding attend to itself: a row without any key would be NaN."""
     return mask | torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)

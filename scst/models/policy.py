@@ -7,6 +7,8 @@ depends on what a library version infers from missing arguments.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -107,7 +109,12 @@ class Policy:
         return self._call(self.inner, embeddings, mask, position_ids, keep=keep, cache=cache).logits
 
     def hidden_states(
-        self, embeddings: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor
+        self,
+        embeddings: torch.Tensor,
+        mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        *,
+        cache: Any | None = None,
     ) -> torch.Tensor:
         """What :meth:`logits` makes logits of, for scoring, with gradients.
 
@@ -118,8 +125,9 @@ class Policy:
 
         Args:
             embeddings: (B, L, D).
-            mask: (B, 1, L, L) bool, True = attend.
+            mask: (B, 1, L, L_keys) bool, True = attend.
             position_ids: (B, L).
+            cache: constant keys and values before these positions.
 
         Returns:
             (B, L, D) normalised output of the last decoder layer.
@@ -128,7 +136,7 @@ class Policy:
         hook = self.inner.model.register_forward_hook(lambda module, inputs, output: states.append(output[0]))
         try:
             nowhere = torch.empty(0, dtype=torch.long, device=embeddings.device)
-            self._call(self.model, embeddings, mask, position_ids, keep=nowhere)
+            self._call(self.model, embeddings, mask, position_ids, keep=nowhere, cache=cache)
         finally:
             hook.remove()
         return states[0]
@@ -150,17 +158,32 @@ class Policy:
         keep: int | torch.Tensor,
         cache: Any | None = None,
     ) -> Any:
-        return module(
-            inputs_embeds=embeddings,
-            attention_mask=masks.for_attention(mask, self.text_config._attn_implementation, embeddings.dtype),
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=keep,
-        )
+        kind = self.text_config._attn_implementation
+        with nullcontext() if cache is None else _checkpointing_off(self.inner):
+            return module(
+                inputs_embeds=embeddings,
+                attention_mask=masks.for_attention(mask, kind, embeddings.dtype),
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=keep,
+            )
 
     def _vision_dtype(self) -> torch.dtype:
         return next(self.inner.model.vision_tower.parameters()).dtype
+
+
+@contextmanager
+def _checkpointing_off(model: nn.Module) -> Iterator[None]:
+    """Gradient checkpointing and a cache do not go together: transformers would leave out the cache."""
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = True
 
 
 def _final_softcapping(model: nn.Module) -> float | None:

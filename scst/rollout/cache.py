@@ -1,4 +1,4 @@
-"""Keys and values of a rollout: every prompt stored once, however many captions continue it.
+"""Keys and values of prompts, stored once, however many captions continue them.
 
 The rows of an image (its greedy and its sampled captions) are decoded as extra query positions of *one*
 sequence, so the cache has batch B and not B * (K + 1): attention kernels take that without copying the
@@ -11,6 +11,10 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
+
+from scst.models import masks
+from scst.models.policy import Policy
+from scst.types import PromptBatch
 
 
 class BufferedLayer(DynamicLayer):
@@ -72,7 +76,63 @@ class RolloutCache(Cache):
         if not kept.all():
             self.batch_select_indices(kept.nonzero().flatten())
 
+    def prompts(self) -> torch.Tensor:
+        """(B, layers, 2, heads, P, D) a copy of all that is filled; after the prefill that is the prompts."""
+        pairs = [torch.stack([layer.keys, layer.values], 1)[..., : layer.length, :] for layer in self.layers]
+        return torch.stack(pairs, 1)
+
     @property
     def num_bytes(self) -> int:
         """Memory of all buffers."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+
+
+class ConstantPrompt(Cache):
+    """Prompts as constants for captions that are computed with gradients; nothing is ever added to it.
+
+    Args:
+        prompt_cache: (B, layers, 2, heads, P, D) from :func:`prompt_cache`.
+    """
+
+    def __init__(self, prompt_cache: torch.Tensor):
+        super().__init__(layers=[_ConstantLayer(*layer.unbind(1)) for layer in prompt_cache.unbind(1)])
+
+
+class _ConstantLayer(DynamicLayer):
+    """Keys and values (B, heads, P, D) that others are put behind, for one call."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor):
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The prompt's columns and these (B, heads, L, D)."""
+        return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+
+    def get_seq_length(self) -> int:
+        """Columns of the prompt."""
+        return self.keys.shape[2]
+
+
+@torch.no_grad()
+def prompt_cache(policy: Policy, prompts: PromptBatch, image_features: torch.Tensor) -> torch.Tensor:
+    """(B, layers, 2, heads, P, D) keys and values of prompts, without gradient."""
+    cache = RolloutCache(policy.text_config.num_hidden_layers, room=0)
+    prefill(policy, prompts, image_features, cache)
+    return cache.prompts()
+
+
+def prefill(
+    policy: Policy, prompts: PromptBatch, image_features: torch.Tensor, cache: RolloutCache
+) -> torch.Tensor:
+    """Fill a cache with prompts; returns the logits (B, 1, V) of the first caption token."""
+    return policy.forward(
+        policy.prompt_embeddings(prompts, image_features),
+        masks.prompt_mask(prompts),
+        prompts.position_ids,
+        keep=1,
+        cache=cache,
+    )

@@ -19,7 +19,7 @@ from scst import ops
 from scst.models import masks
 from scst.models.policy import Policy
 from scst.models.prompts import decode_captions
-from scst.rollout.cache import RolloutCache
+from scst.rollout.cache import RolloutCache, prefill
 from scst.types import PromptBatch, Rollout, Sampling
 
 MAX_DRAWN_LOGITS = 2**24
@@ -34,6 +34,7 @@ def rollout(
     sampling: Sampling,
     uniforms: torch.Tensor,
     image_features: torch.Tensor | None = None,
+    keep_prompt_cache: bool = False,
 ) -> Rollout:
     """Greedy caption and K sampled captions of every image. Call with the model in eval mode.
 
@@ -44,6 +45,7 @@ def rollout(
         sampling: K and the sampling distribution.
         uniforms: (B, K, T) numbers in [0, 1) that decide every draw (:func:`scst.ops.rollout_uniforms`).
         image_features: (B, N, D) when they are known (:mod:`scst.rollout.features`); computed here when None.
+        keep_prompt_cache: leave the prompts' keys and values in the rollout, to score with them.
 
     Returns:
         The rollout; its tensors are on the policy's device.
@@ -56,7 +58,9 @@ def rollout(
         raise ValueError(f"uniforms must have shape (B, K, T) = {expected}, got {tuple(uniforms.shape)}")
     prompts = prompts.to(policy.device)
     features = policy.image_features(prompts.pixel_values) if image_features is None else image_features
-    ids, mask, logprobs = _decode(policy, prompts, features, sampling, uniforms.cpu())
+    ids, mask, logprobs, prompt_cache = _decode(
+        policy, prompts, features, sampling, uniforms.cpu(), keep_prompt_cache
+    )
     is_text = mask & (ids != policy.eos_token_id)
     texts = decode_captions(processor, ids.flatten(0, 1), is_text.flatten(0, 1))
     per_image = sampling.num_samples + 1
@@ -74,24 +78,24 @@ def rollout(
         ended_by_eos=ended[:, 1:],
         greedy_ended_by_eos=ended[:, 0],
         image_features=None if policy.vision_is_trainable else features,
+        prompt_cache=prompt_cache,
     )
 
 
 def _decode(
-    policy: Policy, prompts: PromptBatch, features: torch.Tensor, sampling: Sampling, uniforms: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids, mask and logprobs (B, K + 1, T') of all rows; stops when every row has ended."""
+    policy: Policy,
+    prompts: PromptBatch,
+    features: torch.Tensor,
+    sampling: Sampling,
+    uniforms: torch.Tensor,
+    keep_prompt_cache: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Ids, mask and logprobs (B, K + 1, T') of all rows, and the prompt cache; stops when all have ended."""
     policy.check_length(prompts.input_ids.shape[1] + sampling.max_new_tokens)
     rows = _Rows(policy, sampling, uniforms)
     cache = RolloutCache(policy.text_config.num_hidden_layers, rows.count * (sampling.max_new_tokens - 1))
-    logits = policy.forward(
-        policy.prompt_embeddings(prompts, features),
-        masks.prompt_mask(prompts),
-        prompts.position_ids,
-        keep=1,
-        cache=cache,
-    )
-    rows.append_tokens(logits)
+    rows.append_tokens(prefill(policy, prompts, features, cache))
+    prompt_cache = cache.prompts() if keep_prompt_cache else None
     last_prompt_position = prompts.position_ids[:, -1:]
     while rows.active.any() and rows.step < sampling.max_new_tokens:
         slots = rows.next_slots()
@@ -105,7 +109,7 @@ def _decode(
             cache=cache,
         )
         rows.append_tokens(logits)
-    return rows.results()
+    return *rows.results(), prompt_cache
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from scst.models import masks
 from scst.models.policy import Policy
 from scst.rollout import head
+from scst.rollout.cache import ConstantPrompt
 from scst.types import PromptBatch, Sampling, TokenScores
 
 
@@ -28,6 +29,7 @@ def score(
     *,
     image_features: torch.Tensor | None = None,
     layout: str = "packed",
+    prompt_cache: torch.Tensor | None = None,
     scored_as: torch.Tensor | None = None,
     head_chunk: int = head.CHUNK,
     entropy_gradient: bool = True,
@@ -42,6 +44,9 @@ def score(
         sampling: the distribution that the completions were drawn from.
         image_features: (B, N, D) from the rollout; computed here when None.
         layout: a name in :data:`LAYOUTS`.
+        prompt_cache: (B, layers, 2, heads, P, D) keys and values of the prompts under this very policy
+            (:func:`scst.rollout.cache.prompt_cache`). Captions read them as constants, whatever the layout:
+            scores are the same, but their gradient lacks what flows through the prompt. None: the whole one.
         scored_as: (B, K) the caption of the same image whose scores a caption takes, with their gradient; -1
             leaves it out (:func:`distinct_captions`, :func:`without_zero_advantages`). None scores them all.
         head_chunk: tokens whose logits exist at one time (:func:`scst.rollout.head.token_scores`).
@@ -63,11 +68,14 @@ def score(
         return TokenScores(nothing, nothing)
     captions, images = _captions(completion_ids, completion_mask, is_scored)
     prompts = prompts.select(images)
-    if image_features is None:
-        image_features = policy.image_features(prompts.pixel_values)
+    if prompt_cache is not None:
+        states = _constant_prompt_states(policy, prompts, prompt_cache[images], captions)
     else:
-        image_features = image_features[images]
-    states = LAYOUTS[layout](policy, prompts, image_features, captions)
+        if image_features is None:
+            image_features = policy.image_features(prompts.pixel_values)
+        else:
+            image_features = image_features[images]
+        states = LAYOUTS[layout](policy, prompts, image_features, captions)
     values = head.token_scores(
         policy,
         states,
@@ -170,26 +178,75 @@ def _packed_states(
     """
     prompt_length = prompts.input_ids.shape[1]
     policy.check_length(prompt_length + captions.ids.shape[1])
-    is_input = captions.mask[:, 1:]  # the last token of a caption predicts nothing
-    columns = _columns(captions.image, is_input, len(prompts))
-    width = int((columns.masked_fill(~is_input, -1)).max()) + 1 if columns.numel() else 0
-    image = captions.image.unsqueeze(1)
-    place = (image.expand_as(columns)[is_input], columns[is_input])
+    packed = _packed(captions, len(prompts), policy.pad_token_id)
+    embeddings = [policy.prompt_embeddings(prompts, image_features), policy.caption_embeddings(packed.ids)]
+    states = policy.hidden_states(
+        torch.cat(embeddings, 1),
+        masks.shared_prefix_mask(prompts, packed.caption),
+        torch.cat([prompts.position_ids, prompts.position_ids[:, -1:] + packed.positions], 1),
+    )
+    return packed.predicting(states[:, prompt_length - 1 :], captions)
+
+
+def _constant_prompt_states(
+    policy: Policy, prompts: PromptBatch, prompt_cache: torch.Tensor, captions: _Captions
+) -> torch.Tensor:
+    """(N, D) the same states, without the gradient that flows through keys and values of the prompt.
+
+    The last prompt token is computed once more, with gradients: it predicts the first token of every caption.
+    """
+    policy.check_length(prompts.input_ids.shape[1] + captions.ids.shape[1])
+    packed = _packed(captions, len(prompts), policy.pad_token_id)
+    last = prompts.position_ids[:, -1:]
+    states = policy.hidden_states(
+        policy.caption_embeddings(torch.cat([prompts.input_ids[:, -1:], packed.ids], 1)),
+        masks.continuation_mask(prompts, packed.caption),
+        torch.cat([last, last + packed.positions], 1),
+        cache=ConstantPrompt(prompt_cache),
+    )
+    return packed.predicting(states, captions)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """The inputs of all captions, beside each other in one sequence per image.
+
+    Attributes:
+        ids: (b, S) token ids; the last token of a caption predicts nothing and is left out.
+        positions: (b, S) distance from the last prompt token.
+        caption: (b, S) which caption a token belongs to, -1 on padding.
+        columns: (R, T - 1) where the tokens of each caption lie.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    caption: torch.Tensor
+    columns: torch.Tensor
+
+    def predicting(self, states: torch.Tensor, captions: _Captions) -> torch.Tensor:
+        """(N, D) of states (b, 1 + S, D), the first of which are those of the last prompt token."""
+        columns = torch.nn.functional.pad(self.columns + 1, (1, 0), value=0)
+        image = captions.image.unsqueeze(1).expand_as(columns)
+        return states[image[captions.mask], columns[captions.mask]]
+
+
+def _packed(captions: _Captions, num_images: int, pad_token_id: int) -> _Packed:
+    is_input = captions.mask[:, 1:]
+    columns = _columns(captions.image, is_input, num_images)
+    width = int(columns.masked_fill(~is_input, -1).max()) + 1 if columns.numel() else 0
+    place = (captions.image.unsqueeze(1).expand_as(columns)[is_input], columns[is_input])
 
     def laid_out(values: torch.Tensor, fill: int) -> torch.Tensor:
-        out = values.new_full((len(prompts), width), fill)
+        out = values.new_full((num_images, width), fill)
         return out.index_put(place, values.expand_as(columns)[is_input])
 
     caption = torch.arange(len(captions.ids), device=columns.device).unsqueeze(1)
-    inputs = laid_out(captions.ids[:, :-1], policy.pad_token_id)
-    offsets = laid_out(captions.positions[:, 1:], 0)
-    states = policy.hidden_states(
-        torch.cat([policy.prompt_embeddings(prompts, image_features), policy.caption_embeddings(inputs)], 1),
-        masks.shared_prefix_mask(prompts, laid_out(caption, -1)),
-        torch.cat([prompts.position_ids, prompts.position_ids[:, -1:] + offsets], 1),
+    return _Packed(
+        laid_out(captions.ids[:, :-1], pad_token_id),
+        laid_out(captions.positions[:, 1:], 0),
+        laid_out(caption, -1),
+        columns,
     )
-    predicting = torch.nn.functional.pad(prompt_length + columns, (1, 0), value=prompt_length - 1)
-    return states[image.expand_as(predicting)[captions.mask], predicting[captions.mask]]
 
 
 def _columns(image: torch.Tensor, is_input: torch.Tensor, num_images: int) -> torch.Tensor:
