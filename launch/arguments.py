@@ -103,7 +103,8 @@ def _plan(value: Any, dry_run: bool) -> bool | str:
 
 def _default_settings(stage: str, adapter: str | None) -> dict[str, Any]:
     if stage in ("evaluate", "caption") and adapter is not None and (recorded := from_run_record(adapter)):
-        keys = {f.name for f in dataclasses.fields(RECIPES[stage])} - {"output_dir", "adapter"}
+        # an adapter may come from somebody else: it never says where to write
+        keys = {f.name for f in dataclasses.fields(RECIPES[stage])} - {"output_dir", "output", "adapter"}
         return {name: value for name, value in recorded.items() if name in keys}
     quickstart = QUICKSTART / f"{stage}.yaml"
     return read_recipe_file(quickstart) if quickstart.is_file() else {}

@@ -21,7 +21,6 @@ import torch
 
 # read at import time by the libraries below
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -45,7 +44,13 @@ from scst.data.selection import consensus_first
 from scst.data.supervision import CaptionChoice
 from scst.errors import RecipeError
 from scst.models.adapters import add_lora, check_adapter_exists, load_adapter, parameter_table
-from scst.models.loading import check_model_exists, compute_dtype, load_model, load_processor
+from scst.models.loading import (
+    allow_deepspeed_states,
+    check_model_exists,
+    compute_dtype,
+    load_model,
+    load_processor,
+)
 from scst.records import RECORD_NAME, checkpoint_to_resume, claim_output_dir, write_run_record
 from scst.validation import CaptionValidation
 
@@ -254,6 +259,8 @@ def run_training(
         console.print(f"resuming from {checkpoint}")
     console.print(parameter_table(trainer.model))
     trainer.remove_callback(transformers.PrinterCallback)
+    if trainer.is_deepspeed_enabled:
+        allow_deepspeed_states()
     if checkpoint and newest_step(checkpoint) >= total_steps(trainer):
         console.print(f"{stage}: all {total_steps(trainer)} steps were done; nothing is trained again")
         if (Path(recipe.output_dir) / RECORD_NAME).is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from rewards.rouge import RougeLReward
 from rewards.scene import CountAccuracyReward, EntityRecallReward
 from rewards.sentence_similarity import SentenceSimilarityReward
 from rewards.simple import BadEndingPenalty, LengthReward, RepetitionPenalty
+
+logger = logging.getLogger(__name__)
 
 RewardFunction = Callable[..., Any]
 ENTRY_POINT_GROUP = "scst.rewards"
@@ -132,9 +135,13 @@ def _imported(path: str) -> Callable[..., RewardFunction]:
     if not separator or not module_name:
         raise RewardError(f"import_path must be 'package.module:attribute', got {path!r}")
     try:
-        return _constructor(getattr(importlib.import_module(module_name), attribute))
+        module = importlib.import_module(module_name)
+        target = getattr(module, attribute)
     except (ImportError, AttributeError) as error:
         raise RewardError(f"import_path {path!r} cannot be imported: {error}") from error
+    # of everything a recipe can say, this alone runs code that is not part of the program
+    logger.warning("import_path %r runs code of %s", path, getattr(module, "__file__", None) or module_name)
+    return _constructor(target)
 
 
 def _announced(point: EntryPoint) -> Callable[..., RewardFunction]:

@@ -6,13 +6,22 @@ yields.
 
 import hashlib
 import io
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from scst.errors import DataError
 
 StoredImage = Mapping[str, bytes | str | None]
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+"""What is decoded. Pillow would also start Ghostscript on an EPS file and try rarely tested decoders."""
+
+MAX_ENCODED_BYTES = 256 * 2**20
+"""Above this a file is no picture: nothing larger is read into memory."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,22 @@ def image_bytes(image: StoredImage | None) -> bytes:
         raise FileNotFoundError("neither image bytes nor a path are stored")
     if image["bytes"] is not None:
         return image["bytes"]
-    return Path(image["path"]).read_bytes()
+    return read_image_file(Path(image["path"]))
+
+
+def read_image_file(path: Path) -> bytes:
+    """Return the bytes of an image file that has a plausible size.
+
+    Raises:
+        OSError: it is missing or unreadable, no regular file (a pipe or device would never end), or absurdly
+            large.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{path} is no regular file")
+    if status.st_size > MAX_ENCODED_BYTES:
+        raise OSError(f"{path} has {status.st_size} bytes; no image above {MAX_ENCODED_BYTES} is read")
+    return path.read_bytes()
 
 
 def content_hash(image: StoredImage | None) -> str:
@@ -61,22 +85,44 @@ def probe_image(image: StoredImage | None) -> ImageProbe:
 
 
 def decoding_problem(data: bytes) -> str | None:
-    """Return why encoded bytes do not decode to a whole picture, ``None`` when they do.
+    """Return why encoded bytes do not decode to a whole picture, ``None`` when they do."""
+    try:
+        decode_image(data)
+    except DataError as error:
+        return str(error)
+    return None
 
-    A picture beyond Pillow's limit for decompression bombs is refused before its pixels are read.
+
+def decode_image(data: bytes) -> Image.Image:
+    """Return the whole picture that encoded bytes hold, in its own mode.
+
+    Only :data:`IMAGE_FORMATS` are decoded, and a picture beyond Pillow's limit for decompression bombs is
+    refused before its pixels are read.
+
+    Raises:
+        DataError: saying why there is no picture.
     """
     if not data:
-        return "image is empty (0 bytes)"
+        raise DataError("image is empty (0 bytes)")
+    if len(data) > MAX_ENCODED_BYTES:
+        raise DataError(f"image has {len(data)} bytes; none above {MAX_ENCODED_BYTES} is read")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            if width * height > (Image.MAX_IMAGE_PIXELS or float("inf")):
-                return f"decompression bomb: {width} x {height} pixels, more than {Image.MAX_IMAGE_PIXELS}"
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            _refuse_bomb(*image.size)
             image.load()
+            return image
+    except DataError:
+        raise
     except Image.DecompressionBombError as error:
-        return f"decompression bomb: {error}"
-    except (
-        Exception
-    ) as error:  # decoders raise anything on damaged bytes; the type is reported, not swallowed
-        return f"image does not decode: {type(error).__name__}: {error}"
-    return None
+        raise DataError(f"decompression bomb: {error}") from error
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"image does not decode: {type(error).__name__}: none of {', '.join(IMAGE_FORMATS)}"
+        ) from error
+    except Exception as error:  # decoders raise anything on damaged bytes; the type is reported
+        raise DataError(f"image does not decode: {type(error).__name__}: {error}") from error
+
+
+def _refuse_bomb(width: int, height: int) -> None:
+    if width * height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+        raise DataError(f"decompression bomb: {width} x {height} pixels, more than {Image.MAX_IMAGE_PIXELS}")

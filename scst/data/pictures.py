@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from scst.data.images import decode_image, read_image_file
 from scst.errors import DataError
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -79,7 +80,6 @@ def open_picture(path: Path) -> Image.Image:
         DataError: when the file is no image, is cut off, or is absurdly large.
     """
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return decode_image(read_image_file(path)).convert("RGB")
+    except (OSError, DataError) as error:
         raise DataError(f"{str(path)!r} cannot be read as an image: {error}") from error

@@ -2,9 +2,10 @@
 
 import csv
 import io
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from scst.errors import DataError
@@ -32,6 +33,7 @@ def read_risc(folder: Path) -> dict[str, list]:
     caption_names = sorted((n for n in lines[0][1] if CAPTION_COLUMN.fullmatch(n)), key=lambda n: int(n[8:]))
     extra_names = [n for n in lines[0][1] if n not in {"split", "image", *caption_names}]
     names = [_image_name(row["image"], where) for where, row in lines]
+    refuse_links_outside(folder, (images / name for name in names))
     columns = {
         "image": [{"bytes": None, "path": str(images / name)} for name in names],
         "references": [[row[n] for n in caption_names] for _, row in lines],
@@ -130,3 +132,21 @@ def refuse_outside_path(name: str, where: str, folder: str) -> None:
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     if posix.is_absolute() or windows.anchor or ".." in posix.parts or ".." in windows.parts:
         raise DataError(f"{where}: image names are relative to {folder} and stay inside it; got {name!r}.")
+
+
+def refuse_links_outside(folder: Path, images: Iterable[Path]) -> None:
+    """Raise DataError when a symbolic link on the way to an image leads out of the dataset's folder.
+
+    The folder itself may be a link: that is its owner's doing, and what is in it came with the data.
+    """
+    root = os.path.realpath(folder)
+    real_parents: dict[Path, str] = {}
+    for image in images:
+        if image.parent not in real_parents:
+            real_parents[image.parent] = os.path.realpath(image.parent)
+        place = os.path.realpath(image) if image.is_symlink() else real_parents[image.parent]
+        if os.path.commonpath([root, place]) != root:
+            raise DataError(
+                f"{image} is a link to {place}, outside of the dataset's folder; nothing out there is read. "
+                "Copy the images into the folder (cp -rL), or put the link on the dataset's folder itself."
+            )

@@ -14,7 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scst.data.columns import STORED_IMAGE, TEXT, TEXTS, check_columns, concatenate, normalise
-from scst.data.risc import CAPTIONS_FILE, IMAGES_FOLDER, read_risc, refuse_outside_path, risc_layout
+from scst.data.risc import (
+    CAPTIONS_FILE,
+    IMAGES_FOLDER,
+    read_risc,
+    refuse_links_outside,
+    refuse_outside_path,
+    risc_layout,
+)
 from scst.errors import DataError
 
 ACCEPTED_FORMS = (
@@ -164,19 +171,20 @@ def _read_parquet(dataset: str) -> datasets.Dataset:
     for path in _parquet_files(Path(dataset).expanduser()):
         _parquet_schema(path)
         part = normalise(datasets.Dataset.from_parquet(str(path)), str(path), _stem_split(path))
-        parts.append(_resolve_paths(part, path))
+        parts.append(_resolve_paths(part, path, path.parent))
     return concatenate(parts, dataset)
 
 
-def _resolve_paths(part: datasets.Dataset, file: Path) -> datasets.Dataset:
-    """Make image paths that come without bytes relative to the parquet file's folder."""
+def _resolve_paths(part: datasets.Dataset, where: Path, folder: Path) -> datasets.Dataset:
+    """Make image paths that come without bytes relative to a folder that they must not leave."""
     if _stored_inside(part):
         return part
     images = part["image"][:]
-    for image in images:
-        if image and image["bytes"] is None and image["path"]:
-            refuse_outside_path(image["path"], str(file), "the parquet file's folder")
-            image["path"] = str(file.parent / image["path"])
+    by_path = [image for image in images if image and image["bytes"] is None and image["path"]]
+    for image in by_path:
+        refuse_outside_path(image["path"], str(where), str(folder))
+        image["path"] = str(folder / image["path"])
+    refuse_links_outside(folder, (Path(image["path"]) for image in by_path))
     return part.remove_columns("image").add_column("image", images, feature=STORED_IMAGE)
 
 
@@ -200,7 +208,9 @@ def _check_parquet(dataset: str) -> dict:
 
 
 def _read_saved(dataset: str) -> datasets.Dataset:
-    return _from_parts(_load_saved(dataset), dataset)
+    folder = Path(dataset).expanduser()
+    rows = _from_parts(_load_saved(dataset), dataset)
+    return _resolve_paths(rows, folder, folder)
 
 
 def _check_saved(dataset: str) -> dict:

@@ -19,6 +19,7 @@ POLICIES = ("error", "skip")
 SHOWN_EXAMPLES = 5
 PROGRESS_FROM = 500  # images; fewer are checked before a bar could be read
 BATCH = 256  # images in memory at once
+MAX_CAPTION_CHARACTERS = 20_000  # a sentence has a hundred; a whole book would stall the tokenizer
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def check_examples(
     """Return the rows that can be trained on, and the examples that cannot.
 
     A bad example has a missing, damaged, empty or oversized image, an empty caption list or only blank
-    captions, a caption that is not text, no id, or an id seen before. Blank captions among others are
-    removed; degenerate ones (``" ."``) stay.
+    captions, a caption that is not text or absurdly long, no id, or an id seen before. Blank captions among
+    others are removed; degenerate ones (``" ."``) stay.
 
     Args:
         rows: rows of :func:`scst.data.sources.read_rows`.
@@ -110,6 +111,9 @@ def caption_problem(references: object) -> str | None:
         return f"caption is not text: {wrong[0]!r}"
     if not any(caption.strip() for caption in references):
         return "all captions are blank"
+    longest = max(map(len, references))
+    if longest > MAX_CAPTION_CHARACTERS:
+        return f"a caption has {longest} characters, more than {MAX_CAPTION_CHARACTERS}"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,16 +78,30 @@ def check_adapter_exists(adapter: str | Path) -> None:
     """Refuse a local folder without an adapter before any model is loaded.
 
     Raises:
-        RecipeError: naming the folder and what it holds.
+        RecipeError: naming the folder and what it holds, or a setting that would run code.
     """
     folder = Path(adapter)
     if (folder / "adapter_config.json").is_file():
+        _refuse_imports(folder / "adapter_config.json")
         return
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
     raise RecipeError(
         f"adapter: {str(adapter)!r} holds no adapter_config.json (found: {found or 'nothing'}). Give the "
         "output folder of launch/sft.py or launch/scst.py, or one of its checkpoints"
     )
+
+
+def _refuse_imports(config: Path) -> None:
+    """PEFT imports the module that ``megatron_core`` names when ``megatron_config`` is set: not needed here."""
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecipeError(f"adapter: {str(config)!r} is no readable JSON: {error}") from error
+    if not isinstance(settings, dict) or settings.get("megatron_config"):
+        raise RecipeError(
+            f"adapter: {str(config)!r} sets megatron_config, which makes the loader import a module that the "
+            "file names. Adapters of this project never have it; set it to null if you trust the adapter"
+        )
 
 
 def disable_dropout(model: torch.nn.Module) -> None:

@@ -3,6 +3,9 @@
 Quantised parts are the decoder's linear layers only. The vision tower, the projector and the language-model
 head stay in the compute precision, by full module paths: a bare ``vision_tower`` would silently match
 nothing.
+
+Weights are read from safetensors, or from pickles in torch's ``weights_only`` mode, which refuses every
+object but tensors and plain containers. Code that a checkpoint brings along is never run.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ def check_model_exists(name_or_path: str) -> None:
         RecipeError: when there is none, or it is no model of the PaliGemma family.
     """
     try:
-        config = AutoConfig.from_pretrained(resolve_model_path(name_or_path))
+        config = AutoConfig.from_pretrained(resolve_model_path(name_or_path), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise RecipeError(
             f"model_name_or_path: no model configuration found at {name_or_path!r}. Give a local "
@@ -107,7 +110,7 @@ def attention_kernel(config: Any, requested: str) -> str:
 
 def load_processor(name_or_path: str) -> Any:
     """The checkpoint's processor; captions and prompts are padded by this project, never truncated by it."""
-    return AutoProcessor.from_pretrained(resolve_model_path(name_or_path))
+    return AutoProcessor.from_pretrained(resolve_model_path(name_or_path), trust_remote_code=False)
 
 
 def load_model(
@@ -132,7 +135,7 @@ def load_model(
     check_model_exists(name_or_path)
     path = resolve_model_path(name_or_path)
     dtype = compute_dtype(precision)
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     model = AutoModelForImageTextToText.from_pretrained(
         path,
         config=config,
@@ -140,6 +143,8 @@ def load_model(
         attn_implementation=attention_kernel(config, attn_implementation),
         quantization_config=quantization_config(quantization, dtype),
         device_map={"": _local_device()},
+        weights_only=True,
+        trust_remote_code=False,
     )
     _keep_stored_layout(model)
     return model.requires_grad_(False).eval()
@@ -154,6 +159,19 @@ def _keep_stored_layout(model: torch.nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def allow_deepspeed_states() -> None:
+    """Let torch's ``weights_only`` mode build the four plain classes that ZeRO's optimizer states hold.
+
+    DeepSpeed asks torch for everything that a checkpoint file holds, code included; the launch scripts force
+    the safe mode (``TORCH_FORCE_WEIGHTS_ONLY_LOAD``), in which only what is listed here is built.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address])
 
 
 def _local_device() -> torch.device:

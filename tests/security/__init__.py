@@ -1,0 +1,1 @@
+"""What must not happen with files, recipes and checkpoints that come from somebody else."""
