@@ -92,7 +92,7 @@ def check_adapter_exists(adapter: str | Path) -> None:
 
 
 def _refuse_imports(config: Path) -> None:
-    """PEFT imports the module that ``megatron_core`` names when ``megatron_config`` is set: not needed here."""
+    """PEFT imports the module that ``megatron_core`` names if ``megatron_config`` is set: of no use here."""
     try:
         settings = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
