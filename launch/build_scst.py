@@ -46,9 +46,10 @@ def check_settings(recipe: Any) -> None:
         raise RecipeError(f"watched_metrics: of {', '.join(aimless)} neither more nor less is better")
     if recipe.feature_cache is True:
         raise RecipeError("feature_cache: expected off or a folder, got true")
-    for name, least in (("watch_patience", 1), ("scoring_batch_size", 0), ("head_chunk", 0)):
-        if (value := getattr(recipe, name)) < least:
-            raise RecipeError(f"{name}: expected {least} or more, got {value}")
+    least = {"watch_patience": 1, "scoring_batch_size": 0, "head_chunk": 0, "max_importance_ratio": 1}
+    for name, limit in least.items():
+        if (value := getattr(recipe, name)) < limit:
+            raise RecipeError(f"{name}: expected {limit} or more, got {value}")
     sampling_of(recipe)
 
 
@@ -163,9 +164,11 @@ def build_trainer(
             skip_zero_advantages=recipe.skip_zero_advantages,
             head_chunk=recipe.head_chunk,
             batch_size=recipe.scoring_batch_size,
+            max_importance_ratio=recipe.max_importance_ratio,
         ),
         validation=validation,
         choice=CaptionChoice(recipe.caption_policy, recipe.seed),
+        late_rollouts=recipe.late_rollouts,
         feature_cache=build_feature_cache(recipe, model, processor, data),
         callbacks=[RichProgress(console, "SCST"), SaveRewardState(reward), *build.stopping_callbacks(recipe)],
     )

@@ -138,6 +138,10 @@ class SCSTRecipe(ModelKeys, DataKeys, ValidationKeys, RunKeys):
     merge_captions: bool = key(True, "score equal captions of an image once; the gradient is the same")
     skip_zero_advantages: bool = key(True, "leave out captions whose gradient is zero")
     head_chunk: int = key(128, "caption tokens whose logits exist at one time; 0: all of them")
+    late_rollouts: bool = key(
+        False, "learn from the captions of the step before, whose rewards were computed beside the GPU"
+    )
+    max_importance_ratio: float = key(2.0, "where late_rollouts cuts its importance ratios")
     feature_cache: bool | str = key(
         False, "off, or a folder: keep image features of the frozen vision tower there over epochs and runs"
     )

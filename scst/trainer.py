@@ -31,20 +31,20 @@ from scst.rollout.decode import rollout as run_rollout
 from scst.rollout.features import FeatureCache
 from scst.trainer_log import StepLogMixin, StepRecord
 from scst.trainer_loss import CaptionLossMixin, Objective
-from scst.trainer_stop import StopOnRewardErrorMixin
-from scst.types import PromptBatch, RewardOutput, Rollout, Sampling
+from scst.trainer_rewards import RewardsMixin
+from scst.types import PromptBatch, Rollout, Sampling
 from scst.validation import CaptionValidation, CaptionValidationMixin
 
 LESS_MEMORY = "a smaller max_new_tokens, quantization: nf4"
 """What to change when a single image is too much."""
 
 
-class SCSTTrainer(StopOnRewardErrorMixin, CaptionLossMixin, StepLogMixin, CaptionValidationMixin, Trainer):
+class SCSTTrainer(RewardsMixin, CaptionLossMixin, StepLogMixin, CaptionValidationMixin, Trainer):
     """Self-critical sequence training (Rennie et al. 2017, arXiv:1612.00563) of an adapter.
 
     One step: sample K captions and the greedy one for every image, reward them, subtract the baseline, and
     descend -advantage * log p(caption). One update per rollout, so the gradient is on-policy and needs no
-    importance ratio.
+    importance ratio (but with ``late_rollouts``).
 
     Deviations from the paper: K samples per image instead of 1; the reward counts the end of sequence as a
     word when the policy emitted it; tokens that are no words (image placeholders, padding, ...) are removed
@@ -69,6 +69,7 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionLossMixin, StepLogMixin, Captio
         validation: caption metrics on held-out images, or None.
         choice: human caption for the cross-entropy term.
         feature_cache: keeps the image features of the training images over epochs; None to compute them.
+        late_rollouts: learn from the captions of the micro-batch before; rewards are computed meanwhile.
     """
 
     computes_eval_loss = False
@@ -87,6 +88,7 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionLossMixin, StepLogMixin, Captio
         validation: CaptionValidation | None = None,
         choice: CaptionChoice | None = None,
         feature_cache: FeatureCache | None = None,
+        late_rollouts: bool = False,
         callbacks: Sequence[Any] | None = None,
     ):
         args.ddp_broadcast_buffers = False  # constants; a retried forward must not wait for other processes
@@ -106,6 +108,7 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionLossMixin, StepLogMixin, Captio
         self.validation = validation
         self.choice = choice or CaptionChoice("random", args.seed)
         self.feature_cache = feature_cache
+        self.late_rollouts = late_rollouts
         self.sft_policy = AdapterSnapshot(model)
         self.last_step: StepRecord | None = None
         self._metrics: dict[str, list[float]] = defaultdict(list)
@@ -157,10 +160,14 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionLossMixin, StepLogMixin, Captio
         with self._timed("rollout"):
             rollout = self._sample_in_parts(policy, prompts, columns["image_id"])
         with self._timed("reward"):
-            rewards = self.reward_captions(rollout, columns)
+            asked = self.ask_rewards(rollout, columns)
+            if self.late_rollouts and (asked := self.one_step_late(asked)) is None:
+                return torch.zeros((), device=policy.device)
+            rollout, columns = asked.rollout, asked.columns
+            rewards = self.reward_captions(asked)
             advantages = compute_advantages(self.objective.baseline, rewards.sampled, rewards.greedy)
         with self._timed("loss"):
-            num_captions = self._num_captions(num_items_in_batch, len(prompts))
+            num_captions = self._num_captions(num_items_in_batch, len(rollout.prompts))
             loss = self._backward_in_parts(
                 model, rollout, advantages.to(policy.device), columns, num_captions
             )
@@ -256,41 +263,10 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionLossMixin, StepLogMixin, Captio
                 self.sampling,
                 uniforms,
                 features,
-                keep_prompt_cache=not self.objective.prompt_gradient,
+                keep_prompt_cache=not (self.objective.prompt_gradient or self.late_rollouts),
             )
         self.model.train()
         return result
-
-    def reward_captions(self, rollout: Rollout, columns: dict[str, list[Any]]) -> RewardOutput:
-        """Rewards of all sampled and greedy captions, in one call of every reward function.
-
-        Raises:
-            RewardError: on all processes when a reward of any fails, after a checkpoint was saved.
-        """
-        num_images, num_samples = rollout.ended_by_eos.shape
-        completions = [text for group in rollout.captions for text in group] + rollout.greedy_captions
-        ended = rollout.ended_by_eos.flatten().tolist() + rollout.greedy_ended_by_eos.tolist()
-        repeated = {
-            name: [value for value in values for _ in range(num_samples)] + list(values)
-            for name, values in columns.items()
-        }
-        mixed = self.rewards_of_all_processes(
-            completions=completions,
-            completion_ids=_token_ids(rollout),
-            ended_by_eos=ended,
-            trainer_state=self.state,
-            log_metric=lambda name, value: self._metrics[name].append(float(value)),
-            log_extra=None,
-            **repeated,
-        )
-        sampled_count = num_images * num_samples
-        sampled, greedy = torch.tensor(mixed.total).split([sampled_count, num_images])
-        components = {
-            name: torch.tensor(values[:sampled_count]).view(num_images, num_samples)
-            for name, values in mixed.components.items()
-        }
-        self._record_shares(mixed, num_images, num_samples)
-        return RewardOutput(sampled.view(num_images, num_samples), greedy, components)
 
     def _policy(self, model: torch.nn.Module) -> Policy:
         if id(model) not in self._policies:
@@ -314,10 +290,3 @@ class SCSTTrainer(StopOnRewardErrorMixin, CaptionLossMixin, StepLogMixin, Captio
     def _backward_arguments(self) -> dict[str, Any]:
         """DeepSpeed would divide by the accumulation steps once more."""
         return {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
-
-
-def _token_ids(rollout: Rollout) -> list[list[int]]:
-    """Token ids of the sampled, then of the greedy captions, unpadded, as TRL passes them to rewards."""
-    ids = [*rollout.completion_ids.flatten(0, 1).cpu(), *rollout.greedy_ids.cpu()]
-    masks = [*rollout.completion_mask.flatten(0, 1).cpu(), *rollout.greedy_mask.cpu()]
-    return [row[mask].tolist() for row, mask in zip(ids, masks, strict=True)]

@@ -12,7 +12,8 @@ from scst.memory import select_images
 from scst.models.adapters import AdapterSnapshot
 from scst.models.policy import Policy
 from scst.models.prompts import caption_token_ids
-from scst.objective.losses import cross_entropy_loss, kl_penalty, policy_gradient_loss
+from scst.objective.losses import cross_entropy_loss, importance_ratios, kl_penalty, policy_gradient_loss
+from scst.rollout.cache import prompt_cache
 from scst.rollout.head import CHUNK
 from scst.rollout.scoring import distinct_captions, score, without_zero_advantages
 from scst.types import Rollout, Sampling, TokenScores
@@ -34,6 +35,7 @@ class Objective:
         skip_zero_advantages: leave out captions whose gradient is exactly zero.
         head_chunk: caption tokens whose logits exist at one time; 0: all of them.
         batch_size: images scored at a time; 0: the whole micro-batch that was sampled together.
+        max_importance_ratio: at which the importance ratios of late rollouts are cut.
     """
 
     baseline: str = "greedy"
@@ -46,6 +48,7 @@ class Objective:
     skip_zero_advantages: bool = True
     head_chunk: int = CHUNK
     batch_size: int = 0
+    max_importance_ratio: float = 2.0
 
 
 class CaptionLossMixin:
@@ -56,6 +59,7 @@ class CaptionLossMixin:
     objective: Objective
     sft_policy: AdapterSnapshot
     choice: CaptionChoice
+    late_rollouts: bool
 
     def caption_losses(
         self, policy: Policy, rollout: Rollout, advantages: torch.Tensor, columns: dict[str, list[Any]]
@@ -67,9 +71,12 @@ class CaptionLossMixin:
         as often as they were drawn), ``kl`` is one over all captions, or all of the first image.
         """
         scored_as = self._scored_as(rollout, advantages)
+        rollout = self._with_prompt_cache(policy, rollout)
         with self.compute_loss_context_manager():
             scores = self._score(policy, rollout, scored_as=scored_as)
         self._record_scores(policy, scores, rollout, scored_as)
+        known = rollout.completion_mask & (scored_as >= 0).unsqueeze(-1)
+        ratios = self._importance_ratios(scores.logprobs, rollout.sampled_logprobs, known)
         if self.objective.kl_weight:
             ref_logprobs = self._ref_logprobs(policy, rollout, scored_as)
             penalty = kl_penalty(scores.logprobs, ref_logprobs, rollout.completion_mask)
@@ -79,7 +86,7 @@ class CaptionLossMixin:
             first = slice(0, 1)
             ref_logprobs = self._ref_logprobs(policy, rollout, scored_as, first)
             self._log_kl(scores.logprobs[first], ref_logprobs, rollout.completion_mask[first])
-        losses = policy_gradient_loss(scores.logprobs, rollout.completion_mask, advantages)
+        losses = policy_gradient_loss(scores.logprobs, rollout.completion_mask, ratios * advantages)
         losses = losses - self.objective.entropy_weight * scores.entropy.sum(-1)
         if self.objective.cross_entropy_weight:
             human = self._human_caption_losses(policy, rollout, columns["references"], columns["image_id"])
@@ -108,6 +115,28 @@ class CaptionLossMixin:
             needed = everyone.masked_fill(everyone > 0, -1)
             needed[1:] = -1
         return needed
+
+    def _with_prompt_cache(self, policy: Policy, rollout: Rollout) -> Rollout:
+        """A late rollout has no cache of its prompts that is of this policy."""
+        if self.objective.prompt_gradient or rollout.prompt_cache is not None:
+            return rollout
+        with self.compute_loss_context_manager():
+            cache = prompt_cache(policy, rollout.prompts, rollout.image_features)
+        return replace(rollout, prompt_cache=cache)
+
+    def _importance_ratios(
+        self, logprobs: torch.Tensor, sampled_logprobs: torch.Tensor, known: torch.Tensor
+    ) -> torch.Tensor | float:
+        """(B, K) what corrects for a policy that has changed since it sampled; 1 where it has not."""
+        if not self.late_rollouts:
+            return 1.0
+        ratios = importance_ratios(logprobs, sampled_logprobs, known)
+        cap = self.objective.max_importance_ratio
+        if (captions := known.any(-1)).any():
+            self._metrics["importance_ratio"].append(ratios[captions].mean().item())
+            self._metrics["importance_ratio_max"].append(ratios[captions].max().item())
+            self._metrics["importance_capped"].append((ratios[captions] > cap).float().mean().item())
+        return ratios.clamp(max=cap)
 
     def _zero(self) -> torch.Tensor:
         """A loss of 0 that hangs on the adapter, for a micro-batch that changes nothing."""

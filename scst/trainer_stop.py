@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,18 @@ class StopOnRewardErrorMixin:
     reward: RewardMixture
     _step_end: _StepEnd | None = None
 
-    def rewards_of_all_processes(self, **columns: Any) -> MixedRewards:
+    def rewards_of_all_processes(self, components_here: Callable[[], dict[str, list[float]]]) -> MixedRewards:
         """The mixture's answer to one batch per process.
+
+        Args:
+            components_here: gives the unweighted rewards of this process (:meth:`RewardMixture.components`).
 
         Raises:
             RewardError: on all processes when a reward of one fails, after a checkpoint was saved.
         """
         components, error = {}, None
         try:
-            components = self.reward.components(**columns)
+            components = components_here()
         except RewardError as raised:
             error = raised
         error = self._error_of_all_processes(error)

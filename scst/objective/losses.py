@@ -69,6 +69,27 @@ def kl_divergence(
     return _caption_sums(difference.exp() - 1 - difference, completion_mask)
 
 
+def importance_ratios(
+    logprobs: torch.Tensor, sampled_logprobs: torch.Tensor, completion_mask: torch.Tensor
+) -> torch.Tensor:
+    """How much more probable the policy makes each caption than the one that sampled it did.
+
+    Expectations over captions of an older policy, weighed with these ratios, are those over the policy's own
+    captions. Cutting them at some value trades that for bounded variance (truncated importance sampling,
+    Ionides 2008).
+
+    Args:
+        logprobs: (B, K, T) of the policy.
+        sampled_logprobs: (B, K, T) of the policy that sampled.
+        completion_mask: (B, K, T) bool; a caption without any token has the ratio 1.
+
+    Returns:
+        (B, K), no gradient.
+    """
+    _check_shapes(logprobs, completion_mask)
+    return _caption_sums((logprobs - sampled_logprobs).detach(), completion_mask).exp()
+
+
 def cross_entropy_loss(logprobs: torch.Tensor, completion_mask: torch.Tensor) -> torch.Tensor:
     """(B, K) negative log probability of captions, summed over tokens as in the policy-gradient loss."""
     _check_shapes(logprobs, completion_mask)

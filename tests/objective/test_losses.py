@@ -7,7 +7,13 @@ import math
 import pytest
 import torch
 
-from scst.objective.losses import cross_entropy_loss, kl_divergence, kl_penalty, policy_gradient_loss
+from scst.objective.losses import (
+    cross_entropy_loss,
+    importance_ratios,
+    kl_divergence,
+    kl_penalty,
+    policy_gradient_loss,
+)
 
 LOGPROBS = [[[-0.1, -0.2, -0.7], [-0.5, -0.3, -0.4]]]
 MASK = [[[True, True, False], [True, True, True]]]
@@ -128,6 +134,18 @@ def test_divergences_carry_no_gradient():
     logprobs, mask = example()
     assert not kl_penalty(logprobs, logprobs * 2, mask).requires_grad
     assert not kl_divergence(logprobs, logprobs * 2, mask).requires_grad
+
+
+def test_importance_ratios_by_hand():
+    # log p - log q of the tokens that count: 0.1 - 0.3 = -0.2; 0.5; a caption without any
+    logprobs = torch.tensor(
+        [[[-0.9, -1.0, -9.0], [-0.5, -1.0, -1.0], [-1.0, -1.0, -1.0]]], requires_grad=True
+    )
+    sampled = torch.tensor([[[-1.0, -0.7, 0.0], [-1.0, -1.0, -1.0], [0.0, 0.0, 0.0]]])
+    mask = torch.tensor([[[True, True, False], [True, True, True], [False, False, False]]])
+    ratios = importance_ratios(logprobs, sampled, mask)
+    close(ratios, [[math.exp(-0.2), math.exp(0.5), 1.0]])
+    assert not ratios.requires_grad
 
 
 def test_cross_entropy_equals_torch():

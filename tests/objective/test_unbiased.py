@@ -23,7 +23,7 @@ from scst import ops
 from scst.models.policy import Policy
 from scst.models.prompts import prompt_batch
 from scst.objective.advantages import compute_advantages
-from scst.objective.losses import kl_penalty, policy_gradient_loss
+from scst.objective.losses import importance_ratios, kl_penalty, policy_gradient_loss
 from scst.rollout.decode import rollout
 from scst.rollout.scoring import score
 from scst.types import PromptBatch, Sampling
@@ -335,6 +335,22 @@ def test_kl_penalty_adds_the_gradient_of_minus_the_divergence(baseline, num_samp
     advantages = advantages_of(baseline, draws, rewards)
     assert agrees(estimates(policy, draws, sampling, advantages - beta * penalty), expected)
     assert not agrees(estimates(policy, draws, sampling, advantages), expected), "the penalty had no effect"
+
+
+def test_importance_ratios_make_captions_of_an_older_policy_those_of_the_policy():
+    """Captions, baseline and rewards of the older policy; the gradient is the newer one's all the same."""
+    policy, older, num_images = TabularPolicy(), TabularPolicy(), 20_000
+    older.table = older.table + 0.3 * TabularPolicy(seed=1).table
+    rewards = reward_table()
+    expected = exact_gradient(policy, PLAIN, lambda _: rewards)
+    draws = older.draw(num_images, PLAIN)
+    mask = as_ids(policy.captions)[1][draws.sampled]
+    logprobs, sampled_logprobs = (p.logprobs(draws.sampled, PLAIN)[0] for p in (policy, older))
+    ratios = importance_ratios(logprobs, sampled_logprobs, mask)
+    advantages = advantages_of("leave_one_out", draws, rewards)
+    assert not agrees(estimates(policy, draws, PLAIN, advantages), expected), "it would not have mattered"
+    # E[ratio_k (r_k - r_j)]: the other sample is the older policy's, and its mean is a constant baseline
+    assert agrees(estimates(policy, draws, PLAIN, ratios * advantages), expected)
 
 
 @pytest.mark.parametrize("baseline", ["greedy", "leave_one_out"])

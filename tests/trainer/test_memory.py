@@ -98,9 +98,9 @@ def captions(monkeypatch):
     seen = []
     original = trainer.SCSTTrainer.reward_captions
 
-    def recording(self, rollout, columns):
-        seen.extend([*rollout.captions, rollout.greedy_captions])
-        return original(self, rollout, columns)
+    def recording(self, asked):
+        seen.extend([*asked.rollout.captions, asked.rollout.greedy_captions])
+        return original(self, asked)
 
     monkeypatch.setattr(trainer.SCSTTrainer, "reward_captions", recording)
     return seen
