@@ -62,6 +62,7 @@ def prepare_libraries() -> None:
     hundred times slower. They are far below the rounding of every sum that they go into.
     """
     torch.set_flush_denormal(True)  # before there are other threads: they inherit it
+    PartialState(cpu=not torch.cuda.is_available())  # without `cpu`, processes without a GPU do not meet
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()

@@ -12,13 +12,15 @@ from trl import SFTConfig, SFTTrainer
 
 from scst.data.collate import SFTCollator
 from scst.memory import PhaseMeter
+from scst.models.prompts import IGNORED_LABEL
+from scst.spread import SharedBatchesMixin
 from scst.validation import CaptionValidation, CaptionValidationMixin
 
 SFT_ARGUMENTS = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
 """Our collator tokenises; TRL must neither prepare the dataset nor cut a sequence."""
 
 
-class CaptionSFTTrainer(CaptionValidationMixin, SFTTrainer):
+class CaptionSFTTrainer(SharedBatchesMixin, CaptionValidationMixin, SFTTrainer):
     """Masked cross-entropy: the mean over all caption tokens of an optimizer step, ``<eos>`` included.
 
     TRL's trainer with three differences: our collator feeds it (TRL's cannot feed PaliGemma); the adapter of
@@ -68,13 +70,33 @@ class CaptionSFTTrainer(CaptionValidationMixin, SFTTrainer):
         self._metrics["train"]["memory_gb_loss"].append(usage.peak_gb)
         return loss
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Held-out loss on the same human captions at every evaluation, whatever the epoch."""
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Held-out loss on the same human captions at every evaluation, whatever the epoch.
+
+        The mean over all their tokens: it depends neither on how they are cut into batches nor on the
+        number of processes.
+        """
         epoch, self.data_collator.epoch = self.data_collator.epoch, 0
+        self._held_out = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         try:
-            return super().evaluation_loop(*args, **kwargs)
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         finally:
             self.data_collator.epoch = epoch
+        loss, tokens = self.accelerator.reduce(self._held_out, reduction="sum").tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss / tokens
+        return output
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[None, None, None]:
+        """Add the losses of a held-out batch, and its trained tokens, to those of the evaluation."""
+        inputs = self._prepare_inputs(inputs)
+        tokens = (inputs["labels"] != IGNORED_LABEL).sum()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs, num_items_in_batch=torch.ones_like(tokens))
+        scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        self._held_out += torch.stack([loss / scale, tokens]).double()
+        return None, None, None
 
 
 class _EpochOfCollator(TrainerCallback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 
 from rewards.mixture import RewardMixture
 from scst import ops
+from scst.data.shares import SPARE
 from scst.data.supervision import CaptionChoice
 from scst.errors import RecipeError
 from scst.memory import (
@@ -29,6 +31,7 @@ from scst.models.prompts import forbidden_token_mask
 from scst.objective.advantages import compute_advantages
 from scst.rollout.decode import rollout as run_rollout
 from scst.rollout.features import FeatureCache
+from scst.spread import SharedBatchesMixin
 from scst.trainer_log import StepLogMixin, StepRecord
 from scst.trainer_loss import CaptionLossMixin, Objective
 from scst.trainer_rewards import RewardsMixin
@@ -39,7 +42,9 @@ LESS_MEMORY = "a smaller max_new_tokens, quantization: nf4"
 """What to change when a single image is too much."""
 
 
-class SCSTTrainer(RewardsMixin, CaptionLossMixin, StepLogMixin, CaptionValidationMixin, Trainer):
+class SCSTTrainer(
+    RewardsMixin, CaptionLossMixin, StepLogMixin, SharedBatchesMixin, CaptionValidationMixin, Trainer
+):
     """Self-critical sequence training (Rennie et al. 2017, arXiv:1612.00563) of an adapter.
 
     One step: sample K captions and the greedy one for every image, reward them, subtract the baseline, and
@@ -112,6 +117,7 @@ class SCSTTrainer(RewardsMixin, CaptionLossMixin, StepLogMixin, CaptionValidatio
         self.sft_policy = AdapterSnapshot(model)
         self.last_step: StepRecord | None = None
         self._metrics: dict[str, list[float]] = defaultdict(list)
+        self._since_log: dict[str, tuple[float, float]] = {}
         self._policies: dict[int, Policy] = {}
         self._logprobs_checked = False
         self.phases = PhaseMeter(self.args.device)
@@ -154,25 +160,29 @@ class SCSTTrainer(RewardsMixin, CaptionLossMixin, StepLogMixin, CaptionValidatio
             The loss, a scalar without gradient.
         """
         started = time.perf_counter()
-        columns = inputs.pop("columns")
+        columns, is_spare = inputs.pop("columns"), inputs.pop(SPARE, False)
         prompts = PromptBatch(**self._prepare_inputs(inputs))
         policy = self._policy(model)
         with self._timed("rollout"):
             rollout = self._sample_in_parts(policy, prompts, columns["image_id"])
         with self._timed("reward"):
-            asked = self.ask_rewards(rollout, columns)
+            asked = self.ask_rewards(rollout, columns, is_spare=is_spare)
             if self.late_rollouts and (asked := self.one_step_late(asked)) is None:
                 return torch.zeros((), device=policy.device)
-            rollout, columns = asked.rollout, asked.columns
+            rollout, columns, is_spare = asked.rollout, asked.columns, asked.is_spare
             rewards = self.reward_captions(asked)
             advantages = compute_advantages(self.objective.baseline, rewards.sampled, rewards.greedy)
         with self._timed("loss"):
             num_captions = self._num_captions(num_items_in_batch, len(rollout.prompts))
+            if is_spare:  # it is scored only because the others wait within the passes, and weighs nothing
+                advantages, num_captions = torch.zeros(rollout.ended_by_eos.shape), math.inf
             loss = self._backward_in_parts(
                 model, rollout, advantages.to(policy.device), columns, num_captions
             )
-        self._record(rollout, rewards, advantages, columns)
-        self._metrics["images_per_s"].append(len(prompts) / (time.perf_counter() - started))
+        if not is_spare:
+            self._record(rollout, rewards, advantages, columns)
+            self._metrics["images_per_s"].append(len(prompts) / (time.perf_counter() - started))
+        self._end_micro_batch(0 if is_spare else len(prompts))
         return loss
 
     def _sample_in_parts(self, policy: Policy, prompts: PromptBatch, image_ids: Sequence[str]) -> Rollout:
@@ -191,7 +201,7 @@ class SCSTTrainer(RewardsMixin, CaptionLossMixin, StepLogMixin, CaptionValidatio
         rollout: Rollout,
         advantages: torch.Tensor,
         columns: dict[str, list[Any]],
-        num_captions: torch.Tensor | int,
+        num_captions: torch.Tensor | float,
     ) -> torch.Tensor:
         """Add the gradient of a micro-batch, of as many images at a time as fit into memory.
 
@@ -280,7 +290,8 @@ class SCSTTrainer(RewardsMixin, CaptionLossMixin, StepLogMixin, CaptionValidatio
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor:
         """Images of one optimizer step, over all micro-batches and processes."""
-        count = torch.tensor(sum(len(batch["input_ids"]) for batch in batch_samples), device=device)
+        sizes = [len(batch["input_ids"]) for batch in batch_samples if SPARE not in batch]
+        count = torch.tensor(sum(sizes), device=device)
         return self.accelerator.gather(count).sum()
 
     def _num_captions(self, num_items_in_batch: torch.Tensor | None, micro_batch: int) -> torch.Tensor | int:

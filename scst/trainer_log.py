@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 
 from rewards.mixture import MixedRewards
 from rewards.text import bad_ending_rate, mean_length, repetition_rate
@@ -39,18 +40,28 @@ class StepLogMixin:
     phases: PhaseMeter
     last_step: StepRecord | None
     _metrics: dict[str, list[float]]
+    _since_log: dict[str, tuple[float, float]]
     _logprobs_checked: bool
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the step metrics since the last log: means, of memory the maximum, over all processes."""
-        if self._metrics and "loss" in logs:
-            names = sorted(self._metrics)
-            here = torch.tensor([_summary(name, self._metrics[name]) for name in names])
-            everywhere = self.accelerator.gather(here.to(self.args.device)).view(-1, len(names))
-            values = [_summary(*pair) for pair in zip(names, everywhere.T.tolist(), strict=True)]
-            logs = {**logs, **dict(zip(names, values, strict=True))}
-            self._metrics.clear()
+        """Add the step metrics since the last log: means over images, of memory the maximum, over all
+        processes. Not all of them need to have them all."""
+        if "loss" in logs:
+            everywhere = gather_object([self._since_log])
+            names = sorted({name for process in everywhere for name in process})
+            found = {name: [process[name] for process in everywhere if name in process] for name in names}
+            logs = {**logs, **{name: _summary(name, values)[0] for name, values in found.items()}}
+            self._since_log = {}
         super().log(logs, start_time)
+
+    def _end_micro_batch(self, num_images: int) -> None:
+        """Keep what a micro-batch logged until the next log, weighted by its images; nothing of no images."""
+        if num_images:
+            for name, values in self._metrics.items():
+                here = [(value, num_images / len(values)) for value in values]
+                before = [self._since_log[name]] if name in self._since_log else []
+                self._since_log[name] = _summary(name, before + here)
+        self._metrics.clear()
 
     def _record(
         self, rollout: Rollout, rewards: RewardOutput, advantages: torch.Tensor, columns: dict[str, list[Any]]
@@ -133,5 +144,9 @@ class StepLogMixin:
         self._metrics[f"memory_gb_{phase}"].append(usage.peak_gb)
 
 
-def _summary(name: str, values: list[float]) -> float:
-    return max(values) if name.startswith("memory_gb_") else sum(values) / len(values)
+def _summary(name: str, values: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Weighted mean of (value, weight), of memory the maximum; and the sum of the weights."""
+    weight = sum(weight for _, weight in values)
+    if name.startswith("memory_gb_"):
+        return max(value for value, _ in values), weight
+    return sum(value * weight for value, weight in values) / weight, weight

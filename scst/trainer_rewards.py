@@ -22,12 +22,14 @@ class AskedRewards:
         columns: a value per image and column.
         components: waits for the answer: reward name -> values of sampled, then of greedy captions.
         logged: names and values that rewards gave to ``log_metric``.
+        is_spare: of a process without an image of its own (:mod:`scst.data.shares`): nothing is rewarded.
     """
 
     rollout: Rollout
     columns: dict[str, list[Any]]
     components: Callable[[], dict[str, list[float]]]
     logged: list[tuple[str, float]] = field(default_factory=list)
+    is_spare: bool = False
 
 
 class RewardsMixin(StopOnRewardErrorMixin):
@@ -44,7 +46,9 @@ class RewardsMixin(StopOnRewardErrorMixin):
     _waiting: AskedRewards | None = None
     _beside: ThreadPoolExecutor | None = None
 
-    def ask_rewards(self, rollout: Rollout, columns: dict[str, list[Any]]) -> AskedRewards:
+    def ask_rewards(
+        self, rollout: Rollout, columns: dict[str, list[Any]], *, is_spare: bool = False
+    ) -> AskedRewards:
         """Ask for the rewards of all sampled and greedy captions, in one call of every reward function."""
         num_samples = rollout.ended_by_eos.shape[1]
         logged: list[tuple[str, float]] = []
@@ -63,12 +67,14 @@ class RewardsMixin(StopOnRewardErrorMixin):
         }
 
         def answer() -> dict[str, list[float]]:
+            if is_spare:
+                return {reward.name: [] for reward in self.reward.rewards}
             return self.reward.components(**question)
 
         if self.late_rollouts:
             self._beside = self._beside or ThreadPoolExecutor(1, "rewards")
             answer = self._beside.submit(answer).result
-        return AskedRewards(rollout, columns, answer, logged)
+        return AskedRewards(rollout, columns, answer, logged, is_spare)
 
     def one_step_late(self, asked: AskedRewards) -> AskedRewards | None:
         """What was asked the step before; None at the first step."""
@@ -82,6 +88,7 @@ class RewardsMixin(StopOnRewardErrorMixin):
             RewardError: on all processes when a reward of any fails, after a checkpoint was saved.
         """
         num_images, num_samples = asked.rollout.ended_by_eos.shape
+        num_images = 0 if asked.is_spare else num_images
         mixed = self.rewards_of_all_processes(asked.components)
         for name, value in asked.logged:
             self._metrics[name].append(value)

@@ -1,0 +1,128 @@
+"""One global batch for any number of processes: each takes its share, and no image is there twice.
+
+``accelerate`` deals out whole batches and fills up the end of an epoch with images from its beginning. Here
+the batches are those that one process would make, and every process takes a part of each. An epoch's last
+batch may hold fewer images than there are processes; a process without any then gets a *spare* one, which
+keeps it in step and counts for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import BatchSampler, DataLoader
+
+from scst.models.prompts import IGNORED_LABEL
+
+SPARE = "spare"
+"""Key of a batch that keeps a process in step and counts for nothing."""
+
+
+class Spare(list):
+    """Indices or rows of a batch that counts for nothing."""
+
+
+class ShareOfBatches(BatchSampler):
+    """What one process takes of every batch: consecutive parts whose sizes differ by one at most.
+
+    Args:
+        batch_sampler: the batches that one process would make.
+        num_processes: how many share each of them.
+        process_index: which part is taken.
+    """
+
+    def __init__(self, batch_sampler: BatchSampler, num_processes: int, process_index: int):
+        self.batch_sampler = batch_sampler
+        self.sampler = batch_sampler.sampler
+        self.batch_size = batch_sampler.batch_size
+        self.drop_last = batch_sampler.drop_last
+        self.shares = num_processes
+        self.share = process_index
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batch_sampler:
+            yield share_of(batch, self.shares, self.share) or Spare(batch[:1])
+
+
+def share_of(items: Sequence[Any], num_shares: int, share: int) -> Any:
+    """One of ``num_shares`` consecutive parts of a sequence; together they are the sequence."""
+    first, end = (-(-len(items) * number // num_shares) for number in (share, share + 1))  # rounded up
+    return items[first:end]
+
+
+class _Rows:
+    """A dataset that hands on whether the rows asked for are spare."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        rows = [self.dataset[index] for index in indices]
+        return Spare(rows) if isinstance(indices, Spare) else rows
+
+
+class _Collator:
+    """Calls the stage's collator; of a spare batch no label is trained, or it is marked as such."""
+
+    def __init__(self, collator: Callable[[Sequence[dict]], dict[str, Any]]):
+        self.collator = collator
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collator(rows)
+        if not isinstance(rows, Spare):
+            return batch
+        if "labels" in batch:
+            return batch | {"labels": torch.full_like(batch["labels"], IGNORED_LABEL)}
+        return batch | {SPARE: True}
+
+
+def shared_loader(
+    dataset: Any,
+    sampler: Any,
+    collator: Any,
+    accelerator: Any,
+    *,
+    batch_size: int,
+    drop_last: bool,
+    **loading: Any,
+) -> DataLoader:
+    """A loader of this process's share of every global batch.
+
+    Args:
+        dataset: rows by index.
+        sampler: order of the rows; a random one is made the same on all processes, epoch by epoch.
+        collator: makes a batch of rows.
+        accelerator: knows the processes.
+        batch_size: images of one process; the global batch is this times their number.
+        drop_last: leave out a last batch that is not full.
+        loading: arguments of ``torch.utils.data.DataLoader``.
+    """
+    processes = accelerator.num_processes
+    batches = BatchSampler(sampler, batch_size * processes, drop_last)
+    loader = DataLoader(
+        _Rows(dataset),
+        batch_sampler=ShareOfBatches(batches, processes, accelerator.process_index),
+        collate_fn=_Collator(collator),
+        **loading,
+    )
+    prepared = prepare_data_loader(
+        loader,
+        accelerator.device,
+        num_processes=1,  # the batches are shared already
+        process_index=0,
+        put_on_device=True,
+        use_seedable_sampler=True,
+        data_seed=accelerator.dataloader_config.data_seed,
+        non_blocking=accelerator.non_blocking,
+    )
+    prepared._drop_last = True  # to `gather_for_metrics`: there is nothing to remove
+    return prepared
