@@ -307,8 +307,8 @@ def test_mismatch_of_sampling_and_scoring_stops_the_run(run_stage, sft_adapter, 
 
     honest = trainer.run_rollout
 
-    def shifted(*args):
-        rollout = honest(*args)
+    def shifted(*args, **kwargs):
+        rollout = honest(*args, **kwargs)
         return dataclasses.replace(rollout, sampled_logprobs=rollout.sampled_logprobs - 0.5)
 
     monkeypatch.setattr(trainer, "run_rollout", shifted)
