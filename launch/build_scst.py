@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from rich.console import Console
 
@@ -50,6 +51,8 @@ def check_settings(recipe: Any) -> None:
     for name, limit in least.items():
         if (value := getattr(recipe, name)) < limit:
             raise RecipeError(f"{name}: expected {limit} or more, got {value}")
+    if recipe.cuda_graphs and not torch.cuda.is_available():
+        raise RecipeError("cuda_graphs: there is no CUDA device here; leave it out")
     sampling_of(recipe)
 
 
@@ -169,6 +172,7 @@ def build_trainer(
         validation=validation,
         choice=CaptionChoice(recipe.caption_policy, recipe.seed),
         late_rollouts=recipe.late_rollouts,
+        cuda_graphs=recipe.cuda_graphs,
         feature_cache=build_feature_cache(recipe, model, processor, data),
         callbacks=[RichProgress(console, "SCST"), SaveRewardState(reward), *build.stopping_callbacks(recipe)],
     )

@@ -75,6 +75,7 @@ class SCSTTrainer(
         choice: human caption for the cross-entropy term.
         feature_cache: keeps the image features of the training images over epochs; None to compute them.
         late_rollouts: learn from the captions of the micro-batch before; rewards are computed meanwhile.
+        cuda_graphs: record the steps of decoding (:mod:`scst.rollout.static`).
     """
 
     computes_eval_loss = False
@@ -94,6 +95,7 @@ class SCSTTrainer(
         choice: CaptionChoice | None = None,
         feature_cache: FeatureCache | None = None,
         late_rollouts: bool = False,
+        cuda_graphs: bool = False,
         callbacks: Sequence[Any] | None = None,
     ):
         args.ddp_broadcast_buffers = False  # constants; a retried forward must not wait for other processes
@@ -114,6 +116,7 @@ class SCSTTrainer(
         self.choice = choice or CaptionChoice("random", args.seed)
         self.feature_cache = feature_cache
         self.late_rollouts = late_rollouts
+        self.cuda_graphs = cuda_graphs
         self.sft_policy = AdapterSnapshot(model)
         self.last_step: StepRecord | None = None
         self._metrics: dict[str, list[float]] = defaultdict(list)
@@ -283,9 +286,8 @@ class SCSTTrainer(
             tokenizer = self.processor.tokenizer
             vocab_size = self.model.config.get_text_config().vocab_size
             forbidden = forbidden_token_mask(self.processor, vocab_size)
-            self._policies = {
-                id(model): Policy(model, forbidden, tokenizer.eos_token_id, tokenizer.pad_token_id)
-            }
+            ids = (tokenizer.eos_token_id, tokenizer.pad_token_id)
+            self._policies = {id(model): Policy(model, forbidden, *ids, cuda_graphs=self.cuda_graphs)}
         return self._policies[id(model)]
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor:

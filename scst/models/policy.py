@@ -33,9 +33,18 @@ class Policy:
         forbidden: (V,) bool, tokens that a caption must never hold.
         eos_token_id: the end-of-sequence token.
         pad_token_id: written after the end of a completion.
+        cuda_graphs: decode with steps of one shape (:mod:`scst.rollout.static`).
     """
 
-    def __init__(self, model: nn.Module, forbidden: torch.Tensor, eos_token_id: int, pad_token_id: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        forbidden: torch.Tensor,
+        eos_token_id: int,
+        pad_token_id: int,
+        *,
+        cuda_graphs: bool = False,
+    ):
         self.model = model
         self.inner = base_model(model)
         self.eos_token_id = eos_token_id
@@ -44,6 +53,8 @@ class Policy:
         self.text_config = self.inner.config.get_text_config()
         parts = (self.inner.model.vision_tower, self.inner.model.multi_modal_projector)
         self.vision_is_trainable = any(p.requires_grad for part in parts for p in part.parameters())
+        self.cuda_graphs = cuda_graphs
+        self.static_steps: dict[Any, Any] = {}
         self._softcapping = _final_softcapping(self.inner)
 
     @property

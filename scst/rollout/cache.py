@@ -36,7 +36,7 @@ class BufferedLayer(DynamicLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append (B, heads, L, D) and return all columns so far, as views."""
         start, end = self.length, self.length + key_states.shape[2]
-        if start == 0:
+        if not self.is_initialized:
             self._allocate(key_states, value_states)
         self.keys[:, :, start:end] = key_states
         self.values[:, :, start:end] = value_states
@@ -66,6 +66,13 @@ class RolloutCache(Cache):
 
     def __init__(self, num_layers: int, room: int):
         super().__init__(layers=[BufferedLayer(room) for _ in range(num_layers)])
+
+    @classmethod
+    def of_layers(cls, layers: list[BufferedLayer]) -> RolloutCache:
+        """A cache of such layers."""
+        cache = cls(0, 0)
+        cache.layers = layers
+        return cache
 
     def keep_images(self, kept: torch.Tensor) -> None:
         """Drop the images whose captions have all ended.

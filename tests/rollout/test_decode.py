@@ -8,7 +8,8 @@ import torch
 from scst import ops
 from scst.models import masks
 from scst.models.prompts import prompt_batch
-from scst.rollout import decode
+from scst.rollout import rows
+from scst.rollout.cache import RolloutCache
 from scst.rollout.decode import rollout
 from scst.types import PromptBatch, Sampling
 from tests.rollout.test_rollout import PROMPTS, make_policy, policy, uniforms  # noqa: F401
@@ -117,7 +118,7 @@ def test_ended_rows_and_images_cost_nothing(tiny_processor, images, passes):
     sampling = Sampling(num_samples=3, max_new_tokens=6)
     batch, noise = prompt_batch(tiny_processor, images, PROMPTS), uniforms(sampling, 4)
     limits = torch.tensor([[1, 1, 1, 1], [6, 2, 2, 2], [3, 3, 1, 1], [2, 2, 2, 2]])
-    choose = decode._Rows._choose
+    choose = rows.Rows._choose
 
     def forced(self, *args):
         image, row = self.active.nonzero(as_tuple=True)
@@ -126,7 +127,7 @@ def test_ended_rows_and_images_cost_nothing(tiny_processor, images, passes):
         return torch.where(limits[image, row] <= self.step + 1, self.policy.eos_token_id, words), logprobs
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode._Rows, "_choose", forced)
+        patch.setattr(rows.Rows, "_choose", forced)
         result = rollout(model_policy, tiny_processor, batch, sampling, noise)
     mask = torch.cat([result.greedy_mask[:, None], result.completion_mask], 1)
     assert torch.equal(mask.sum(-1), limits)
@@ -137,9 +138,9 @@ def test_ended_rows_and_images_cost_nothing(tiny_processor, images, passes):
 @torch.no_grad()
 def test_prompt_is_stored_once(policy, tiny_processor, images, monkeypatch):  # noqa: F811
     kept = []
-    original = decode.RolloutCache.keep_images
+    original = RolloutCache.keep_images
     monkeypatch.setattr(
-        decode.RolloutCache, "keep_images", lambda self, keep: (kept.append(self), original(self, keep))
+        RolloutCache, "keep_images", lambda self, keep: (kept.append(self), original(self, keep))
     )
     sampling = Sampling(num_samples=5, max_new_tokens=4, min_new_tokens=4)
     batch = prompt_batch(tiny_processor, images, PROMPTS)
@@ -155,7 +156,7 @@ def test_drawing_in_chunks_changes_nothing(policy, tiny_processor, images, monke
     sampling = Sampling(num_samples=4, max_new_tokens=6, top_p=0.9)
     batch, noise = prompt_batch(tiny_processor, images, PROMPTS), uniforms(sampling, 4)
     whole = rollout(policy, tiny_processor, batch, sampling, noise)
-    monkeypatch.setattr(decode, "MAX_DRAWN_LOGITS", 3 * policy.text_config.vocab_size)
+    monkeypatch.setattr(rows, "MAX_DRAWN_LOGITS", 3 * policy.text_config.vocab_size)
     chunked = rollout(policy, tiny_processor, batch, sampling, noise)
     assert torch.equal(whole.completion_ids, chunked.completion_ids)
     assert torch.equal(whole.sampled_logprobs, chunked.sampled_logprobs)

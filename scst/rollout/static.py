@@ -1,0 +1,164 @@
+"""Decode steps of one shape, replayed as a CUDA graph: a step of few rows waits for its launches otherwise.
+
+All buffers are made once per (images, prompt length, rows, tokens) and written in place, so that a recorded
+step can be replayed for every later rollout of the same shape. The price is that rows which have ended are
+computed on. Off unless a recipe asks for it (``cuda_graphs: true``): recording was not run on a GPU yet. When
+it fails, or a replay disagrees with the step that was recorded, that is logged and decoding goes on without.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from scst.models import masks
+from scst.models.policy import Policy
+from scst.rollout.cache import BufferedLayer, RolloutCache, prefill
+from scst.rollout.rows import Slots
+from scst.types import PromptBatch
+
+logger = logging.getLogger(__name__)
+
+KEPT_SHAPES = 2
+"""Shapes whose buffers and graphs are kept: that of training, and that of its last, smaller batch."""
+
+
+class StaticSteps:
+    """Decode steps of B images and R rows whose tensors never change their place.
+
+    Args:
+        policy: the model.
+        num_images: B.
+        prompt_length: P.
+        num_rows: R = K + 1.
+        max_new_tokens: length limit.
+    """
+
+    def __init__(
+        self, policy: Policy, num_images: int, prompt_length: int, num_rows: int, max_new_tokens: int
+    ):
+        self.policy, self.prompt_length = policy, prompt_length
+        room = num_rows * (max_new_tokens - 1)
+        rows = {"size": (num_images, num_rows), "device": policy.device}
+        self.tokens = torch.zeros(**rows, dtype=torch.long)
+        self.positions = torch.zeros(**rows, dtype=torch.long)
+        self.visible = torch.zeros(*rows["size"], room, dtype=torch.bool, device=policy.device)
+        self.columns = torch.zeros(num_rows, dtype=torch.long, device=policy.device)
+        layers = range(policy.text_config.num_hidden_layers)
+        self.cache = RolloutCache.of_layers([StaticLayer(room, self.columns) for _ in layers])
+        self.prompt_mask = torch.zeros(num_images, prompt_length, dtype=torch.bool, device=policy.device)
+        self.records = policy.device.type == "cuda"
+        self.graph: Any | None = None
+        self.logits: torch.Tensor | None = None
+
+    def begin(self, prompts: PromptBatch) -> None:
+        """Take other prompts of the same shape."""
+        self.prompts = prompts
+        self.prompt_mask.copy_(prompts.attention_mask)
+        self.visible.zero_()
+
+    def prefill(self, image_features: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 1, V) of the first token."""
+        for layer in self.cache.layers:
+            layer.length = 0
+        return prefill(self.policy, self.prompts, image_features, self.cache)
+
+    def step(self, slots: Slots, step: int) -> torch.Tensor:
+        """Logits (B, R, V) of the next token of every row, ``step`` tokens after the prompt."""
+        num_rows = self.tokens.shape[1]
+        self.tokens.copy_(slots.tokens)
+        self.positions.copy_((self.prompts.position_ids[:, -1:] + step).expand_as(self.positions))
+        self.visible[:, :, : slots.visible.shape[2]] = slots.visible.to(self.visible.device)
+        first = self.prompt_length + (step - 1) * num_rows
+        self.columns.copy_(torch.arange(first, first + num_rows))
+        if self.records:
+            self.records = False
+            self.graph = self._recorded()
+        if self.graph is None:
+            return self._forward()
+        self.graph.replay()
+        return self.logits
+
+    def _forward(self) -> torch.Tensor:
+        device = self.policy.device.type
+        cast = {"dtype": torch.get_autocast_dtype(device), "enabled": torch.is_autocast_enabled(device)}
+        with torch.autocast(device, **cast, cache_enabled=False):  # a recorded step must cast for itself
+            return self.policy.forward(
+                self.policy.caption_embeddings(self.tokens),
+                masks.slot_mask(self.prompt_mask, self.visible),
+                self.positions,
+                keep=self.tokens.shape[1],
+                cache=self.cache,
+            )
+
+    def _recorded(self) -> Any | None:
+        """The graph of a step, replayed once and compared; None where that fails."""
+        try:
+            expected = self._forward().clone()
+            graph = self._record()
+            graph.replay()
+            if not torch.allclose(self.logits, expected, rtol=1e-3, atol=1e-3):
+                gap = (self.logits - expected).abs().max().item()
+                raise RuntimeError(f"the logits of a replayed step differ by {gap:.3g}")
+            return graph
+        except RuntimeError as error:  # of CUDA: an operation that cannot be recorded, or memory
+            self.logits = None
+            logger.warning("cuda_graphs: decoding goes on without: %s", str(error).splitlines()[0])
+            return None
+
+    def _record(self) -> torch.cuda.CUDAGraph:
+        warm_up = torch.cuda.Stream()
+        warm_up.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warm_up):
+            for _ in range(2):
+                self._forward()
+        torch.cuda.current_stream().wait_stream(warm_up)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.logits = self._forward()
+        return graph
+
+
+class StaticLayer(BufferedLayer):
+    """Keys and values of one layer: the prompt first, then at columns that a tensor tells.
+
+    Args:
+        room: columns beyond those of the prompt.
+        columns: (R,) where the next ones go.
+    """
+
+    def __init__(self, room: int, columns: torch.Tensor):
+        super().__init__(room)
+        self.columns = columns
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write (B, heads, L, D) and return all columns, or those of the prompt while it is written."""
+        if not self.is_initialized:
+            self._allocate(key_states, value_states)
+            self.keys.zero_()  # what was never written is masked, but must not be NaN
+            self.values.zero_()
+        if self.length == 0:
+            return super().update(key_states, value_states)
+        self.keys.index_copy_(2, self.columns, key_states)
+        self.values.index_copy_(2, self.columns, value_states)
+        return self.keys, self.values
+
+
+def steps_for(policy: Policy, prompts: PromptBatch, num_rows: int, max_new_tokens: int) -> StaticSteps | None:
+    """The static steps of a policy that wants them, for these prompts; made when the shape is a new one."""
+    if not policy.cuda_graphs:
+        return None
+    device = policy.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    shape = (*prompts.input_ids.shape, num_rows, max_new_tokens)
+    kept = policy.static_steps
+    steps = kept.pop((shape, dtype), None) or StaticSteps(policy, *shape)
+    kept[shape, dtype] = steps
+    while len(kept) > KEPT_SHAPES:
+        kept.pop(next(iter(kept)))
+    steps.begin(prompts)
+    return steps
