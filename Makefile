@@ -12,6 +12,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 ARGS ?=
+BENCH ?= rewards rollout scoring step scaling
 
 STAMP := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
@@ -28,7 +29,7 @@ help:
 	@echo "make quickstart   base -> SFT -> SCST on data and a model that come along; minutes on two cores"
 	@echo "make test         every test, offline, $(WORKERS) at a time"
 	@echo "make lint         ruff check and ruff format --check"
-	@echo "make bench        side-by-side measurements (benchmarks/README.md)"
+	@echo "make bench        side-by-side measurements, about half an hour; one of them: make bench BENCH=rollout"
 	@echo "make install      the environment only: $(VENV)"
 	@echo "make clean        remove $(VENV) and caches; outputs/ stays"
 
@@ -43,7 +44,8 @@ lint: $(STAMP)
 	@$(VENV)/bin/ruff format --check .
 
 bench: $(STAMP)
-	@$(IN_VENV) HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/rollout.py $(ARGS)
+	@for name in $(BENCH); do echo "$$name"; \
+	  $(IN_VENV) HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/$$name.py $(ARGS) || exit 1; done
 
 install: $(STAMP)
 

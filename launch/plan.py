@@ -27,6 +27,7 @@ from launch.arguments import Arguments
 from launch.build import total_steps
 from scst.data.loading import LoadedData
 from scst.memory import DoesNotFit, is_out_of_memory
+from scst.models.policy import trains_vision
 from scst.plan import (
     Alternative,
     Plan,
@@ -131,7 +132,7 @@ def make_plan(
             startup_seconds=startup,
         )
     name, memory = device_of(trainer.args.device)
-    others = alternatives(recipe, len(data.splits[recipe.train_split]))
+    others = alternatives(recipe, len(data.splits[recipe.train_split]), trainer.model)
     if trainer.args.world_size > 1 or trainer.is_deepspeed_enabled:
         console.print("plan: other settings are tried on one process without DeepSpeed only")
         others = []
@@ -150,7 +151,7 @@ def make_plan(
     )
 
 
-def alternatives(recipe: Any, num_images: int) -> list[dict[str, Any]]:
+def alternatives(recipe: Any, num_images: int, model: Any) -> list[dict[str, Any]]:
     """Keys to change, one setting at a time. Halved batches make the same optimizer step in more parts."""
     batch = recipe.training.get("per_device_train_batch_size", 8)
     accumulation = recipe.training.get("gradient_accumulation_steps", 1)
@@ -170,6 +171,8 @@ def alternatives(recipe: Any, num_images: int) -> list[dict[str, Any]]:
     fewer = max(fewest, getattr(recipe, "num_samples", 0) // 2)
     if fewer < getattr(recipe, "num_samples", 0):
         found.append({"num_samples": fewer})
+    if getattr(recipe, "prompt_gradient", False) and not trains_vision(model):
+        found.append({"prompt_gradient": False})
     return found
 
 

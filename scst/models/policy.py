@@ -25,6 +25,13 @@ def base_model(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def trains_vision(model: nn.Module) -> bool:
+    """Whether anything is trained in the vision tower or the projector."""
+    inner = base_model(model).model
+    parts = (inner.vision_tower, inner.multi_modal_projector)
+    return any(p.requires_grad for part in parts for p in part.parameters())
+
+
 class Policy:
     """Forward passes of one model for rollouts and scoring.
 
@@ -51,8 +58,7 @@ class Policy:
         self.pad_token_id = pad_token_id
         self.forbidden = forbidden.to(self.inner.device)
         self.text_config = self.inner.config.get_text_config()
-        parts = (self.inner.model.vision_tower, self.inner.model.multi_modal_projector)
-        self.vision_is_trainable = any(p.requires_grad for part in parts for p in part.parameters())
+        self.vision_is_trainable = trains_vision(model)
         self.cuda_graphs = cuda_graphs
         self.static_steps: dict[Any, Any] = {}
         self._softcapping = _final_softcapping(self.inner)

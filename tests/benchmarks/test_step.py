@@ -242,7 +242,7 @@ def test_random_captions_are_words_that_references_share():
 
 def test_benchmark_writes_its_ratios(tmp_path):
     """The whole command at a small size; it checks the work of all ways itself."""
-    small = "--width 32 --vocabulary 2048 --images 2 --samples 2 --tokens 4 --repetitions 1"
+    small = "--width 32 --vocabulary 2048 --images 2 --samples 4 --tokens 12 --repetitions 1"
     result = subprocess.run(
         [sys.executable, "benchmarks/step.py", *small.split(), "--json", str(tmp_path / "step.json")],
         cwd=ROOT,

@@ -16,6 +16,7 @@ from launch.plan import alternatives, duration, with_settings
 from scst.config import build_recipe
 from scst.errors import RecipeError
 from scst.plan import EvaluationCost, Schedule, StepCost, measure_steps, project
+from tests.tiny import build_model
 from tests.trainer.test_memory import make_scarce
 
 STAGES = ("sft", "scst")
@@ -181,17 +182,21 @@ def test_projection_by_hand():
     assert projection.total == 57.0
 
 
-def test_alternatives_of_a_recipe():
+def test_alternatives_of_a_recipe(tiny_processor):
+    model = build_model(tiny_processor).requires_grad_(False)
     recipe = build_recipe("scst", {"per_device_train_batch_size": 8, "gradient_checkpointing": True})
-    assert alternatives(recipe, 100) == [
+    assert alternatives(recipe, 100, model) == [
         {"per_device_train_batch_size": 16},
         {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
         {"gradient_checkpointing": False},
         {"num_samples": 2},
+        {"prompt_gradient": False},
     ]
-    assert {"per_device_train_batch_size": 16} not in alternatives(recipe, 15), "more than there are images"
+    few = alternatives(recipe, 15, model)
+    assert {"per_device_train_batch_size": 16} not in few, "more than there are images"
+    model.model.multi_modal_projector.requires_grad_(True)
     one = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "num_samples": 2}
-    assert alternatives(build_recipe("scst", one | {"baseline": "group"}), 100) == [
+    assert alternatives(build_recipe("scst", one | {"baseline": "group"}), 100, model) == [
         {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
         {"gradient_checkpointing": True},
     ]

@@ -1,0 +1,52 @@
+"""Draw the chart of the README from a recorded run of step.py.
+
+python benchmarks/chart.py benchmarks/results/2026-11-21-step-cpu.json docs/step.svg
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+WAYS = {"naive": "two generate calls,\nplain scoring", "trl": "TRL GRPOTrainer", "ours": "scst"}
+PHASES = {
+    "rollout": ("sampling", "#4477aa"),
+    "reward": ("reward", "#ee6677"),
+    "loss": ("scoring and gradients", "#ccbb44"),
+}
+
+
+def draw(record: dict, path: Path) -> None:
+    """Seconds of a step by phase, one bar for every way."""
+    plt.rcParams |= {"svg.hashsalt": "scst", "font.size": 11}
+    figure, axes = plt.subplots(figsize=(7.5, 2.6), layout="constrained")
+    ways = list(WAYS)[::-1]
+    left = [0.0] * len(ways)
+    for phase, (label, colour) in PHASES.items():
+        seconds = [record["times"][way]["phases"][phase] for way in ways]
+        axes.barh([WAYS[way] for way in ways], seconds, left=left, color=colour, label=label)
+        left = [a + b for a, b in zip(left, seconds, strict=True)]
+    ours = record["times"]["ours"]["seconds"]
+    for row, way in enumerate(ways):
+        total = record["times"][way]["seconds"]
+        text = f" {total:.1f} s" + (f" = {total / ours:.1f}x" if way != "ours" else "")
+        axes.text(left[row], row, text, va="center")
+    sizes = record["sizes"]
+    axes.set_xlabel(
+        f"CPU seconds of one step: {sizes['images']} images, {sizes['samples']} samples of "
+        f"{sizes['tokens']} tokens, {sizes['image_tokens']} image tokens"
+    )
+    axes.margins(x=0.18)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+if __name__ == "__main__":
+    draw(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
