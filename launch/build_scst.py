@@ -124,16 +124,16 @@ def _check_frequencies(reward: RewardMixture, checkpoint: Path) -> None:
     """By what the rewards would save: one that runs in worker processes has its table there."""
     with tempfile.TemporaryDirectory() as folder:
         reward.save(folder)
-        tables = [path / FILE_NAME for path in (checkpoint, Path(folder))]
-        if not all(path.is_file() for path in tables):
-            return
-        before, now = (DocumentFrequencies.load(path).fingerprint for path in tables)
-    if before != now:
-        names = [repr(r.name) for r in reward.rewards if hasattr(r.function, "save_state")]
-        raise RecipeError(
-            f"resume: the document frequencies of {', '.join(names)} ({now[:6]}) are not those of the "
-            f"checkpoint ({before[:6]}): dataset, split or end-of-sequence policy have changed"
-        )
+        for name, own in reward.state_folders(folder).items():
+            tables = [path / FILE_NAME for path in (checkpoint / own.relative_to(folder), own)]
+            if not all(path.is_file() for path in tables):
+                continue
+            before, now = (DocumentFrequencies.load(path).fingerprint for path in tables)
+            if before != now:
+                raise RecipeError(
+                    f"resume: the document frequencies of {name!r} ({now[:6]}) are not those of the "
+                    f"checkpoint ({before[:6]}): dataset, split or end-of-sequence policy have changed"
+                )
 
 
 def build_trainer(

@@ -13,7 +13,9 @@ import inspect
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, wait
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from rewards.batch import LOG_FUNCTIONS, Batch, NamedRewardError, called, checked_values
 from rewards.errors import RewardError
@@ -40,23 +42,52 @@ class RewardCalls:
         self.pools = {r.name: WorkerPool(r.name, r.function, r.workers) for r in rewards if r.workers}
         self._threads: dict[str, CallThread] = {}
 
-    def optional(self, method: str, argument: Any) -> None:
-        """Call ``setup``, ``save_state`` or ``load_state`` of every reward that has it.
+    def setup(self, dataset: Any) -> None:
+        """Call ``setup`` of every reward that has it.
 
         Raises:
             RewardError: when it raises; the message names the reward.
         """
         for reward in self.rewards:
-            function = getattr(self.pools.get(reward.name, reward.function), method, None)
-            try:
-                if function is not None:
-                    function(argument)
-            except NamedRewardError:
-                raise
-            except Exception as error:
-                raise RewardError(
-                    f"{method} of reward {reward.name!r} raised {type(error).__name__}: {error}"
-                ) from error
+            self._optional(reward, "setup", dataset)
+
+    def save_state(self, folder: str | Path) -> None:
+        """Call ``save_state`` of every reward that has it: the first one writes into the folder, others each
+        into a folder of their name within, as two of them may well write files of the same name.
+
+        Errors as in :meth:`setup`.
+        """
+        folders = self.state_folders(folder)
+        for reward in self.rewards:
+            if own := folders.get(reward.name):
+                own.mkdir(exist_ok=True)
+                self._optional(reward, "save_state", own)
+
+    def load_state(self, folder: str | Path) -> None:
+        """Call ``load_state`` of every reward that has it, with the folder that :meth:`save_state` gave it.
+
+        Errors as in :meth:`setup`.
+        """
+        folders = self.state_folders(folder)
+        for reward in self.rewards:
+            self._optional(reward, "load_state", folders.get(reward.name, Path(folder)))
+
+    def state_folders(self, folder: str | Path) -> dict[str, Path]:
+        """Name of every reward with state -> where in the folder it writes."""
+        names = [reward.name for reward in self.rewards if hasattr(reward.function, "save_state")]
+        return {name: Path(folder, quote(name, safe="") if i else "") for i, name in enumerate(names)}
+
+    def _optional(self, reward: WeightedReward, method: str, argument: Any) -> None:
+        function = getattr(self.pools.get(reward.name, reward.function), method, None)
+        try:
+            if function is not None:
+                function(argument)
+        except NamedRewardError:
+            raise
+        except Exception as error:
+            raise RewardError(
+                f"{method} of reward {reward.name!r} raised {type(error).__name__}: {error}"
+            ) from error
 
     def values(self, batch: Batch) -> dict[str, list[float]]:
         """Reward name -> one value per completion, NaN for "no opinion".

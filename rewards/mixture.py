@@ -68,21 +68,26 @@ class RewardMixture:
         Raises:
             RewardError: naming the reward that could not be set up.
         """
-        self._calls.optional("setup", dataset)
+        self._calls.setup(dataset)
 
     def close(self) -> None:
         """End the worker processes."""
         self._calls.close()
 
     def save(self, folder: str | Path) -> None:
-        """Let every reward that has state (document frequencies) write it beside a checkpoint; add the
-        statistics of those that are normalised."""
-        self._calls.optional("save_state", folder)
+        """Let every reward that has state (document frequencies) write it beside a checkpoint, the first one
+        into the folder and others each into a folder of their name; add the statistics of those that are
+        normalised."""
+        self._calls.save_state(folder)
         if self._moments:
             path = Path(folder) / STATE_NAME
             partial = path.with_name(path.name + ".partial")
             partial.write_text(json.dumps(self.state_dict()), encoding="utf-8")
             os.replace(partial, path)
+
+    def state_folders(self, folder: str | Path) -> dict[str, Path]:
+        """Name of every reward with state -> where in the folder it writes."""
+        return self._calls.state_folders(folder)
 
     def load(self, folder: str | Path) -> None:
         """Restore what :meth:`save` wrote; rewards with ``load_state(folder)`` read theirs.
@@ -90,7 +95,7 @@ class RewardMixture:
         Raises:
             RewardError: when the statistics of a normalised reward are missing.
         """
-        self._calls.optional("load_state", folder)
+        self._calls.load_state(folder)
         if not self._moments:
             return
         path = Path(folder) / STATE_NAME

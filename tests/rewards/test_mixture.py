@@ -20,6 +20,7 @@ import pytest
 
 from rewards.calls import is_async
 from rewards.cider import CiderDReward
+from rewards.document_frequencies import FILE_NAME, DocumentFrequencies
 from rewards.errors import RewardError
 from rewards.mixture import STATE_NAME, RewardMixture
 from rewards.moments import Moments
@@ -194,6 +195,20 @@ def test_setup_and_state_reach_those_that_want_them(tmp_path):
     mixed.save(tmp_path)
     call(mixed)
     assert calls == [("setup", "dataset"), ("save_state", tmp_path)]
+
+
+def test_two_tables_do_not_overwrite_each_other(tmp_path):
+    """CIDEr-D with and without the end of sequence: two tables of one name."""
+    entries = [{"name": "cider_d"}, {"name": "cider_d", "kwargs": {"eos": "omitted"}}]
+    mixed = RewardMixture(build_rewards(entries))
+    mixed.setup({"references": [["a river goes by ."], ["a long road is near trees ."]]})
+    mixed.save(tmp_path)
+    policies = {
+        name: DocumentFrequencies.load(folder / FILE_NAME).eos
+        for name, folder in mixed.state_folders(tmp_path).items()
+    }
+    assert sorted(policies.values()) == ["emitted", "omitted"]
+    assert (tmp_path / FILE_NAME).is_file(), "the first one keeps the place of a single one"
 
 
 def test_cider_d_in_a_mixture(tmp_path):
