@@ -356,8 +356,9 @@ SWITCHES: dict[str, Switch] = {
     "denormal numbers: kept": Switch(flushes_denormals=False),
     "reward: pycocoevalcap": Switch(reward={"import_path": "benchmarks.naive:coco_reward"}),
 }
-"""What differs -> how. All but the one called an approximation turn an optimisation off. Merging duplicates and leaving out zero advantages are not here: every
-caption of this benchmark differs from the others and has an advantage, so they have nothing to save."""
+"""What differs -> how. All but the one called an approximation turn an optimisation off. Merging duplicates
+and leaving out zero advantages are not here: every caption of this benchmark differs from the others and has
+an advantage, so they have nothing to save."""
 
 
 def ours(world: World, model: Any, title: str = "ours", switch: Switch | None = None) -> Way:

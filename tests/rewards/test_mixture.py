@@ -199,7 +199,10 @@ def test_setup_and_state_reach_those_that_want_them(tmp_path):
 
 def test_two_tables_do_not_overwrite_each_other(tmp_path):
     """CIDEr-D with and without the end of sequence: two tables of one name."""
-    entries = [{"name": "cider_d"}, {"name": "cider_d", "kwargs": {"eos": "omitted"}}]
+    entries = [
+        {"name": "cider_d"},
+        {"import_path": "rewards.cider:CiderDReward", "kwargs": {"eos": "omitted"}},
+    ]
     mixed = RewardMixture(build_rewards(entries))
     mixed.setup({"references": [["a river goes by ."], ["a long road is near trees ."]]})
     mixed.save(tmp_path)
