@@ -141,6 +141,8 @@ def build_policy(recipe: Any, base: str, *, trainable: bool) -> tuple[torch.nn.M
             rank=recipe.lora_rank,
             alpha=recipe.lora_alpha,
             dropout=recipe.lora_dropout,
+            variant=recipe.lora_variant,
+            rank_pattern=recipe.lora_rank_pattern,
         )
     return model, processor
 

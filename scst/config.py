@@ -105,6 +105,10 @@ class SFTRecipe(ModelKeys, DataKeys, ValidationKeys, RunKeys):
     lora_rank: int = key(16, "rank of the adapter")
     lora_alpha: float = key(32.0, "scale of the adapter: alpha / rank")
     lora_dropout: float = key(0.0, "dropout on the adapter's input, in this stage only")
+    lora_variant: str = key("lora", "lora, rslora or dora", ["lora", "rslora", "dora"])
+    lora_rank_pattern: dict = key(
+        {}, "ends of module names -> another rank there, alpha / rank kept: {'layers.[0-8].*proj': 4}"
+    )
     training: dict = key({}, "names of transformers.TrainingArguments")
 
 

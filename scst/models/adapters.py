@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,23 +31,52 @@ LORA_TARGETS: dict[str, str] = {
 """Preset -> expression over full module names. Bare names such as ``q_proj`` would also match SigLIP."""
 
 
+LORA_VARIANTS: dict[str, dict[str, bool]] = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+}
+"""Name -> PEFT's settings. rsLoRA (Kalajdzievski 2023, arXiv:2312.03732) scales with alpha / sqrt(rank); DoRA
+(Liu et al. 2024, arXiv:2402.09353) trains the magnitude of each weight column beside its direction."""
+
+
 def target_pattern(lora_targets: str) -> str:
     """The expression of a preset, or the text itself as a regular expression over full module names."""
     return LORA_TARGETS.get(lora_targets, lora_targets)
 
 
 def add_lora(
-    model: torch.nn.Module, *, targets: str, rank: int, alpha: float, dropout: float = 0.0
+    model: torch.nn.Module,
+    *,
+    targets: str,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    variant: str = "lora",
+    rank_pattern: Mapping[str, int] | None = None,
 ) -> PeftModel:
     """Wrap a frozen model with a new LoRA adapter (Hu et al. 2021, arXiv:2106.09685) in fp32.
 
+    Args:
+        model: what is adapted.
+        targets: a name in :data:`LORA_TARGETS`, or a regular expression over full module names.
+        rank: of the adapter.
+        alpha: the adapter is scaled with alpha / rank.
+        dropout: on its input.
+        variant: a name in :data:`LORA_VARIANTS`.
+        rank_pattern: ends of module names (regular expressions) -> another rank there, the scale kept.
+
     Raises:
-        RecipeError: when the targets match no layer, or reach embeddings or the language-model head.
+        RecipeError: when targets or a pattern match no layer, or reach embeddings or the language-model head.
     """
+    ranks = dict(rank_pattern or {})
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
+        rank_pattern=ranks,
+        alpha_pattern={pattern: alpha * other / rank for pattern, other in ranks.items()},
+        **LORA_VARIANTS[variant],
         target_modules=target_pattern(targets),
         bias="none",
         task_type="CAUSAL_LM",
@@ -59,6 +89,7 @@ def add_lora(
             f"{', '.join(LORA_TARGETS)}; or a regular expression over full module names. ({error})"
         ) from error
     _refuse_head(adapted)
+    _refuse_idle_patterns(adapted, ranks)
     return adapted
 
 
@@ -122,6 +153,15 @@ def _refuse_head(model: torch.nn.Module) -> None:
             f"lora_targets reach the language-model head or the embeddings ({reached[0]}, ...): adapt "
             "decoder, projector or vision layers only"
         )
+
+
+def _refuse_idle_patterns(model: PeftModel, ranks: Mapping[str, int]) -> None:
+    names = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    for pattern in ranks:
+        if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):  # as PEFT reads it
+            raise RecipeError(
+                f"lora_rank_pattern: {pattern!r} is the end of no adapted layer's name, such as {names[0]!r}"
+            )
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from transformers import AutoConfig
 from scst.errors import RecipeError
 from scst.models.adapters import (
     LORA_TARGETS,
+    LORA_VARIANTS,
     AdapterSnapshot,
     add_lora,
     check_adapter_exists,
     count_parameters,
     disable_dropout,
+    load_adapter,
 )
 from scst.models.loading import attention_kernel, check_model_exists, load_model
 from tests.worlds import write_model
@@ -70,6 +72,62 @@ def test_lora_targets(folder, targets):
 def test_targets_that_fit_nothing(folder, targets):
     with pytest.raises(RecipeError, match="fits no layer"):
         add_lora(load_model(str(folder), quantization="none"), targets=targets, rank=2, alpha=4)
+
+
+def lora_modules(model):
+    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+
+
+def test_ranks_of_single_layers(folder):
+    """The scale alpha / rank is that of the whole adapter; it survives saving."""
+    model = add_lora(
+        load_model(str(folder), quantization="none"),
+        targets="decoder-attention",
+        rank=8,
+        alpha=16,
+        rank_pattern={"q_proj": 2, r"layers\.0.*\.v_proj": 4},
+    )
+    modules = lora_modules(model)
+    ranks = {name.rsplit(".", 1)[1]: module.r["default"] for name, module in modules.items()}
+    assert ranks == {"q_proj": 2, "k_proj": 8, "v_proj": 4, "o_proj": 8}
+    assert {module.scaling["default"] for module in modules.values()} == {2.0}
+    with pytest.raises(RecipeError, match=r"lora_rank_pattern: 'layers.9' is the end of no adapted layer"):
+        add_lora(
+            load_model(str(folder), quantization="none"),
+            targets="full",
+            rank=8,
+            alpha=16,
+            rank_pattern={"layers.9": 2},
+        )
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("variant", list(LORA_VARIANTS))
+def test_variants_of_lora_are_saved_and_loaded(folder, tmp_path, variant, quantization):
+    """A trained one changes the logits, and the one that is loaded changes them alike."""
+    ids = torch.arange(300, 308).unsqueeze(0)
+    logits = []
+    for step in ("new", "loaded"):
+        model = load_model(str(folder), quantization=quantization, precision="fp32")
+        with torch.no_grad():
+            base = model(input_ids=ids, token_type_ids=torch.ones_like(ids)).logits
+        if step == "new":
+            model = add_lora(model, targets="decoder-attention-mlp", rank=4, alpha=8, variant=variant)
+            generator = torch.Generator().manual_seed(0)
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.data.normal_(0, 0.1, generator=generator)
+            model.save_pretrained(tmp_path / "adapter")
+        else:
+            model = load_adapter(model, tmp_path / "adapter", trainable=True)
+        with torch.no_grad():
+            logits.append(model.eval()(input_ids=ids, token_type_ids=torch.ones_like(ids)).logits)
+        assert (logits[-1] - base).abs().max() > 1e-3
+    torch.testing.assert_close(logits[1], logits[0])
+    scalings = {module.scaling["default"] for module in lora_modules(model).values()}
+    assert scalings == ({4.0} if variant == "rslora" else {2.0}), "8 / sqrt(4), 8 / 4"
+    magnitudes = [name for name, p in model.named_parameters() if "magnitude" in name and p.requires_grad]
+    assert bool(magnitudes) == (variant == "dora")
 
 
 def test_head_and_embeddings_are_refused(folder):
