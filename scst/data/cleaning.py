@@ -114,7 +114,7 @@ def _parse(entry: str, synonyms: CaptionStep | None) -> Step:
         return Step(entry, _each(_imported(entry)))
     raise RecipeError(
         f"cleaning: unknown step {entry!r}; known are {', '.join(REWRITES)}, length MIN-MAX, "
-        "drop-degenerate, dedupe, synonyms, and package.module:function for a function from caption to caption (or None)"
+        "drop-degenerate, dedupe, synonyms, and package.module:function (caption -> caption or None)"
     )
 
 

@@ -95,7 +95,7 @@ def _folder_form(folder: Path) -> str:
         return "risc"
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return "saved"
-    if _parquet_files(folder):
+    if parquet_files(folder):
         return "parquet"
     found = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir())
     listing = ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
@@ -145,19 +145,21 @@ def _dataset(columns: dict[str, list]) -> datasets.Dataset:
 # --- parquet
 
 
-def _parquet_files(path: Path) -> list[Path]:
+def parquet_files(path: Path) -> list[Path]:
+    """The parquet files that a path means: itself, those of a folder, or of its ``data/``."""
     if path.is_file():
         return [path]
     return sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
 
 
-def _stem_split(path: Path) -> str:
+def stem_split(path: Path) -> str:
     """``val.parquet`` and ``val-00000-of-00001.parquet`` are ``val``; other names say nothing."""
     found = re.fullmatch(r"(train|val|validation|valid|dev|test)([-_.].*)?", path.stem)
     return found[1] if found else ""
 
 
-def _parquet_schema(path: Path) -> pa.Schema:
+def parquet_schema(path: Path) -> pa.Schema:
+    """The schema of a file. Raises DataError: it is no parquet file, or lacks a column."""
     try:
         schema = pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -168,14 +170,14 @@ def _parquet_schema(path: Path) -> pa.Schema:
 
 def _read_parquet(dataset: str) -> datasets.Dataset:
     parts = []
-    for path in _parquet_files(Path(dataset).expanduser()):
-        _parquet_schema(path)
-        part = normalise(datasets.Dataset.from_parquet(str(path)), str(path), _stem_split(path))
-        parts.append(_resolve_paths(part, path, path.parent))
+    for path in parquet_files(Path(dataset).expanduser()):
+        parquet_schema(path)
+        part = normalise(datasets.Dataset.from_parquet(str(path)), str(path), stem_split(path))
+        parts.append(resolve_paths(part, path, path.parent))
     return concatenate(parts, dataset)
 
 
-def _resolve_paths(part: datasets.Dataset, where: Path, folder: Path) -> datasets.Dataset:
+def resolve_paths(part: datasets.Dataset, where: Path, folder: Path) -> datasets.Dataset:
     """Make image paths that come without bytes relative to a folder that they must not leave."""
     if _stored_inside(part):
         return part
@@ -195,12 +197,12 @@ def _stored_inside(part: datasets.Dataset) -> bool:
 
 def _check_parquet(dataset: str) -> dict:
     splits: Counter[str] = Counter()
-    for path in _parquet_files(Path(dataset).expanduser()):
-        if "split" in _parquet_schema(path).names:
+    for path in parquet_files(Path(dataset).expanduser()):
+        if "split" in parquet_schema(path).names:
             values = pq.read_table(path, columns=["split"])["split"].to_pylist()
-            splits.update(value or _stem_split(path) for value in values)
+            splits.update(value or stem_split(path) for value in values)
         else:
-            splits[_stem_split(path)] += pq.read_metadata(path).num_rows
+            splits[stem_split(path)] += pq.read_metadata(path).num_rows
     return {"form": "parquet", "splits": dict(splits)}
 
 
@@ -210,7 +212,7 @@ def _check_parquet(dataset: str) -> dict:
 def _read_saved(dataset: str) -> datasets.Dataset:
     folder = Path(dataset).expanduser()
     rows = _from_parts(_load_saved(dataset), dataset)
-    return _resolve_paths(rows, folder, folder)
+    return resolve_paths(rows, folder, folder)
 
 
 def _check_saved(dataset: str) -> dict:
@@ -236,7 +238,7 @@ def _read_hub(dataset: str) -> datasets.Dataset:
     try:
         loaded = datasets.load_dataset(dataset)
     except HUB_FAILURES as error:
-        raise _hub_error(dataset, error) from error
+        raise hub_error(dataset, error) from error
     return _from_parts(loaded, dataset)
 
 
@@ -244,7 +246,7 @@ def _check_hub(dataset: str) -> dict:
     try:
         info = datasets.load_dataset_builder(dataset).info
     except HUB_FAILURES as error:
-        raise _hub_error(dataset, error) from error
+        raise hub_error(dataset, error) from error
     if info.features is not None:
         check_columns(list(info.features), dataset)
     return {
@@ -253,7 +255,7 @@ def _check_hub(dataset: str) -> dict:
     }
 
 
-def _hub_error(dataset: str, error: Exception) -> DataError:
+def hub_error(dataset: str, error: Exception) -> DataError:
     return DataError(
         f"{dataset!r} is no file or folder here, and loading it as a hub id failed: "
         f"{type(error).__name__}: {error}. "

@@ -46,12 +46,14 @@ def select_splits(
 
 
 def check_leakage(
-    splits: Mapping[str, Dataset], *, content_hashes: Mapping[str, Sequence[str]] | None = None
+    splits: Mapping[str, Dataset | Mapping[str, Sequence[str]]],
+    *,
+    content_hashes: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Check that no image is in two splits, by id and by the sha256 of its encoded bytes.
 
     Args:
-        splits: rows per split.
+        splits: rows per split; with hashes known, their column ``image_id`` is enough.
         content_hashes: per split, one per row, when already known.
 
     Raises:

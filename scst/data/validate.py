@@ -117,19 +117,22 @@ def caption_problem(references: object) -> str | None:
     return None
 
 
+def text_problem(row: int, image_id: object, references: object, first_row: dict[str, int]) -> str | None:
+    """Return why a row's id or captions cannot be used, ``None`` when they can.
+
+    ``first_row`` remembers in which row an id was seen first; pass the same one for all rows.
+    """
+    if not str(image_id or "").strip():
+        return "image_id is empty"
+    if first_row.setdefault(str(image_id), row) != row:
+        return f"duplicate image_id: rows {first_row[str(image_id)]} and {row}"
+    return caption_problem(references)
+
+
 def _text_problems(rows: Dataset) -> list[str | None]:
     first_row: dict[str, int] = {}
-    reasons = []
-    for row, (image_id, references) in enumerate(
-        zip(rows["image_id"][:], rows["references"][:], strict=True)
-    ):
-        if not (image_id or "").strip():
-            reasons.append("image_id is empty")
-        elif first_row.setdefault(image_id, row) != row:
-            reasons.append(f"duplicate image_id: rows {first_row[image_id]} and {row}")
-        else:
-            reasons.append(caption_problem(references))
-    return reasons
+    texts = zip(rows["image_id"][:], rows["references"][:], strict=True)
+    return [text_problem(row, *text, first_row) for row, text in enumerate(texts)]
 
 
 def _probe_images(rows: Dataset, console: Console | None) -> list[ImageProbe]:

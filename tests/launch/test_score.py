@@ -221,8 +221,7 @@ def test_document_frequencies_are_those_that_training_would_count(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "expected a command: document-frequencies"),
-        (["frequencies"], "expected a command: document-frequencies"),
+        (["frequencies"], "unexpected argument 'frequencies'"),
         (["document-frequencies"], "dataset: missing"),
         (["document-frequencies", "--dataset", "/nowhere"], "/nowhere"),
         (["document-frequencies", "--dataset", "embedded:scenes", "--eos", "maybe"], "eos: must be one of"),
