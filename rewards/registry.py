@@ -139,7 +139,7 @@ def _imported(path: str) -> Callable[..., RewardFunction]:
         target = getattr(module, attribute)
     except (ImportError, AttributeError) as error:
         raise RewardError(f"import_path {path!r} cannot be imported: {error}") from error
-    # of everything a recipe can say, this alone runs code that is not part of the program
+    # of everything a recipe can say, this and a cleaning step run code that is not part of the program
     logger.warning("import_path %r runs code of %s", path, getattr(module, "__file__", None) or module_name)
     return _constructor(target)
 

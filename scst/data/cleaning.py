@@ -8,6 +8,7 @@ such a step had left in place of words, and noticed when its BLEU was 0.
 """
 
 import importlib
+import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 
 from scst.data.supervision import words
 from scst.errors import DataError, RecipeError
+
+logger = logging.getLogger(__name__)
 
 Captions = list[list[str]]
 """Image-major."""
@@ -128,11 +131,13 @@ def _bounds(entry: str) -> tuple[int, int]:
 def _imported(entry: str) -> Callable[[str], str | None]:
     module, _, name = entry.partition(":")
     try:
-        function = getattr(importlib.import_module(module), name)
+        imported = importlib.import_module(module)
+        function = getattr(imported, name)
     except (ImportError, AttributeError, ValueError) as error:
         raise RecipeError(f"cleaning: {entry!r} cannot be imported: {error}") from error
     if not callable(function):
         raise RecipeError(f"cleaning: {entry!r} is no function but a {type(function).__name__}")
+    logger.warning("cleaning %r runs code of %s", entry, getattr(imported, "__file__", None) or module)
     return function
 
 

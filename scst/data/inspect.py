@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from scst.data.images import ImageProbe, image_bytes, probe_image
+from scst.data.images import IMAGE_FORMATS, ImageProbe, decode_image, image_bytes, probe_image
 from scst.data.splits import seeded_hash
 from scst.data.streams import Row, RowStream
 from scst.data.validate import BadExample, text_problem
@@ -106,7 +106,7 @@ def _probe(row: Row, text: str | None) -> tuple[ImageProbe, tuple[int, int]]:
     probe = ImageProbe("", text) if text else probe_image(row.image)
     if probe.problem is not None:
         return probe, (0, 0)
-    with Image.open(io.BytesIO(image_bytes(row.image))) as image:
+    with Image.open(io.BytesIO(image_bytes(row.image)), formats=IMAGE_FORMATS) as image:
         return probe, image.size
 
 
@@ -120,8 +120,8 @@ class _ThumbnailSample:
     def offer(self, row: Row) -> None:
         rank = -int(seeded_hash(self.seed, f"thumbnail:{row.image_id}")[:12], 16)
         if self.size and (len(self._heap) < self.size or rank > self._heap[0][0]):
-            with Image.open(io.BytesIO(image_bytes(row.image))) as image:
-                heapq.heappush(self._heap, (rank, row.image_id, thumbnail_uri(image)))
+            picture = thumbnail_uri(decode_image(image_bytes(row.image)))
+            heapq.heappush(self._heap, (rank, row.image_id, picture))
             if len(self._heap) > self.size:
                 heapq.heappop(self._heap)
 
@@ -148,8 +148,7 @@ def image_scores(
     for batch in _batches(wanted):
         captions, images, ids = [], [], []
         for number, row in batch:
-            with Image.open(io.BytesIO(image_bytes(row.image))) as image:
-                picture = image.convert("RGB")
+            picture = decode_image(image_bytes(row.image)).convert("RGB")
             references = examples[of_row[number]].references
             captions += references
             images += [picture] * len(references)

@@ -1,15 +1,12 @@
 """A prepared dataset on disk, in a layout that every command reads: a RISC folder or parquet, row by row."""
 
 import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image
-
-from scst.data.images import image_bytes
+from scst.data.images import decode_image, image_bytes
 from scst.data.risc import CAPTIONS_FILE, IMAGES_FOLDER, refuse_outside_path
 from scst.data.streams import ParquetSink, Row
 from scst.errors import DataError
@@ -84,8 +81,7 @@ def ending(path: str | None, data: bytes) -> str:
     """The file ending of a stored image: its own, or that of its format."""
     if path and re.fullmatch(r"\.\w{1,5}", Path(path).suffix):
         return Path(path).suffix
-    with Image.open(io.BytesIO(data)) as image:
-        return f".{(image.format or 'png').lower()}"
+    return f".{(decode_image(data).format or 'png').lower()}"
 
 
 class ParquetWriter:
