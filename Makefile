@@ -23,11 +23,12 @@ IN_VENV := PATH="$(abspath $(VENV))/bin:$$PATH" TOKENIZERS_PARALLELISM=false
 # a tiny model gains nothing from more than 8 threads
 THREADS = $${OMP_NUM_THREADS:-$$(n=$$(getconf _NPROCESSORS_ONLN 2> /dev/null || echo 2); echo $$((n > 8 ? 8 : n)))}
 
-.PHONY: help quickstart test lint bench clean install
+.PHONY: help quickstart test chaos lint bench clean install
 
 help:
 	@echo "make quickstart   base -> SFT -> SCST on data and a model that come along; minutes on two cores"
 	@echo "make test         every test, offline, $(WORKERS) at a time"
+	@echo "make chaos        faults injected into real runs: kills, full disk, dying process, ...; minutes"
 	@echo "make lint         ruff check and ruff format --check"
 	@echo "make bench        side-by-side measurements, about half an hour; one of them: make bench BENCH=rollout"
 	@echo "make install      the environment only: $(VENV)"
@@ -38,6 +39,9 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	@$(IN_VENV) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+chaos: $(STAMP)
+	@$(IN_VENV) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m tests.chaos.run $(ARGS)
 
 lint: $(STAMP)
 	@$(VENV)/bin/ruff check .

@@ -24,7 +24,7 @@ from scst.config import (
     resolved,
     training_argument_names,
 )
-from scst.errors import RecipeError, ScstError
+from scst.errors import Interrupted, RecipeError, ScstError
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "recipes" / "quickstart"
@@ -43,7 +43,9 @@ class Arguments:
 def main(
     stage: str, run: Callable[[Arguments], None], *, usage: str, argv: Sequence[str] | None = None
 ) -> int:
-    """Parse, run, and turn errors that a user can mend into a message and exit code 2 (1: a reward failed).
+    """Parse, run, and turn errors that a user can mend into a message and an exit code.
+
+    2: a wrong recipe or dataset; 1: a reward or the run itself failed; 128 + number: ended by a signal.
 
     Args:
         stage: a name in ``scst.config.RECIPES``.
@@ -60,13 +62,29 @@ def main(
         sys.stdout.flush()
     except BrokenPipeError:  # `... | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Interrupted as error:
+        if os.environ.get("RANK", "0") == "0":  # one line, not one for every process
+            print(error, file=sys.stderr)
+        return error.exit_code
     except ScstError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except RewardError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BaseException as error:
+        _tell_launcher(error)
+        raise
     return 0
+
+
+def _tell_launcher(error: BaseException) -> None:
+    """Under torchrun, leave the traceback where the launcher looks for it: it shows that of the first process
+    to fail, and not what the others say when they lose it."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ and not isinstance(error, SystemExit):
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
 
 
 def parse(stage: str, argv: Sequence[str]) -> Arguments:

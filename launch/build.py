@@ -6,15 +6,11 @@ Import this after the arguments are parsed: it imports torch.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import math
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,30 +24,29 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 import datasets
 import transformers
 from accelerate import PartialState
-from peft import load_peft_weights, set_peft_model_state_dict
 from rich.console import Console
 from rich.progress import Progress
 from transformers.integrations import get_available_reporting_integrations
 
 from launch.build_captions import consensus_scores
+from launch.training import run_training as run_training
 from rewards.document_frequencies import DocumentFrequencies
 from rewards.metrics import MetricSettings
-from scst.config import resolved
+from scst.checkpoints import sweep
 from scst.data.collate import SFTCollator
 from scst.data.loading import LoadedData, load_splits
 from scst.data.preview import training_preview
 from scst.data.selection import consensus_first
 from scst.data.supervision import CaptionChoice
 from scst.errors import RecipeError
-from scst.models.adapters import add_lora, check_adapter_exists, load_adapter, parameter_table
+from scst.models.adapters import add_lora, check_adapter_exists, load_adapter
 from scst.models.loading import (
-    allow_deepspeed_states,
     check_model_exists,
     compute_dtype,
     load_model,
     load_processor,
 )
-from scst.records import RECORD_NAME, checkpoint_to_resume, claim_output_dir, write_run_record
+from scst.records import claim_output_dir
 from scst.validation import CaptionValidation
 
 
@@ -160,6 +155,7 @@ def build_training_arguments(recipe: Any, cls: type = transformers.TrainingArgum
         "save_strategy": "steps",
         "report_to": "none",
         "gradient_checkpointing": False,
+        "restore_callback_states_from_checkpoint": True,  # the patience of early stopping
     }
     settings |= recipe.training | stage
     settings |= {
@@ -251,74 +247,6 @@ def preview(recipe: Any, data: LoadedData, processor: Any, console: Console) -> 
     )
 
 
-def run_training(
-    trainer: Any, recipe: Any, data: LoadedData, *, stage: str, console: Console, started: float
-) -> None:
-    """Train, resume when asked, and leave a complete folder: adapter, processor, state, ``run.json``."""
-    checkpoint = checkpoint_to_resume(recipe.output_dir, recipe.resume)
-    if recipe.resume and checkpoint is None:
-        console.print(f"resume: no complete checkpoint in {recipe.output_dir}; starting from the beginning")
-    elif checkpoint:
-        console.print(f"resuming from {checkpoint}")
-    console.print(parameter_table(trainer.model))
-    trainer.remove_callback(transformers.PrinterCallback)
-    if trainer.is_deepspeed_enabled:
-        allow_deepspeed_states()
-    if checkpoint and newest_step(checkpoint) >= total_steps(trainer):
-        console.print(f"{stage}: all {total_steps(trainer)} steps were done; nothing is trained again")
-        if (Path(recipe.output_dir) / RECORD_NAME).is_file():
-            return
-        restore_finished(trainer, checkpoint)
-        seconds = 0.0
-    else:
-        seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
-    trainer.save_model()
-    trainer.save_state()
-    if trainer.is_world_process_zero():
-        results = {
-            "train_seconds": round(seconds, 1),
-            "steps": trainer.state.global_step,
-            "best_metric": trainer.state.best_metric,
-            "best_step": trainer.state.best_global_step,
-            "images": {name: len(rows) for name, rows in data.splits.items()},
-        }
-        alarms = [str(a) for c in trainer.callback_handler.callbacks for a in getattr(c, "alarms", ())]
-        results |= {"alarms": alarms} if alarms else {}
-        write_run_record(
-            recipe.output_dir,
-            stage=stage,
-            recipe=resolved(recipe),
-            data_fingerprint=data.fingerprint,
-            started=started,
-            results=results,
-        )
-    console.print(
-        f"[bold]{stage} done[/bold]: {trainer.state.global_step} steps in {time.time() - started:.0f} s; "
-        f"adapter in {Path(recipe.output_dir)}"
-    )
-
-
-def total_steps(trainer: Any) -> int:
-    """Optimizer steps of the whole run; `transformers` would add one to a run that is resumed at its end."""
-    args = trainer.args
-    if args.max_steps > 0:
-        return args.max_steps
-    batches = len(trainer.get_train_dataloader())
-    return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
-
-
-def newest_step(checkpoint: str) -> int:
-    """The step a checkpoint was written at."""
-    return json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"]
-
-
-def restore_finished(trainer: Any, checkpoint: str) -> None:
-    """State and adapter of a run that was stopped after its last step, before its output was complete."""
-    trainer.state = transformers.TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-    set_peft_model_state_dict(trainer.model, load_peft_weights(best or checkpoint, device="cpu"))
-
-
 @contextmanager
 def progress_to_stderr(title: str, total: int) -> Iterator[Any]:
     """A progress bar beside the results on standard output; yields a function that takes images just done."""
@@ -332,3 +260,4 @@ def open_output_dir(recipe: Any) -> None:
     with PartialState().main_process_first():
         if PartialState().is_main_process:
             claim_output_dir(recipe.output_dir, resume=recipe.resume, overwrite=recipe.overwrite)
+            sweep(recipe.output_dir)

@@ -17,11 +17,11 @@ from rewards.metrics import METRICS
 from rewards.mixture import RewardMixture
 from rewards.registry import build_rewards
 from scst.callbacks import RichProgress, SampleTable, SaveRewardState
+from scst.checkpoints import checkpoint_to_resume
 from scst.data.loading import LoadedData
 from scst.data.supervision import CaptionChoice
 from scst.errors import RecipeError
 from scst.evaluation.metrics import check_metrics
-from scst.records import checkpoint_to_resume
 from scst.rollout.features import FeatureCache
 from scst.trainer import Objective, SCSTTrainer
 from scst.types import Sampling

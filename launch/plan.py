@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.arguments import Arguments
-from launch.build import total_steps
+from launch.training import total_steps
 from scst.data.loading import LoadedData
 from scst.memory import DoesNotFit, is_out_of_memory
 from scst.models.policy import trains_vision

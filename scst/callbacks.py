@@ -17,7 +17,6 @@ from rich.progress import (
 )
 from rich.table import Table
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rewards.mixture import RewardMixture
 from scst.trainer import StepRecord
@@ -156,6 +155,6 @@ class SaveRewardState(TrainerCallback):
     def __init__(self, reward: RewardMixture):
         self.reward = reward
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self.reward.save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+    def save_beside(self, folder: Path) -> None:
+        """Into a checkpoint that is being written; called on one process."""
+        self.reward.save(folder)

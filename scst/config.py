@@ -88,6 +88,12 @@ class ValidationKeys:
     validation_batch_size: int = key(16, "images captioned together at an evaluation")
     resume: bool | str = key(False, "true: from the newest checkpoint in output_dir; or a checkpoint folder")
     overwrite: bool = key(False, "true: replace an earlier run in output_dir")
+    save_minutes: float = key(
+        0.0, "checkpoint every so many minutes, beside save_strategy and save_steps; 0: never"
+    )
+    max_skipped_steps: int = key(
+        10, "end the run after so many steps in a row whose loss or gradient is NaN or infinite"
+    )
 
 
 @dataclass

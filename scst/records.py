@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import shutil
 import sys
 import time
@@ -97,27 +96,6 @@ def write_run_record(
         **results,
     }
     write_json(Path(output_dir) / RECORD_NAME, content)
-
-
-def newest_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run: the trainer's state is written last, so it must be there."""
-    folders = Path(output_dir).glob("checkpoint-*/trainer_state.json")
-    numbered = [(int(m.group(1)), p.parent) for p in folders if (m := re.search(r"-(\d+)$", p.parent.name))]
-    return max(numbered)[1] if numbered else None
-
-
-def checkpoint_to_resume(output_dir: str, resume: bool | str) -> str | None:
-    """The checkpoint that ``resume`` asks for; None starts from the beginning.
-
-    Raises:
-        RecipeError: when a named checkpoint is not complete.
-    """
-    if isinstance(resume, str):
-        if not (Path(resume) / "trainer_state.json").is_file():
-            raise RecipeError(f"resume: {resume!r} is no complete checkpoint (no trainer_state.json in it)")
-        return resume
-    newest = newest_checkpoint(output_dir) if resume else None
-    return str(newest) if newest else None
 
 
 def claim_output_dir(output_dir: str, *, resume: bool | str, overwrite: bool) -> None:

@@ -13,6 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from scst.data.collate import SFTCollator
 from scst.memory import PhaseMeter
 from scst.models.prompts import IGNORED_LABEL
+from scst.sane import SaneStepsMixin
 from scst.spread import SharedBatchesMixin
 from scst.validation import CaptionValidation, CaptionValidationMixin
 
@@ -20,7 +21,7 @@ SFT_ARGUMENTS = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": 
 """Our collator tokenises; TRL must neither prepare the dataset nor cut a sequence."""
 
 
-class CaptionSFTTrainer(SharedBatchesMixin, CaptionValidationMixin, SFTTrainer):
+class CaptionSFTTrainer(SaneStepsMixin, SharedBatchesMixin, CaptionValidationMixin, SFTTrainer):
     """Masked cross-entropy: the mean over all caption tokens of an optimizer step, ``<eos>`` included.
 
     TRL's trainer with three differences: our collator feeds it (TRL's cannot feed PaliGemma); the adapter of

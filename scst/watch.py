@@ -12,7 +12,6 @@ import numpy as np
 from peft import load_peft_weights, set_peft_model_state_dict
 from rich.console import Console
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from scst.evaluation.metrics import resampled_values
 from scst.records import write_json
@@ -200,10 +199,9 @@ class HackingAlarm(TrainerCallback):
         if alarms and self.stop:
             self.stopped = control.should_training_stop = True
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            write_json(folder / self.FILE_NAME, self.watch.state())
+    def save_beside(self, folder: Path) -> None:
+        """The watch's memory, into a checkpoint that is being written; called on one process."""
+        write_json(folder / self.FILE_NAME, self.watch.state())
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if self.stopped:

@@ -11,10 +11,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GROUND = {"scst", "scst.config", "scst.errors", "scst.ops", "scst.page", "scst.records", "scst.types"}
-PARTS = ("scst.data", "scst.memory", "scst.models", "scst.objective", "scst.rollout")
+GROUND = {
+    "scst",
+    "scst.checkpoints",
+    "scst.config",
+    "scst.errors",
+    "scst.ops",
+    "scst.page",
+    "scst.records",
+    "scst.types",
+}
+PARTS = ("scst.data", "scst.memory", "scst.models", "scst.objective", "scst.processes", "scst.rollout")
 STAGES = ("scst.sft", "scst.trainer", "scst.plan", "scst.watch", "scst.validation")
-STAGES += ("scst.spread", "scst.callbacks", "scst.evaluation")
+STAGES += ("scst.spread", "scst.callbacks", "scst.evaluation", "scst.sane", "scst.signals")
 CONTRACTS = ("document_frequencies", "errors", "metrics", "mixture", "text")
 REWARD_CONTRACTS = {f"rewards.{name}" for name in CONTRACTS}
 NEURAL = {f"rewards.{name}" for name in ("encoders", "clipscore", "sentence_similarity", "bertscore")}

@@ -1,0 +1,55 @@
+"""The short form of `make chaos`: real runs, real faults, in a process of their own that forks them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FAULTS = (
+    "SIGKILL, random moment",
+    "SIGKILL, random file operation",
+    "SIGTERM",
+    "SIGINT",
+    "SIGINT twice",
+    "full disk",
+    "read-only output",
+    "vanished dataset",
+    "corrupt newest checkpoint",
+    "dying process",
+    "stuck reward",
+    "NaN gradient",
+)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """The outcomes of one short suite."""
+    file = tmp_path_factory.mktemp("chaos") / "outcomes.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.chaos.run", "--short", "--json", str(file)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert file.is_file(), done.stdout + done.stderr
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_is_survived(outcomes, fault):
+    found = [outcome for outcome in outcomes if outcome["fault"].split(":")[0] == fault]
+    assert found, f"nobody injected: {fault}"
+    for outcome in found:
+        assert outcome["survived"] == outcome["injected"], outcome
+    if fault == "read-only output" and not found[0]["injected"]:
+        pytest.skip(found[0]["note"])
+    assert sum(outcome["injected"] for outcome in found) > 0
