@@ -29,6 +29,7 @@ from rich.progress import Progress
 from transformers.integrations import get_available_reporting_integrations
 
 from launch.build_captions import consensus_scores
+from launch.devices import start_processes, uses_fsdp
 from launch.training import run_training as run_training
 from rewards.document_frequencies import DocumentFrequencies
 from rewards.metrics import MetricSettings
@@ -57,7 +58,7 @@ def prepare_libraries() -> None:
     hundred times slower. They are far below the rounding of every sum that they go into.
     """
     torch.set_flush_denormal(True)  # before there are other threads: they inherit it
-    PartialState(cpu=not torch.cuda.is_available())  # without `cpu`, processes without a GPU do not meet
+    start_processes()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
@@ -164,6 +165,7 @@ def build_training_arguments(recipe: Any, cls: type = transformers.TrainingArgum
         "bf16": dtype is torch.bfloat16,
         "fp16": dtype is torch.float16,
         "use_cpu": not on_gpu,
+        "accelerator_config": {"use_configured_state": uses_fsdp() and not on_gpu},
         "dataloader_pin_memory": on_gpu,
         "remove_unused_columns": False,
         "disable_tqdm": True,

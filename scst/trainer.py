@@ -28,6 +28,7 @@ from scst.memory import (
 from scst.models.adapters import AdapterSnapshot
 from scst.models.policy import Policy
 from scst.models.prompts import forbidden_token_mask
+from scst.models.sharding import whole
 from scst.objective.advantages import compute_advantages
 from scst.rollout.decode import rollout as run_rollout
 from scst.rollout.features import FeatureCache
@@ -267,7 +268,7 @@ class SCSTTrainer(
         )
         cache = self.feature_cache
         self.model.eval()
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.compute_loss_context_manager(), whole(self.model):
             features = cache.features(policy, prompts.pixel_values, image_ids) if cache else None
             result = run_rollout(
                 policy,

@@ -12,6 +12,7 @@ from scst.memory import select_images
 from scst.models.adapters import AdapterSnapshot
 from scst.models.policy import Policy
 from scst.models.prompts import caption_token_ids
+from scst.models.sharding import whole
 from scst.objective.losses import cross_entropy_loss, importance_ratios, kl_penalty, policy_gradient_loss
 from scst.rollout.cache import prompt_cache
 from scst.rollout.head import CHUNK
@@ -120,7 +121,7 @@ class CaptionLossMixin:
         """A late rollout has no cache of its prompts that is of this policy."""
         if self.objective.prompt_gradient or rollout.prompt_cache is not None:
             return rollout
-        with self.compute_loss_context_manager():
+        with self.compute_loss_context_manager(), whole(self.model):
             cache = prompt_cache(policy, rollout.prompts, rollout.image_features)
         return replace(rollout, prompt_cache=cache)
 

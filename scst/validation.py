@@ -11,7 +11,9 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from rewards.metrics import METRICS, Corpus, MetricSettings, Scores
 from rewards.text import caption_statistics
+from scst.data.shares import share_of
 from scst.evaluation.captioning import Caption, caption_images
+from scst.models.sharding import whole
 
 
 class CaptionValidation:
@@ -61,7 +63,9 @@ class CaptionValidation:
 
     def run(self, model: torch.nn.Module, accelerator: Any) -> dict[str, float]:
         """Metrics by name; every process captions its share of the images and returns the same metrics."""
-        with accelerator.split_between_processes(list(range(len(self.dataset)))) as rows:
+        rows = range(len(self.dataset))
+        rows = list(share_of(rows, accelerator.num_processes, accelerator.process_index))
+        with whole(model):
             captions = self._caption(model, rows) if rows else []
         if accelerator.num_processes > 1:
             captions = gather_object(captions)

@@ -109,7 +109,8 @@ def _caption_batch(
     inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
     # Without token types the prompt is causal in one attention implementation and leaks in another.
     inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))
-    sequences = model.generate(**inputs, generation_config=config)  # (B, P + T)
+    # The weights are whole here, also where training divides them: processes need not wait for each other.
+    sequences = model.generate(**inputs, generation_config=config, synced_gpus=False)  # (B, P + T)
     completions = sequences[:, inputs["input_ids"].shape[1] :].tolist()
     return [_to_caption(processor.tokenizer, ids) for ids in completions]
 

@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from rich.table import Table
 
 from scst.errors import RecipeError
+from scst.models.sharding import is_sharded, part_of, writable
 
 _ATTENTION = r"self_attn\.(q|k|v|o)_proj"
 _MLP = r"mlp\.(gate|up|down)_proj"
@@ -224,6 +225,13 @@ class AdapterSnapshot:
             self._swap(model)
 
     def _swap(self, model: torch.nn.Module) -> None:
-        for name, parameter in model.named_parameters():
-            if name in self._saved:
+        parameters = {name: p for name, p in model.named_parameters() if name in self._saved}
+        if not is_sharded(model):
+            for name, parameter in parameters.items():
                 parameter.data, self._saved[name] = self._saved[name], parameter.data
+            return
+        with torch.no_grad(), writable(list(parameters.values())):
+            for name, parameter in parameters.items():
+                now = parameter.detach().clone()
+                parameter.data.copy_(part_of(self._saved[name], parameter))  # unseen by a graph that waits
+                self._saved[name] = now

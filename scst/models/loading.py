@@ -147,6 +147,7 @@ def load_model(
         trust_remote_code=False,
     )
     _keep_stored_layout(model)
+    _name_present_layers(model)
     return model.requires_grad_(False).eval()
 
 
@@ -172,6 +173,12 @@ def allow_deepspeed_states() -> None:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address])
+
+
+def _name_present_layers(model: torch.nn.Module) -> None:
+    """Of the layers that FSDP keeps whole, leave the names that this model has: others are refused."""
+    present = {type(module).__name__ for module in model.modules()}
+    model._no_split_modules = [name for name in model._no_split_modules or () if name in present]
 
 
 def _local_device() -> torch.device:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from scst.models import masks
+from scst.models.sharding import is_divided, whole_weights
 from scst.types import PromptBatch
 
 
@@ -86,7 +87,9 @@ class Policy:
 
     def caption_embeddings(self, ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings of text (..., D)."""
-        return self.inner.get_input_embeddings()(ids)
+        embeddings = self.inner.get_input_embeddings()
+        with whole_weights(self.model, [embeddings]):
+            return embeddings.forward(ids)
 
     def check_length(self, length: int) -> None:
         """Refuse sequences that a sliding attention window would cut (PaliGemma 2 at 896 px).
@@ -158,9 +161,18 @@ class Policy:
             hook.remove()
         return states[0]
 
+    @property
+    def head_is_divided(self) -> bool:
+        """Whether processes hold a part of the language-model head each."""
+        return any(is_divided(parameter) for parameter in self.inner.lm_head.parameters())
+
+    def whole_head(self) -> AbstractContextManager[None]:
+        """Inside, :meth:`logits` can be called any number of times, whatever other processes do."""
+        return whole_weights(self.model, [self.inner.lm_head])
+
     def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., V) logits of hidden states (..., D), as the model itself makes them."""
-        logits = self.inner.lm_head(hidden_states)
+        logits = self.inner.lm_head.forward(hidden_states)
         if self._softcapping is None:
             return logits
         return torch.tanh(logits / self._softcapping) * self._softcapping

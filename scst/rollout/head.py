@@ -63,10 +63,12 @@ def token_scores(
 
     differentiate = torch.is_grad_enabled() and hidden_states.requires_grad and not policy.head_is_trainable
     size = chunk or max(1, len(ids))
-    parts = [
-        _Scores.apply(scores, entropy_gradient, *part) if differentiate and chunk else scores(*part)
-        for part in zip(hidden_states.split(size), ids.split(size), positions.split(size), strict=True)
-    ]
+    at_once = differentiate and (chunk or policy.head_is_divided)  # in backward the head is divided again
+    with policy.whole_head():
+        parts = [
+            _Scores.apply(scores, entropy_gradient, *part) if at_once else scores(*part)
+            for part in zip(hidden_states.split(size), ids.split(size), positions.split(size), strict=True)
+        ]
     logprobs, entropies = zip(*parts, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)
 
