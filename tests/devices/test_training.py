@@ -1,0 +1,106 @@
+"""Both stages on two processes: the loss curve, the metrics and the adapter of one process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.devices.jobs import train
+from tests.devices.processes import device_config, environment_of, run_together
+from tests.worlds import write_model, write_risc
+
+STAGES = ("sft", "scst")
+
+DEPENDS_ON_PARTS = ("_std", "kl", "num_tokens", "total_flos", "scored_share", "advantage_share")
+"""Standard deviations are within a process; KL is of the first image of each; a spare image has tokens."""
+
+DEPENDS_ON_TIME = ("second", "runtime", "images_per_s", "memory", "micro_batch")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """5 images to train on: at 4 a step the last step of an epoch has one, fewer than there are processes."""
+    folder = tmp_path_factory.mktemp("devices")
+    write_model(folder / "model")
+    write_risc(folder / "data", train=5, val=3)
+    train(
+        "sft", keys_of(folder, "sft", "none") | {"output_dir": str(folder / "adapter"), "eval_strategy": "no"}
+    )
+    return folder
+
+
+def keys_of(world, stage, quantization, **keys):
+    shared = {
+        "model_name_or_path": str(world / "model"),
+        "dataset": str(world / "data"),
+        "max_new_tokens": 8,
+        "precision": "fp32",
+        "quantization": quantization,
+        "learning_rate": 1e-2,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "eval_strategy": "epoch",
+        "validation_batch_size": 2,
+        "save_strategy": "no",
+        "seed": 3,
+    }
+    stages = {
+        "sft": {"lora_rank": 4},
+        "scst": {"num_samples": 3, "table_steps": 0, "adapter": str(world / "adapter")},
+    }
+    return shared | stages[stage] | keys
+
+
+@pytest.fixture(scope="module")
+def one_process(world):
+    """Log and adapter of one process, computed once for each stage and quantisation."""
+    known = {}
+
+    def run(stage, quantization, **keys):
+        case = (stage, quantization, *sorted(keys.items()))
+        if case not in known:
+            folder = world / "-".join(map(str, ("one", *case)))
+            keys = keys_of(world, stage, quantization, output_dir=str(folder), **keys)
+            known[case] = train(stage, keys), load_file(folder / "adapter_model.safetensors")
+        return known[case]
+
+    return run
+
+
+def run_on_two(world, tmp_path, config, stage, quantization, **keys):
+    """Log of each process and the adapter, with half the images per process."""
+    out = tmp_path / "two"
+    keys = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "output_dir": str(out)} | keys
+    keys = keys_of(world, stage, quantization, **keys)
+    environment = environment_of(device_config(config))
+    logs = run_together(train, stage, keys, folder=tmp_path / "processes", environment=environment)
+    return logs, load_file(out / "adapter_model.safetensors")
+
+
+def assert_same_log(log, expected, tolerance):
+    assert len(log) == len(expected)
+    for entry, wanted in zip(log, expected, strict=True):
+        assert set(entry) == set(wanted)
+        names = [n for n in wanted if not any(part in n for part in (*DEPENDS_ON_PARTS, *DEPENDS_ON_TIME))]
+        assert {n: entry[n] for n in names} == pytest.approx({n: wanted[n] for n in names}, **tolerance)
+
+
+def assert_same_adapter(adapter, expected, tolerance):
+    assert set(adapter) == set(expected)
+    for name in expected:
+        torch.testing.assert_close(adapter[name], expected[name], rtol=0, atol=tolerance)
+
+
+CONFIGS = ("cpu-2", "zero2", "zero3", "fsdp2")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_two_processes_learn_what_one_learns(world, one_process, tmp_path, config, stage):
+    expected_log, expected_adapter = one_process(stage, "none")
+    logs, adapter = run_on_two(world, tmp_path, config, stage, "none")
+    for log in logs:
+        assert_same_log(log, expected_log, {"rel": 1e-4, "abs": 1e-5})
+    assert_same_adapter(adapter, expected_adapter, 1e-5)
