@@ -74,6 +74,11 @@ def make_console(*, quiet: bool = False) -> Console:
     return Console(quiet=quiet or not PartialState().is_main_process, width=None if os.isatty(1) else 140)
 
 
+def is_main_process() -> bool:
+    """Whether this is the process that writes."""
+    return PartialState().is_main_process
+
+
 def check_inputs(recipe: Any) -> str:
     """Everything that can be wrong before data or model are loaded; returns the base model's name.
 
@@ -252,7 +257,7 @@ def preview(recipe: Any, data: LoadedData, processor: Any, console: Console) -> 
 @contextmanager
 def progress_to_stderr(title: str, total: int) -> Iterator[Any]:
     """A progress bar beside the results on standard output; yields a function that takes images just done."""
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=Console(stderr=True, quiet=not is_main_process()), transient=True) as progress:
         task = progress.add_task(title, total=total)
         yield lambda done: progress.advance(task, done)
 

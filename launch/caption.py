@@ -2,8 +2,7 @@
 
     python launch/caption.py --adapter DIR IMAGE_OR_FOLDER...
 
-Prints one JSON line per picture (image, caption, ended_by_eos) on standard output, or writes them to
---output.
+Prints a JSON line per picture (image, caption, ended_by_eos) on standard output, or writes to --output.
 """
 
 import sys
@@ -24,6 +23,7 @@ def run(arguments: Arguments) -> None:
         print_dry_run(recipe, {"pictures": len(pictures)})
         return
     from launch import build
+    from scst.data.shares import done_together
     from scst.evaluation.captioning import caption_images
     from scst.evaluation.decoding import get_decoding
     from scst.records import write_jsonl
@@ -32,24 +32,28 @@ def run(arguments: Arguments) -> None:
     decoding = get_decoding(recipe.decoding)
     images = [open_picture(path) for path in pictures]
     model, processor = build.build_policy(recipe, build.check_inputs(recipe), trainable=False)
-    with build.progress_to_stderr("captioning", len(images)) as advance:
-        captions = caption_images(
-            model,
-            processor,
-            images,
-            recipe.prompt,
-            decoding,
-            max_new_tokens=recipe.max_new_tokens,
-            min_new_tokens=recipe.min_new_tokens,
-            batch_size=recipe.eval_batch_size,
-            seed=recipe.seed,
-            progress=advance,
-        )
+
+    def caption(rows: range) -> list:
+        with build.progress_to_stderr("captioning", len(rows)) as advance:
+            return caption_images(
+                model,
+                processor,
+                images[rows.start : rows.stop],
+                recipe.prompt,
+                decoding,
+                max_new_tokens=recipe.max_new_tokens,
+                min_new_tokens=recipe.min_new_tokens,
+                batch_size=recipe.eval_batch_size,
+                seed=recipe.seed,
+                progress=advance,
+            )
+
     rows = [
-        {"image": str(path), "caption": caption.text, "ended_by_eos": caption.ended_by_eos}
-        for path, caption in zip(pictures, captions, strict=True)
+        {"image": str(path), "caption": c.text, "ended_by_eos": c.ended_by_eos}
+        for path, c in zip(pictures, done_together(caption, len(pictures)), strict=True)
     ]
-    write_jsonl(rows, recipe.output)
+    if build.is_main_process():
+        write_jsonl(rows, recipe.output)
 
 
 if __name__ == "__main__":

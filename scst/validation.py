@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from transformers.trainer_utils import EvalLoopOutput
 
 from rewards.metrics import METRICS, Corpus, MetricSettings, Scores
 from rewards.text import caption_statistics
-from scst.data.shares import share_of
+from scst.data.shares import done_together
 from scst.evaluation.captioning import Caption, caption_images
 from scst.models.sharding import whole
 
@@ -61,17 +60,13 @@ class CaptionValidation:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def run(self, model: torch.nn.Module, accelerator: Any) -> dict[str, float]:
+    def run(self, model: torch.nn.Module) -> dict[str, float]:
         """Metrics by name; every process captions its share of the images and returns the same metrics."""
-        rows = range(len(self.dataset))
-        rows = list(share_of(rows, accelerator.num_processes, accelerator.process_index))
         with whole(model):
-            captions = self._caption(model, rows) if rows else []
-        if accelerator.num_processes > 1:
-            captions = gather_object(captions)
+            captions = done_together(lambda rows: self._caption(model, rows), len(self.dataset))
         return self._metrics(captions)
 
-    def _caption(self, model: torch.nn.Module, rows: list[int]) -> list[Caption]:
+    def _caption(self, model: torch.nn.Module, rows: Sequence[int]) -> list[Caption]:
         images = self.dataset.select(rows)["image"]
         return caption_images(model, self.processor, images, self.prompt, "greedy", **self.generation)
 
@@ -107,6 +102,6 @@ class CaptionValidationMixin:
         else:
             output = EvalLoopOutput(None, None, {}, len(self.validation))
         with self.accelerator.autocast():
-            metrics = self.validation.run(self.accelerator.unwrap_model(self.model), self.accelerator)
+            metrics = self.validation.run(self.accelerator.unwrap_model(self.model))
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output

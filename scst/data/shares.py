@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import gather_object
 from torch.utils.data import BatchSampler, DataLoader
 
 from scst.models.prompts import IGNORED_LABEL
@@ -54,6 +56,19 @@ def share_of(items: Sequence[Any], num_shares: int, share: int) -> Any:
     """One of ``num_shares`` consecutive parts of a sequence; together they are the sequence."""
     first, end = (-(-len(items) * number // num_shares) for number in (share, share + 1))  # rounded up
     return items[first:end]
+
+
+def done_together(work: Callable[[range], list[Any]], count: int) -> list[Any]:
+    """Results of ``work`` on numbers 0 to ``count`` - 1, in their order, on every process.
+
+    Args:
+        work: called once with the numbers of this process, if it has any; gives a result for each.
+        count: how many there are to share.
+    """
+    state = PartialState()
+    numbers = share_of(range(count), state.num_processes, state.process_index)
+    results = work(numbers) if numbers else []
+    return gather_object(results) if state.num_processes > 1 else results
 
 
 class _Rows:

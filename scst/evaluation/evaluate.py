@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from rewards.metrics import METRICS, Corpus, MetricSettings
+from scst.data.shares import done_together
 from scst.errors import DataError
 from scst.evaluation.caption_files import PREDICTIONS
 from scst.evaluation.captioning import Caption, caption_images
@@ -59,8 +61,10 @@ def evaluate(
         title: heading of table and report.
         console: where progress and table go; by default standard output.
 
+    Several processes caption a share of the images each; the main one scores and writes.
+
     Returns:
-        The contents of ``metrics.json``.
+        The contents of ``metrics.json``; on other processes than the main one nothing.
 
     Raises:
         RecipeError: unknown preset or metric. DataError: missing columns, no rows. ScstError: no Java. All of
@@ -71,15 +75,21 @@ def evaluate(
     decoding, console, folder = get_decoding(decoding), console or Console(), Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / METRICS_FILE).unlink(missing_ok=True)
-    caption = partial(
-        caption_images,
-        *(model, processor, dataset["image"], prompt, decoding),
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    captions = _with_progress(caption, len(dataset), f"captioning: {title}", console)
+
+    def caption(rows: range) -> list[Caption]:
+        captions_of = partial(
+            caption_images,
+            *(model, processor, dataset.select(rows)["image"], prompt, decoding),
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        return _with_progress(captions_of, len(rows), f"captioning: {title}", console)
+
+    captions = done_together(caption, len(dataset))
+    if not PartialState().is_main_process:
+        return {}
     write_jsonl(_prediction_rows(dataset, captions), folder / PREDICTIONS)
     corpus = _corpus(dataset, captions, settings)
     with console.status("scoring"):
