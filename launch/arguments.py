@@ -90,8 +90,8 @@ def _tell_launcher(error: BaseException) -> None:
 def parse(stage: str, argv: Sequence[str]) -> Arguments:
     """Arguments of a stage: the recipe file, overridden by flags.
 
-    Without ``--config`` the quickstart recipe is used; `evaluate` and `caption` start from what the adapter
-    was trained with, when it tells.
+    Without ``--config`` the quickstart recipe is used; `evaluate`, `caption` and `explain` start from what
+    the adapter was trained with, when it tells.
 
     Raises:
         RecipeError: on a flag without value, an unknown key or a wrong value.
@@ -120,7 +120,11 @@ def _plan(value: Any, dry_run: bool) -> bool | str:
 
 
 def _default_settings(stage: str, adapter: str | None) -> dict[str, Any]:
-    if stage in ("evaluate", "caption") and adapter is not None and (recorded := from_run_record(adapter)):
+    if (
+        stage in ("evaluate", "caption", "explain")
+        and adapter is not None
+        and (recorded := from_run_record(adapter))
+    ):
         # an adapter may come from somebody else: it never says where to write
         keys = {f.name for f in dataclasses.fields(RECIPES[stage])} - {"output_dir", "output", "adapter"}
         return {name: value for name, value in recorded.items() if name in keys}

@@ -311,11 +311,43 @@ class CaptionRecipe(ModelKeys, RunKeys):
     output: str | None = key(None, "JSONL file to write; default: standard output")
 
 
+@dataclass
+class ExplainRecipe(ModelKeys, RunKeys):
+    """Shows which parts of one picture a caption rests on."""
+
+    prompt: str = key("caption en", "the instruction beside the image")
+    max_new_tokens: int = key(32, "length limit of captions in tokens")
+    min_new_tokens: int = key(1, "captions cannot end before this many tokens")
+    decoding: str = key("greedy", "greedy, beam, nucleus or beam-sample")
+    compare_adapters: list = key(
+        [], "further models for the same picture: adapter folders, or base for the model without adapter"
+    )
+    caption: str | None = key(None, "explain this caption; default: each model's own")
+    word: str | int | None = key(
+        None, "explain this word (its text, or its place from 1); default: all words"
+    )
+    methods: list = key(
+        ["shap", "integrated_gradients", "grad_cam", "attention_rollout"],
+        "shap, integrated_gradients, grad_cam, attention_rollout; the first of these decides a word's region",
+    )
+    occlusion: str = key(
+        "blur", "what stands in place of hidden parts of the picture", ["blur", "mean", "gray", "black"]
+    )
+    num_segments: int = key(40, "segments (SLIC) that the picture is cut into, about")
+    shap_permutations: int = key(
+        12, "random orders of the Shapley estimate; each looks at num_segments pictures"
+    )
+    ig_steps: int = key(32, "steps of Integrated Gradients, per word")
+    curve_steps: int = key(20, "points of the deletion and insertion curves")
+    explain_batch_size: int = key(8, "pictures the model looks at together; less memory with fewer")
+
+
 RECIPES: dict[str, type] = {
     "sft": SFTRecipe,
     "scst": SCSTRecipe,
     "evaluate": EvaluateRecipe,
     "caption": CaptionRecipe,
+    "explain": ExplainRecipe,
     "score": ScoreRecipe,
     "prepare": PrepareRecipe,
     "document-frequencies": DocumentFrequenciesRecipe,

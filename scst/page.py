@@ -47,10 +47,10 @@ def html_page(title: str, subtitle: str, body: str, *, style: str = "") -> str:
     return _PAGE.format(title=escape(title), subtitle=escape(subtitle), style=STYLE + style, body=body)
 
 
-def thumbnail_uri(image: Image.Image) -> str:
-    """A small JPEG of the picture as a ``data:`` address."""
+def thumbnail_uri(image: Image.Image, side: int = THUMBNAIL) -> str:
+    """A JPEG of the picture, at most ``side`` pixels long, as a ``data:`` address."""
     small = image.convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

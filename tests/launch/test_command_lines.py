@@ -17,7 +17,7 @@ from scst.config import EvaluateRecipe
 from tests.worlds import write_model, write_recipe, write_risc
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("sft", "scst", "evaluate", "caption")
+SCRIPTS = ("sft", "scst", "evaluate", "caption", "explain")
 
 
 @pytest.fixture(scope="module")

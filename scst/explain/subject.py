@@ -1,0 +1,171 @@
+"""What is explained: the log probabilities of a caption's words, as a function of the image's pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from scst.errors import DataError, RecipeError
+from scst.models import masks
+from scst.models.policy import Policy
+from scst.models.prompts import caption_token_ids, forbidden_token_mask, prompt_batch
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a caption: its text and the tokens it is made of."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+def caption_words(processor: Any, ids: list[int]) -> list[Word]:
+    """Words of a tokenised caption; the end-of-sequence token belongs to none of them."""
+    tokenizer = processor.tokenizer
+    groups: list[list[int]] = []
+    for place, (token_id, token) in enumerate(zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)):
+        if token_id == tokenizer.eos_token_id:
+            break
+        if token.startswith("▁") or not groups:
+            groups.append([])
+        groups[-1].append(place)
+    texts = [tokenizer.decode([ids[place] for place in group]).strip() for group in groups]
+    return [Word(text, tuple(group)) for text, group in zip(texts, groups, strict=True) if text]
+
+
+class CaptionSubject:
+    """The log probabilities of one caption's words under a model, for any pixels of the model's input size.
+
+    The caption is teacher-forced: its words are given, and each is asked how probable the image makes it
+    after the words before. The distribution is the one captions are decoded from: forbidden tokens have none
+    of it. The prompt is bidirectional and the caption causal, by explicit masks.
+
+    Args:
+        model: a PaliGemma, with or without adapter, in evaluation mode.
+        processor: its processor.
+        image: the picture.
+        prompt: the instruction.
+        caption: the text to explain.
+        max_new_tokens: it is cut to so many tokens.
+        progress: called with the number of pictures whenever the model looks at some.
+
+    Attributes:
+        pixels: (1, 3, H, W) the preprocessed picture.
+        words: W words of the caption.
+        image_map: where Grad-CAM looks: image features as the language model gets them, (N, D, h, w).
+
+    Raises:
+        DataError: when the caption has no words.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        image: Image.Image,
+        prompt: str,
+        caption: str,
+        *,
+        max_new_tokens: int,
+        progress: Callable[[int], None] | None = None,
+    ):
+        vocab_size = model.config.get_text_config().vocab_size
+        tokenizer = processor.tokenizer
+        forbidden = forbidden_token_mask(processor, vocab_size)
+        self.policy = Policy(model, forbidden, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        self.prompts = prompt_batch(processor, [image], [prompt]).to(self.policy.device)
+        self.pixels = self.prompts.pixel_values.float()
+        ids = caption_token_ids(processor, caption, max_new_tokens)
+        self.words = caption_words(processor, ids)
+        if not self.words:
+            raise DataError(f"caption: {caption!r} has no words to explain")
+        self.ids = torch.tensor([ids], device=self.policy.device)  # (1, T)
+        self.image_map = nn.Identity()
+        self._progress = progress or (lambda pictures: None)
+        self._image_processor = processor.image_processor
+        length = self.prompts.input_ids.shape[1]
+        self.policy.check_length(length + len(ids))
+        self._mask = masks.suffix_mask(self.prompts, torch.ones_like(self.ids, dtype=torch.bool))
+        self._positions = torch.arange(1, length + len(ids) + 1, device=self.policy.device)[None]
+
+    @property
+    def num_subjects(self) -> int:
+        """The whole caption and each of its words."""
+        return 1 + len(self.words)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the image in patches."""
+        is_image = self.prompts.input_ids[0] == self.policy.inner.config.image_token_id
+        side = round(int(is_image.sum()) ** 0.5)
+        return side, side
+
+    def token_logprobs(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, T) natural log probabilities of the caption's tokens for N pictures (N, 3, H, W)."""
+        count, length = pixels.shape[0], self.ids.shape[1]
+        self._progress(count)
+        logits = self.policy.forward(
+            self._embeddings(pixels),
+            self._mask.expand(count, -1, -1, -1),
+            self._positions.expand(count, -1),
+            keep=length + 1,
+        )
+        logits = logits[:, :-1].float().masked_fill(self.policy.forbidden, -torch.inf)
+        return logits.log_softmax(-1).gather(2, self.ids.expand(count, -1)[..., None]).squeeze(-1)
+
+    def logprobs(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, 1 + W) log probabilities: of the whole caption (its end included), then of each word."""
+        tokens = self.token_logprobs(pixels)
+        words = [tokens[:, list(word.tokens)].sum(1) for word in self.words]
+        return torch.stack([tokens.sum(1), *words], 1)
+
+    def num_tokens(self, subject: int) -> int:
+        """Tokens of the whole caption (subject 0) or of a word (1, 2, ...)."""
+        return self.ids.shape[1] if subject == 0 else len(self.words[subject - 1].tokens)
+
+    def find_word(self, word: str | int) -> int:
+        """The subject (1 ... W) that a word's text, or its place from 1, names: the first one of that text.
+
+        Raises:
+            RecipeError: when the caption has no such word.
+        """
+        texts = [each.text.strip(".,;:!?").lower() for each in self.words]
+        if isinstance(word, int) and 1 <= word <= len(texts):
+            return word
+        if isinstance(word, str) and word.lower() in texts:
+            return texts.index(word.lower()) + 1
+        raise RecipeError(f"word: the caption has no word {word!r}; it has: {' '.join(texts)}")
+
+    def picture(self) -> np.ndarray:
+        """(H, W, 3) the picture at the size the model sees, 0 to 1."""
+        return np.clip(self.to_colours(self.pixels)[0].permute(1, 2, 0).cpu().numpy(), 0, 1)
+
+    def to_colours(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Preprocessed pixels as colours from 0 to 1."""
+        mean, std = self._normalisation(pixels.device)
+        return pixels * std + mean
+
+    def to_pixels(self, colours: torch.Tensor) -> torch.Tensor:
+        """Colours from 0 to 1 as preprocessed pixels."""
+        mean, std = self._normalisation(colours.device)
+        return (colours - mean) / std
+
+    def _normalisation(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        values = (self._image_processor.image_mean, self._image_processor.image_std)
+        return tuple(torch.tensor(value, device=device).view(1, 3, 1, 1) for value in values)
+
+    def _embeddings(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, P + T, D) embeddings of prompt and caption, differentiable in the pixels."""
+        count = pixels.shape[0]
+        features = self.policy.image_features(pixels)  # (N, h * w, D)
+        as_map = features.transpose(1, 2).unflatten(2, self.grid)
+        features = self.image_map(as_map).flatten(2).transpose(1, 2)
+        prompts = self.prompts.select(torch.zeros(count, dtype=torch.long, device=pixels.device))
+        caption = self.policy.caption_embeddings(self.ids.expand(count, -1))
+        return torch.cat([self.policy.prompt_embeddings(prompts, features), caption], 1)

@@ -1,0 +1,77 @@
+"""What is explained is the very log probability that captions are decoded and scored with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scst.errors import DataError, RecipeError
+from scst.explain.subject import CaptionSubject
+from scst.models.policy import Policy
+from scst.models.prompts import forbidden_token_mask
+from scst.rollout.scoring import score
+from scst.types import Sampling
+from tests.tiny import build_model
+
+CAPTION = "two planes are parked near a road"
+
+
+def tiny_subject(model, processor, image, caption=CAPTION):
+    return CaptionSubject(model, processor, image, "caption en", caption, max_new_tokens=40)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_logprobs_are_those_of_scoring(version, tiny_processor, images):
+    model = build_model(tiny_processor, version=version).requires_grad_(False)
+    subject = tiny_subject(model, tiny_processor, images[0])
+    tokenizer = tiny_processor.tokenizer
+    forbidden = forbidden_token_mask(tiny_processor, model.config.get_text_config().vocab_size)
+    policy = Policy(model, forbidden, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    ids, sampling = subject.ids[None], Sampling(min_new_tokens=0)
+    expected = score(policy, subject.prompts, ids, torch.ones_like(ids, dtype=torch.bool), sampling)
+    found = subject.token_logprobs(subject.pixels.expand(3, -1, -1, -1))
+    torch.testing.assert_close(found, expected.logprobs[0].expand(3, -1), atol=2e-5, rtol=1e-5)
+
+
+def test_a_later_word_changes_nothing_earlier(tiny_model, tiny_processor, images):
+    first = tiny_subject(tiny_model, tiny_processor, images[0], "a river goes through the forest")
+    other = tiny_subject(tiny_model, tiny_processor, images[0], "a river goes through the planes")
+    assert [w.text for w in first.words[:5]] == [w.text for w in other.words[:5]]
+    with torch.no_grad():
+        a, b = first.logprobs(first.pixels), other.logprobs(other.pixels)
+    assert torch.equal(a[:, 1:6], b[:, 1:6])
+
+
+def test_words_are_groups_of_tokens_without_the_end(tiny_model, tiny_processor, images):
+    subject = tiny_subject(tiny_model, tiny_processor, images[0], "two zeppelins, naïve ☂ .")
+    assert [word.text for word in subject.words] == ["two", "zeppelins,", "naïve", "☂", "."]
+    tokens = [token for word in subject.words for token in word.tokens]
+    assert tokens == list(range(subject.ids.shape[1] - 1)), "every token but the end belongs to one word"
+    assert len(subject.words[1].tokens) > 1
+    with torch.no_grad():
+        whole, *words = subject.logprobs(subject.pixels)[0]
+        end = subject.token_logprobs(subject.pixels)[0, -1]
+    torch.testing.assert_close(whole, sum(words) + end)
+
+
+def test_words_are_found_by_text_or_place(tiny_model, tiny_processor, images):
+    subject = tiny_subject(tiny_model, tiny_processor, images[0], "a road, a Road and trees.")
+    assert subject.find_word("road") == 2, "the first, without its comma"
+    assert subject.find_word("Trees") == 6
+    assert subject.find_word(4) == 4
+    for word in ("roads", 7, 0, ""):
+        with pytest.raises(RecipeError, match=r"^word: the caption has no word .* a road a road and trees"):
+            subject.find_word(word)
+
+
+@pytest.mark.parametrize("caption", ["", "   "])
+def test_a_caption_without_words_is_refused(caption, tiny_model, tiny_processor, images):
+    with pytest.raises(DataError, match="no words to explain"):
+        tiny_subject(tiny_model, tiny_processor, images[0], caption)
+
+
+def test_colours_and_pixels_are_inverse(tiny_model, tiny_processor, images):
+    subject = tiny_subject(tiny_model, tiny_processor, images[0])
+    torch.testing.assert_close(subject.to_pixels(subject.to_colours(subject.pixels)), subject.pixels)
+    assert subject.picture().shape == (32, 32, 3)
+    assert 0 <= subject.picture().min() <= subject.picture().max() <= 1
