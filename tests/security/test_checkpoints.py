@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from launch.arguments import Arguments, parse
+from scst.checkpoints import read_seal, seal
 from scst.config import build_recipe
 from scst.errors import RecipeError
 from scst.models.adapters import check_adapter_exists, load_adapter
@@ -49,18 +50,25 @@ def run(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
+def hide_in_checkpoint(trap, path) -> None:
+    """An armed file whose sum is right: who can write a checkpoint can also seal it."""
+    trap.hide_in(path)
+    record = {name: value for name, value in read_seal(path.parent).items() if name != "files"}
+    seal(path.parent, **record | {"ended": False})
+
+
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_resuming_refuses_a_pickle_with_code(world, run, trap, name):
     assert (run / "checkpoint-1" / name).is_file(), "the file is part of a checkpoint"
-    trap.hide_in(run / "checkpoint-1" / name)
+    hide_in_checkpoint(trap, run / "checkpoint-1" / name)
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         train(world, run, resume=True, max_steps=2)
     assert not trap.sprang()
 
 
 def test_resuming_never_opens_the_pickled_arguments(world, run, trap):
-    trap.hide_in(run / "checkpoint-1" / "training_args.bin")
-    train(world, run, resume=True, max_steps=2)
+    hide_in_checkpoint(trap, run / "checkpoint-1" / "training_args.bin")
+    train(world, run, resume=str(run / "checkpoint-1"), max_steps=2)
     assert not trap.sprang()
 
 
