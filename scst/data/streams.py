@@ -28,7 +28,7 @@ from scst.data.sources import (
 )
 from scst.errors import DataError
 
-BATCH = 16  # rows in memory at once
+BATCH = 32  # rows in memory at once
 ROW_GROUP = 100  # rows written at once
 READ_BUFFER = 1 << 20  # bytes; without it a whole row group's images are read at once
 COMMON = ("image", "references", "image_id", "split")

@@ -223,3 +223,21 @@ def test_dry_run_reads_no_image(data, tmp_path, capsys):
     assert call("--dataset", str(data), "--output_dir", str(tmp_path / "new"), "--dry_run") == 0
     assert "missing_images: 10" in capsys.readouterr().out
     assert not (tmp_path / "new").exists()
+
+
+def test_the_chosen_caption_has_the_highest_clipscore(data, tmp_path):
+    """A real (tiny, random) CLIP from a folder; the scores are taken again here, image by image."""
+    from rewards.clipscore import ClipScorer
+    from tests.rewards.tiny_clip import save_clip
+
+    clip = save_clip(tmp_path / "clip")
+    flags = ["--dataset", str(data), "--output_dir", str(tmp_path / "new"), "--selection", "clipscore"]
+    assert call(*flags, "--clip_model", str(clip)) == 0
+    scorer = ClipScorer(str(clip))
+    firsts = []
+    for row in load_splits(str(tmp_path / "new"), ["train"]).splits["train"]:
+        scores = scorer.cosines(row["references"], [row["image"]] * 5)
+        assert scores[0] == max(scores)
+        firsts.append(row["references"][0])
+    before = [row["references"][0] for row in load_splits(str(data), ["train"]).splits["train"]]
+    assert firsts != before
