@@ -201,7 +201,11 @@ class MetricKeys:
 class EvaluateRecipe(MetricKeys, ModelKeys, DataKeys, RunKeys):
     """Captions a split and scores it."""
 
-    decoding: str = key("greedy", "greedy, beam, nucleus or beam-sample")
+    decoding: str = key(
+        "greedy",
+        "greedy, beam, nucleus or beam-sample; as published, with their own length limits: greedy-16, "
+        "beam4-sample-16, nucleus-32, beam5",
+    )
     metrics: list = key(
         [*TEXT_METRICS, "meteor", *STYLE_METRICS, "truncation_rate"], "metrics; score.py --list names all"
     )
@@ -306,7 +310,11 @@ class CaptionRecipe(ModelKeys, RunKeys):
     prompt: str = key("caption en", "the instruction beside the image")
     max_new_tokens: int = key(32, "length limit of captions in tokens")
     min_new_tokens: int = key(1, "captions cannot end before this many tokens")
-    decoding: str = key("greedy", "greedy, beam, nucleus or beam-sample")
+    decoding: str = key(
+        "greedy",
+        "greedy, beam, nucleus or beam-sample; as published, with their own length limits: greedy-16, "
+        "beam4-sample-16, nucleus-32, beam5",
+    )
     eval_batch_size: int = key(32, "images captioned together")
     output: str | None = key(None, "JSONL file to write; default: standard output")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import GenerationConfig
@@ -26,6 +26,7 @@ class Decoding:
         no_repeat_ngram_size: no n-gram of this size occurs twice in a caption; 0 allows all.
         early_stopping: beam search ends as soon as it has ``num_beams`` finished hypotheses.
         length_penalty: exponent on the length by which a hypothesis' log-probability is divided.
+        max_new_tokens: length limit that belongs to the preset; None leaves it to the recipe.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Decoding:
     no_repeat_ngram_size: int = 0
     early_stopping: bool = False
     length_penalty: float = 1.0
+    max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_beams < 1:
@@ -55,20 +57,27 @@ class Decoding:
         return f"{self.name} ({', '.join(changed)})" if changed else self.name
 
 
+_BEAM_SAMPLE = Decoding(
+    "beam-sample",
+    num_beams=4,
+    do_sample=True,
+    temperature=0.8,
+    top_k=50,
+    top_p=0.9,
+    no_repeat_ngram_size=2,
+    early_stopping=True,
+)
+
 DECODINGS: dict[str, Decoding] = {
     "greedy": Decoding("greedy"),
     "beam": Decoding("beam", num_beams=5),
     "nucleus": Decoding("nucleus", do_sample=True, top_p=0.95),
-    "beam-sample": Decoding(
-        "beam-sample",
-        num_beams=4,
-        do_sample=True,
-        temperature=0.8,
-        top_k=50,
-        top_p=0.9,
-        no_repeat_ngram_size=2,
-        early_stopping=True,
-    ),
+    "beam-sample": _BEAM_SAMPLE,
+    # as published remote-sensing captioners were evaluated (recipes/published): with their length limits
+    "greedy-16": Decoding("greedy-16", max_new_tokens=16),
+    "beam4-sample-16": replace(_BEAM_SAMPLE, name="beam4-sample-16", max_new_tokens=16),
+    "nucleus-32": Decoding("nucleus-32", do_sample=True, top_p=0.95, max_new_tokens=32),
+    "beam5": Decoding("beam5", num_beams=5),
 }
 
 
@@ -102,7 +111,7 @@ def to_generation_config(
 
     Args:
         decoding: the preset.
-        max_new_tokens: length limit, end-of-sequence token included.
+        max_new_tokens: length limit, end-of-sequence token included; a preset's own limit comes before it.
         min_new_tokens: the end-of-sequence token is impossible before this many tokens.
         eos_token_id, pad_token_id, bos_token_id: of the tokenizer.
         suppress_tokens: ids that are never generated.
@@ -110,6 +119,7 @@ def to_generation_config(
     Raises:
         RecipeError: length limits that contradict each other.
     """
+    max_new_tokens = decoding.max_new_tokens or max_new_tokens
     if not 0 <= min_new_tokens <= max_new_tokens or max_new_tokens < 1:
         raise RecipeError(
             "expected 0 <= min_new_tokens <= max_new_tokens and max_new_tokens >= 1, "

@@ -38,8 +38,35 @@ def test_presets():
     )  # unset, transformers would cut to the 50 most probable
 
 
+PUBLISHED = {
+    "greedy-16": {"num_beams": 1, "do_sample": False, "max_new_tokens": 16},
+    "beam4-sample-16": {
+        **{"num_beams": 4, "do_sample": True, "top_p": 0.9, "top_k": 50, "temperature": 0.8},
+        **{"early_stopping": True, "no_repeat_ngram_size": 2, "max_new_tokens": 16},
+    },
+    "nucleus-32": {"num_beams": 1, "do_sample": True, "top_p": 0.95, "temperature": 1, "max_new_tokens": 32},
+    "beam5": {"num_beams": 5, "do_sample": False, "max_new_tokens": 40},  # no limit published: the recipe's
+}
+"""What the reports of remote-sensing captioners print, in the names of ``generate``."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_presets(name):
+    config = to_generation_config(DECODINGS[name], max_new_tokens=40, **IDS)
+    assert {key: getattr(config, key) for key in PUBLISHED[name]} == PUBLISHED[name]
+
+
+def test_a_preset_limits_the_captions(tiny_model, tiny_processor, images):
+    """A random model never ends by itself: what ends its captions is the preset's limit, not the call's."""
+    found = caption_images(
+        tiny_model, tiny_processor, images[:2], "caption en", decoding="greedy-16",
+        max_new_tokens=24, min_new_tokens=16,
+    )  # fmt: skip
+    assert [caption.num_tokens for caption in found] == [16, 16]
+
+
 def test_wrong_decoding_is_refused():
-    with pytest.raises(RecipeError, match=r"'greddy'.*greedy, beam, nucleus, beam-sample"):
+    with pytest.raises(RecipeError, match=r"'greddy'.*greedy, beam, nucleus, beam-sample, greedy-16"):
         get_decoding("greddy")
     with pytest.raises(RecipeError, match="temperature must be positive, got 0"):
         Decoding("cold", do_sample=True, temperature=0)

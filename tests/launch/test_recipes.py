@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from scst.config import RECIPES, build_recipe, read_recipe_file, resolved
+from scst.data.cleaning import parse_steps
+from scst.evaluation.decoding import DECODINGS
 from scst.models.adapters import LORA_TARGETS
 from tests.conftest import ROOT
 
@@ -93,6 +95,43 @@ def test_recipe_states_what_to_expect(path):
     header = header_of(path)
     assert "published:" in header
     assert "not run here" in header
+
+
+PUBLISHED_EVALUATIONS = {
+    "describe-greedy": ("Describe this image in detail:", "greedy-16", 16),
+    "describe-beam-sample": ("Describe this image in detail:", "beam4-sample-16", 16),
+    "describe-nucleus": ("describe this image.", "nucleus-32", 32),
+    "bare-beam": ("", "beam5", 32),  # the report gives no length; 32 is this project's
+}
+"""Prompt, decoding and length limit that the reports print."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED_EVALUATIONS)
+def test_published_evaluations(name):
+    recipe = build_recipe(
+        "evaluate", read_recipe_file(RECIPES_FOLDER / "published" / f"{name}-evaluate.yaml")
+    )
+    assert (recipe.prompt, recipe.decoding, recipe.max_new_tokens) == PUBLISHED_EVALUATIONS[name]
+    assert recipe.decoding in DECODINGS
+
+
+PUBLISHED_PREPARATIONS = {
+    "clipscore": {"selection": "clipscore", "clip_model": "openai/clip-vit-base-patch32"},
+    "lowercase": {"cleaning": ["lowercase", "nfkc"], "split_fractions": "80/20"},
+    "longest": {
+        "cleaning": ["lowercase", "collapse-spaces"],
+        "selection": "longest",
+        "split_fractions": "80/10/10",
+    },
+    "synonyms": {"synonym_distance": 0.5, "synonym_min_samples": 5, "split_fractions": "70/20/10"},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_PREPARATIONS)
+def test_published_preparations(name):
+    recipe = build_recipe("prepare", read_recipe_file(RECIPES_FOLDER / "data" / f"{name}-prepare.yaml"))
+    assert {key: getattr(recipe, key) for key in PUBLISHED_PREPARATIONS[name]} == PUBLISHED_PREPARATIONS[name]
+    parse_steps(recipe.cleaning, synonyms=lambda captions: captions)
 
 
 @pytest.mark.parametrize("path", [p for p in STAGE_RECIPES if "scst" in p.stem], ids=name_of)
