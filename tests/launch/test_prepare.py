@@ -96,11 +96,13 @@ def test_parquet_and_fractions_and_one_caption(data, tmp_path):
     assert {len(references) for references in splits["test"]["references"][:]} == {5}
 
 
-def test_a_report_only(data, tmp_path):
+def test_a_report_only_and_what_a_killed_run_left_is_cleared(data, tmp_path):
+    (tmp_path / "look.partial" / "resized").mkdir(parents=True)
     assert call("--dataset", str(data), "--output_dir", str(tmp_path / "look"), "--layout", "none") == 0
     assert sorted(path.name for path in (tmp_path / "look").iterdir()) == [
         "data_report.html", "data_report.json", "document_frequencies.json", "run.json",
     ]  # fmt: skip
+    assert not (tmp_path / "look.partial").exists()
 
 
 def test_prepared_twice_is_the_same(data, tmp_path):
