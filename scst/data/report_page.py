@@ -242,7 +242,8 @@ def _agreement(report: DataReport) -> str:
     )
     return (
         f"<p>Of {images:,} images drawn at random from all splits, captions as they were. A repeated caption "
-        "agrees with itself, so the second column leaves repeats out.</p>"
+        "agrees with itself, so the second column leaves repeats out. BLEU-4 and METEOR take the siblings as "
+        "references, the cosine is the mean over them.</p>"
         f'{table}{missing}<div class="two">{"".join(charts)}</div>'
     )
 
