@@ -313,7 +313,7 @@ def print_table(record: dict[str, Any], options: argparse.Namespace) -> None:
             cells.append(f"{result['weights_gb'] + result['peak_gb_above_weights']:.2f}")
         table.add_row(result["title"], *cells)
     console = Console()
-    console.width = max(console.width, 120)
+    console.width = max(console.width, 130)
     console.print(table)
     console.print(
         f"naive / ours {record['ratio_naive']}x (target 6), TRL GRPO / ours {record['ratio_trl']}x "

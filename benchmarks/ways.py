@@ -352,11 +352,11 @@ SWITCHES: dict[str, Switch] = {
     "head: all logits at once": Switch({"head_chunk": 0}),
     "images: encoded again to score": Switch(trainer=VisionTwiceTrainer),
     "rollout: two generate calls": Switch(trainer=TwoGenerateTrainer),
-    "gradient: not through the prompt (approximation)": Switch({"prompt_gradient": False}),
+    "gradient: not through the prompt": Switch({"prompt_gradient": False}),
     "denormal numbers: kept": Switch(flushes_denormals=False),
     "reward: pycocoevalcap": Switch(reward={"import_path": "benchmarks.naive:coco_reward"}),
 }
-"""What differs -> how. All but the one called an approximation turn an optimisation off. Merging duplicates
+"""What differs -> how. All but the gradient, an approximation, turn an optimisation off. Merging duplicates
 and leaving out zero advantages are not here: every caption of this benchmark differs from the others and has
 an advantage, so they have nothing to save."""
 

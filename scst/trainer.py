@@ -266,10 +266,11 @@ class SCSTTrainer(
             num_samples=self.sampling.num_samples,
             length=self.sampling.max_new_tokens,
         )
-        cache = self.feature_cache
         self.model.eval()
         with torch.no_grad(), self.compute_loss_context_manager(), whole(self.model):
-            features = cache.features(policy, prompts.pixel_values, image_ids) if cache else None
+            features = None
+            if self.feature_cache:
+                features = self.feature_cache.features(policy, prompts.pixel_values, image_ids)
             result = run_rollout(
                 policy,
                 self.processor,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerState
 
+from scst.models.sharding import whole
 from scst.trainer_stop import StopOnRewardErrorMixin
-from scst.types import RewardOutput, Rollout, Sampling
+from scst.types import PromptBatch, RewardOutput, Rollout, Sampling
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,7 @@ class AskedRewards:
     Attributes:
         rollout: the captions.
         columns: a value per image and column.
+        state: of the trainer when they were asked for.
         components: waits for the answer: reward name -> values of sampled, then of greedy captions.
         logged: names and values that rewards gave to ``log_metric``.
         is_spare: of a process without an image of its own (:mod:`scst.data.shares`): nothing is rewarded.
@@ -27,6 +33,7 @@ class AskedRewards:
 
     rollout: Rollout
     columns: dict[str, list[Any]]
+    state: TrainerState
     components: Callable[[], dict[str, list[float]]]
     logged: list[tuple[str, float]] = field(default_factory=list)
     is_spare: bool = False
@@ -47,9 +54,15 @@ class RewardsMixin(StopOnRewardErrorMixin):
     _beside: ThreadPoolExecutor | None = None
 
     def ask_rewards(
-        self, rollout: Rollout, columns: dict[str, list[Any]], *, is_spare: bool = False
+        self,
+        rollout: Rollout,
+        columns: dict[str, list[Any]],
+        *,
+        is_spare: bool = False,
+        state: TrainerState | None = None,
     ) -> AskedRewards:
         """Ask for the rewards of all sampled and greedy captions, in one call of every reward function."""
+        state = state or (copy.copy(self.state) if self.late_rollouts else self.state)
         num_samples = rollout.ended_by_eos.shape[1]
         logged: list[tuple[str, float]] = []
         repeated = {
@@ -60,7 +73,7 @@ class RewardsMixin(StopOnRewardErrorMixin):
             "completions": [text for group in rollout.captions for text in group] + rollout.greedy_captions,
             "completion_ids": _token_ids(rollout),
             "ended_by_eos": rollout.ended_by_eos.flatten().tolist() + rollout.greedy_ended_by_eos.tolist(),
-            "trainer_state": self.state,
+            "trainer_state": state,
             "log_metric": lambda name, value: logged.append((name, float(value))),
             "log_extra": None,
             **repeated,
@@ -74,12 +87,56 @@ class RewardsMixin(StopOnRewardErrorMixin):
         if self.late_rollouts:
             self._beside = self._beside or ThreadPoolExecutor(1, "rewards")
             answer = self._beside.submit(answer).result
-        return AskedRewards(rollout, columns, answer, logged, is_spare)
+        return AskedRewards(rollout, columns, state, answer, logged, is_spare)
 
     def one_step_late(self, asked: AskedRewards) -> AskedRewards | None:
         """What was asked the step before; None at the first step."""
         before, self._waiting = self._waiting, asked
         return before
+
+    def save_own(self, folder: Path) -> None:
+        """The rollout that waits, so that a resumed run learns from it; its prompts are in the dataset."""
+        super().save_own(folder)
+        if (waiting := self._waiting) is None:
+            return
+        parts = {f.name: getattr(waiting.rollout, f.name) for f in fields(Rollout)}
+        parts |= dict.fromkeys(("prompts", "image_features", "prompt_cache"))
+        record = {
+            "rollout": parts,
+            "image_ids": [str(image_id) for image_id in waiting.columns["image_id"]],
+            "global_step": waiting.state.global_step,
+            "is_spare": waiting.is_spare,
+        }
+        torch.save(record, self._late_rollout_file(folder))
+
+    def load_own(self, folder: Path) -> None:
+        """Take up the rollout that waited."""
+        super().load_own(folder)
+        path = self._late_rollout_file(folder)
+        if not (self.late_rollouts and path.is_file()):
+            return
+        record = torch.load(path, map_location=self.args.device, weights_only=True)
+        rows = {str(image_id): row for row, image_id in enumerate(self.train_dataset["image_id"])}
+        batch = self.data_collator([self.train_dataset[rows[name]] for name in record["image_ids"]])
+        columns = batch.pop("columns")
+        prompts = PromptBatch(**batch).to(self.args.device)
+        policy = self._policy(self.model)
+        with torch.no_grad(), self.compute_loss_context_manager(), whole(self.model):
+            features = None if policy.vision_is_trainable else policy.image_features(prompts.pixel_values)
+        rollout = Rollout(**record["rollout"] | {"prompts": prompts, "image_features": features})
+        state = dataclasses.replace(self.state, global_step=record["global_step"])
+        self._waiting = self.ask_rewards(rollout, columns, is_spare=record["is_spare"], state=state)
+        self._logprobs_checked = True  # the policy has changed since it sampled
+
+    def _late_rollout_file(self, folder: Path) -> Path:
+        return folder / f"late_rollout_{self.args.process_index}.pt"
+
+    def _other_state(self) -> dict[str, Any]:
+        return {"rewards": super()._other_state(), "waiting": self._waiting}
+
+    def _restore_other_state(self, state: dict[str, Any]) -> None:
+        super()._restore_other_state(state["rewards"])
+        self._waiting = state["waiting"]
 
     def reward_captions(self, asked: AskedRewards) -> RewardOutput:
         """The rewards that were asked for.

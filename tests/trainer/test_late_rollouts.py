@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from dataclasses import replace
 
@@ -37,13 +38,8 @@ def nothing_seen():
 def run(run_stage, sft_adapter, tmp_path):
     def run(**keys):
         keys = {"late_rollouts": True, "rewards": [{"import_path": f"{HERE}:watched_variety"}]} | keys
-        keys |= {
-            "output_dir": str(tmp_path / "out"),
-            "adapter": str(sft_adapter),
-            "optim": "sgd",
-            "overwrite": True,
-        }
-        return run_stage("scst", **keys)
+        usual = {"output_dir": str(tmp_path / "out"), "optim": "sgd", "overwrite": True}
+        return run_stage("scst", adapter=str(sft_adapter), **usual | keys)
 
     return run
 
@@ -125,3 +121,21 @@ def test_without_the_prompts_gradient_the_cache_is_made_anew(run):
 def test_a_failing_reward_still_stops_the_run(run):
     with pytest.raises(RewardError, match=r"'fails' raised OSError: no answer"):
         run(max_steps=3, rewards=[{"import_path": f"{HERE}:fails"}])
+
+
+@pytest.mark.parametrize("prompt_gradient", [True, False])
+def test_a_resumed_run_learns_from_the_rollout_that_waited(run, tmp_path, prompt_gradient):
+    """Bit for bit: stopped after two steps, with a third rollout's rewards still to be learned from."""
+    keys = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2, "max_steps": 5}
+    keys |= {"prompt_gradient": prompt_gradient}
+    whole = run(**keys, output_dir=str(tmp_path / "whole"))
+    parts = run(**keys, output_dir=str(tmp_path / "parts"))
+    for folder in (tmp_path / "parts").glob("checkpoint-[!2]"):
+        shutil.rmtree(folder)
+    assert (tmp_path / "parts" / "checkpoint-2" / "late_rollout_0.pt").is_file()
+    SEEN.clear()
+    parts = run(**keys, output_dir=str(tmp_path / "parts"), overwrite=False, resume=True)
+    assert len(SEEN) == 4, "the one that waited, and those of three steps"
+    names = {name for name, p in whole.model.named_parameters() if p.requires_grad}
+    before, after = (dict(trainer.model.named_parameters()) for trainer in (whole, parts))
+    assert all(torch.equal(before[name], after[name]) for name in names)
