@@ -115,10 +115,10 @@ def test_projection_is_what_the_run_takes(keys, tmp_path):
     settings = keys("scst") | {"max_steps": 10, "num_samples": 2, "table_steps": 0}
     settings |= {"rewards": '[{"import_path": "tests.trainer.test_plan:pausing"}]'}
     plan = planned("scst", tmp_path / "plan.json", **settings)
-    assert plan["step"]["phases"]["reward"] == pytest.approx(PAUSE, rel=0.1)
+    assert plan["step"]["phases"]["reward"] == pytest.approx(PAUSE, rel=0.3)
     assert call("scst", **settings) == 0
     took = json.loads((tmp_path / "out" / "run.json").read_text())["train_seconds"]
-    assert plan["projection"]["training"] == pytest.approx(took, rel=0.25)
+    assert plan["projection"]["training"] == pytest.approx(took, rel=0.5)
 
 
 def test_out_of_memory_is_an_answer(keys, tmp_path, monkeypatch, capsys):
