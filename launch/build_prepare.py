@@ -135,9 +135,13 @@ def _prepare_into(work: Path, recipe: Any, console: Console, started: float) -> 
         )
         if recipe.on_bad_example == "error":
             refuse_bad(inspected.bad)
+        if not inspected.examples:
+            raise DataError(f"{recipe.dataset}: no usable example is left; {len(inspected.bad)} are bad")
         synonyms: dict[str, str] = {}
         prepared = prepare(
-            split_examples(inspected.examples, recipe.split_fractions, recipe.split_seed),
+            split_examples(
+                inspected.examples, recipe.split_fractions, recipe.split_seed, whole=recipe.train_split
+            ),
             train_split=recipe.train_split,
             all_splits=recipe.all_splits,
             steps=build_steps(recipe, synonyms),

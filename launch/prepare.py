@@ -5,7 +5,7 @@
     python launch/prepare.py --dataset D --output_dir OUT --layout none            (look at the data only)
     python launch/prepare.py document-frequencies --dataset D --train_split train --output df.json
 
-Reads every image once, cleans and chooses captions of the training split, and leaves a dataset that every
+Checks every image, cleans and chooses captions of the training split, and leaves a dataset that every
 command reads, with data_report.html (and .json), document_frequencies.json and run.json.
 
 document-frequencies: in how many images' references each n-gram stands, which CIDEr weighs n-grams with.

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scst.data.cleaning import degenerate_kind
 from scst.data.inspect import Example
@@ -130,17 +131,24 @@ def seen_in_training(examples: Sequence[Example], train_split: str) -> dict[str,
 
 
 def category_counts(
-    examples: Sequence[Example], categories: Mapping[str, str] | None = None
+    examples: Sequence[Example],
+    categories: Mapping[str, str] | None = None,
+    features: Mapping[str, Any] | None = None,
 ) -> Counter[str] | None:
     """Images per category; None when nothing tells.
 
     Args:
         categories: image id -> category; by default the first of the columns category, scene, class, label.
+        features: of the columns; one with names for its numbers (``ClassLabel``) is counted by names.
     """
     if categories:
         return Counter(categories.get(e.image_id, "(none)") for e in examples)
     column = next((name for name in CATEGORY_COLUMNS if examples and name in examples[0].columns), None)
-    return Counter(str(e.columns[column] or "(none)") for e in examples) if column else None
+    if column is None:
+        return None
+    name_of = getattr((features or {}).get(column), "int2str", str)
+    values = (e.columns[column] for e in examples)
+    return Counter("(none)" if value in (None, "") else name_of(value) for value in values)
 
 
 @dataclass(frozen=True)

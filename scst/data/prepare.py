@@ -48,13 +48,17 @@ class Prepared:
     selection: str
 
 
-def split_examples(examples: Sequence[Example], fractions: str | None, seed: int) -> list[Example]:
+def split_examples(
+    examples: Sequence[Example], fractions: str | None, seed: int, *, whole: str = "train"
+) -> list[Example]:
     """Examples with the splits of the fractions, such as ``"80/10/10"``; with their own for None.
 
-    Images of the same content stay together. Examples that the fractions leave out do not come back.
+    Images of the same content stay together. Without fractions, a dataset that names no split at all is one
+    split, called ``whole``.
     """
     if fractions is None:
-        return list(examples)
+        named = any(example.split for example in examples)
+        return [example if named else replace(example, split=whole) for example in examples]
     ids, hashes = [e.image_id for e in examples], [e.content_hash for e in examples]
     assigned = assign_fractions(ids, hashes, parse_fractions(fractions), seed)
     split_of = {number: split for split, numbers in assigned.items() for number in numbers}

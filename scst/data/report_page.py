@@ -266,7 +266,7 @@ def _degenerate(report: DataReport) -> str:
 
 
 def _categories(report: DataReport) -> str:
-    counts = category_counts(report.prepared.after, report.categories)
+    counts = category_counts(report.prepared.after, report.categories, report.inspected.features)
     if not counts:
         return ""
     return bars([(name, count, None) for name, count in counts.most_common(60)])

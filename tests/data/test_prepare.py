@@ -1,5 +1,6 @@
 """From examples to prepared ones: inspection, splits, repeated images, cleaning, choosing."""
 
+import datasets
 import pytest
 from PIL import Image
 
@@ -101,6 +102,13 @@ def test_fractions_are_those_of_training(tmp_path):
     loaded = load_splits(folder, ["train", "val", "test"], fractions="60/20/20", split_seed=7).splits
     for name, rows in loaded.items():
         assert [e.image_id for e in examples if e.split == name] == rows["image_id"][:]
+
+
+def test_a_dataset_that_names_no_split_is_one():
+    bare = [example(0, split=""), example(1, split="")]
+    assert {e.split for e in split_examples(bare, None, 0)} == {"train"}
+    mixed = [example(0, split=""), example(1, split="val")]
+    assert [e.split for e in split_examples(mixed, None, 0)] == ["", "val"]
 
 
 def test_a_missing_training_split_lists_what_there_is():
@@ -213,6 +221,9 @@ def test_categories_from_a_column_or_a_file():
     assert category_counts(examples) == {"port": 2, "(none)": 1}
     assert category_counts(examples, {"img_0": "beach"}) == {"beach": 1, "(none)": 2}
     assert category_counts(TOY) is None
+    labels = {"label": datasets.ClassLabel(names=["port", "beach"])}
+    numbers = [example(0, label=0), example(1, label=1), example(2, label=0)]
+    assert category_counts(numbers, features=labels) == {"port": 2, "beach": 1}
 
 
 def test_agreement_with_and_without_repeats():

@@ -206,6 +206,14 @@ def test_bad_examples_stop_it_or_are_counted(data, tmp_path, capsys):
     assert [bad["image_id"] for bad in report["bad_examples"]] == ["tile_3"]
 
 
+def test_nothing_usable(data, tmp_path, capsys):
+    for picture in (data / "resized").iterdir():
+        picture.write_bytes(b"not an image")
+    flags = ["--dataset", str(data), "--output_dir", str(tmp_path / "new"), "--on_bad_example", "skip"]
+    assert call(*flags) == 2
+    assert "no usable example is left; 11 are bad" in capsys.readouterr().err
+
+
 def test_output_that_is_somebody_elses_or_the_dataset(data, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
