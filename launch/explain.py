@@ -32,6 +32,8 @@ def run(arguments: Arguments) -> None:
     from launch import build
 
     build.prepare_libraries()
+    if not build.PartialState().is_main_process:
+        return  # one picture is work for one process
     for each in models.values():
         build.check_inputs(each)  # all of them before the first is loaded
     console = build.make_console()

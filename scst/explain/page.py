@@ -168,7 +168,7 @@ def _sentence(explanation: Explanation, which: int) -> str:
     )
     name = escape(subject_name(explanation, which))
     if which == 0:
-        ratio = _times(gain)
+        ratio = times(gain)
         return f"The picture makes the caption {ratio} times as probable as it is with everything hidden."
     chances = f"probability {np.exp(seen):.2f} with the picture, {np.exp(unseen):.2f} with it hidden"
     if gain < NOTHING:
@@ -178,9 +178,12 @@ def _sentence(explanation: Explanation, which: int) -> str:
     return f"“{name}”: {chances}."
 
 
-def _times(gain: float) -> str:
-    """A ratio of probabilities, from its logarithm."""
-    return f"{np.exp(gain):.3g}" if abs(gain) < 10 else f"10^{gain / np.log(10):.0f}"
+def times(gain: float) -> str:
+    """A ratio of probabilities from its natural logarithm, for people: 0.0183, 2.62, 11,300 or 10^12."""
+    if abs(gain) > 14:
+        return f"10^{gain / np.log(10):.0f}"
+    ratio = float(f"{np.exp(gain):.3g}")
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:g}"
 
 
 def map_picture(

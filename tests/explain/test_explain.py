@@ -16,7 +16,7 @@ from scst.config import read_recipe_file
 from scst.explain.explain import METHODS, Settings, explain
 from scst.explain.files import explanation_record, write_overlays
 from scst.explain.overlay import AGAINST, FOR, LONGEST_SIDE, overlay
-from scst.explain.page import explanation_page
+from scst.explain.page import explanation_page, times
 from scst.models.adapters import add_lora
 from scst.models.loading import load_model
 from tests.worlds import write_model, write_recipe
@@ -49,6 +49,17 @@ def test_every_method_has_a_map_of_every_subject(explanation):
         assert all(np.isfinite(each).all() for each in maps.values())
     assert set(found.curves) == set(METHODS)
     assert set(found.completeness) == set(found.subjects)
+
+
+def test_paligemma_2_is_explained_too(tiny_processor, tiny_model_v2, images):
+    """Its attention is eager and its logits may be capped."""
+    model = tiny_model_v2.requires_grad_(False)
+    found = explain(
+        model, tiny_processor, images[1], "a river", prompt="caption en", max_new_tokens=40, settings=FEW
+    )
+    assert set(found.heat) == set(METHODS)
+    assert all(np.isfinite(each).all() for maps in found.heat.values() for each in maps.values())
+    np.testing.assert_allclose(found.heat["shap"][0].sum(), found.gains[0], atol=1e-3)
 
 
 def test_the_same_seed_gives_the_same_maps(explanation):
@@ -104,6 +115,10 @@ def test_the_page_is_whole_and_alone(explanation):
     assert len(set(labels)) == len(labels) == 2 * len(found.subjects)
     assert page.count('<div class="view">') == len(labels)
     assert 'name="viewport"' in page
+
+
+def test_ratios_are_written_for_people():
+    assert [times(gain) for gain in (-4, 0, 0.963, 9.33, 27.6)] == ["0.0183", "1", "2.62", "11,300", "10^12"]
 
 
 def test_an_overlay_shows_for_against_and_the_region():

@@ -53,6 +53,19 @@ def test_the_mass_lies_on_the_only_object(method, embedded, untrained, scenes, c
     assert np.mean(shares) > np.mean(untrained_shares) + 0.15, (shares, untrained_shares)
 
 
+@pytest.mark.parametrize("place", [1, 2], ids=["court", "house"])
+def test_the_word_that_needs_the_picture_most_rests_on_the_object(place, embedded, scenes, captions):
+    """ "racket club" and "villa" of the base model's captions; the words "a photo of" gain nothing."""
+    subject = subject_of(*embedded, scenes[place].image, captions[place])
+    occluder = occluder_of(subject, num_segments=30)
+    values = segment_shapley_values(subject, occluder, permutations=2, batch_size=16)
+    gains, segments = values.sum(1), occluder.segments.numpy()
+    assert abs(gains[1:4]).max() < 1, [word.text for word in subject.words[:3]]
+    best = 1 + int(gains[1:].argmax())
+    heat = (values[best] / np.bincount(segments.ravel()))[segments]
+    assert share_on(scenes[place].mask, heat) > 4 * scenes[place].mask.mean(), subject.words[best - 1]
+
+
 def test_attention_leads_to_the_object_more_than_chance(embedded, scenes, captions):
     """Weak evidence, and the documentation says so: two to four times the object's area."""
     for scene, caption in zip(scenes, captions, strict=True):
