@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from scst.errors import DataError, RecipeError
+from scst.explain.attention import _rollout, attention_rollout
 from scst.explain.subject import CaptionSubject
 from scst.models.policy import Policy
 from scst.models.prompts import forbidden_token_mask
@@ -75,3 +77,25 @@ def test_colours_and_pixels_are_inverse(tiny_model, tiny_processor, images):
     torch.testing.assert_close(subject.to_pixels(subject.to_colours(subject.pixels)), subject.pixels)
     assert subject.picture().shape == (32, 32, 3)
     assert 0 <= subject.picture().min() <= subject.picture().max() <= 1
+
+
+def test_attention_rollout_looks_from_where_a_word_is_predicted(tiny_model, tiny_processor, images):
+    """From the position before it: the map of the last word is the same whatever that word is."""
+    endings = [
+        tiny_subject(tiny_model, tiny_processor, images[0], f"a river near the {end}")
+        for end in ("trees", "road")
+    ]
+    assert all(subject.words[-1].tokens == (4,) for subject in endings), "one token each"
+    trees, road = (attention_rollout(subject) for subject in endings)
+    np.testing.assert_allclose(trees[1:], road[1:], rtol=1e-5)
+    assert not np.allclose(trees[0], road[0], rtol=1e-5), "the end of the sequence has read the last word"
+
+
+def test_rollout_literally():
+    """Two heads of weights [[1, 0], [.5, .5]] and [[1, 0], [1, 0]]: mean [[1, 0], [.75, .25]].
+
+    Half identity: [[1, 0], [.375, .625]]. Twice: the lower row is .375 + .625 * .375 and .625 ** 2.
+    """
+    layer = torch.tensor([[[[1, 0], [0.5, 0.5]], [[1, 0], [1, 0]]]])
+    np.testing.assert_allclose(_rollout([layer]).numpy(), [[1, 0], [0.375, 0.625]])
+    np.testing.assert_allclose(_rollout([layer, layer]).numpy(), [[1, 0], [0.609375, 0.390625]])
