@@ -164,6 +164,8 @@ def build_training_arguments(recipe: Any, cls: type = transformers.TrainingArgum
         "restore_callback_states_from_checkpoint": True,  # the patience of early stopping
     }
     settings |= recipe.training | stage
+    batch_size = settings.get("per_device_train_batch_size", cls.per_device_train_batch_size)
+    settings.setdefault("per_device_eval_batch_size", batch_size)  # evaluation within training's memory
     settings |= {
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,
@@ -220,7 +222,7 @@ def build_validation(
         prompt=recipe.prompt,
         max_new_tokens=recipe.max_new_tokens,
         min_new_tokens=recipe.min_new_tokens,
-        batch_size=recipe.validation_batch_size,
+        batch_size=recipe.validation_batch_size or args.per_device_train_batch_size,
     )
 
 

@@ -58,7 +58,7 @@ def recipe_to_run(arguments: Arguments) -> Iterator[Any]:
             "output_dir": folder,
             "resume": False,
             "early_stopping_patience": None,
-            "validation_images": min(recipe.validation_images, recipe.validation_batch_size),
+            "validation_images": min(recipe.validation_images, recipe.validation_batch_size or 16),
             "training": recipe.training | {"report_to": "none", "push_to_hub": False},
             "table_steps": 0,
             "feature_cache": False,  # a second setting would find what the first one stored
@@ -220,7 +220,7 @@ def _evaluation(trainer: Any, recipe: Any) -> Any:
             raise
         raise DoesNotFit(
             f"validation_batch_size: an evaluation runs out of memory with {recipe.validation_batch_size} "
-            "images at a time; give a smaller number"
+            "images at a time (0: as many as in a micro-batch); give a smaller number"
         ) from error
 
 

@@ -85,7 +85,9 @@ class ValidationKeys:
         200, "images of eval_split captioned at every evaluation (a fixed random subset)"
     )
     early_stopping_patience: int | None = key(None, "stop after so many evaluations without a better metric")
-    validation_batch_size: int = key(16, "images captioned together at an evaluation")
+    validation_batch_size: int = key(
+        0, "images captioned together at an evaluation; 0: as many as in a training micro-batch"
+    )
     resume: bool | str = key(False, "true: from the newest checkpoint in output_dir; or a checkpoint folder")
     overwrite: bool = key(False, "true: replace an earlier run in output_dir")
     save_minutes: float = key(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +12,17 @@ from transformers.trainer_utils import EvalLoopOutput
 from rewards.metrics import METRICS, Corpus, MetricSettings, Scores
 from rewards.text import caption_statistics
 from scst.data.shares import done_together
-from scst.evaluation.captioning import Caption, caption_images
+from scst.evaluation.captioning import Caption, evaluation_mode
+from scst.memory import FittingParts, PhaseMeter
+from scst.models.policy import Policy
+from scst.models.prompts import forbidden_token_mask, prompt_batch
 from scst.models.sharding import whole
+from scst.rollout.greedy import greedy_captions
+
+logger = logging.getLogger(__name__)
+
+MEMORY_TOLERANCE = 1.01
+"""Of the resident size of a process, which also counts what an allocator keeps for later."""
 
 
 class CaptionValidation:
@@ -46,11 +56,8 @@ class CaptionValidation:
         self.processor = processor
         self.dataset = dataset
         self.prompt = prompt
-        self.generation = {
-            "max_new_tokens": max_new_tokens,
-            "min_new_tokens": min_new_tokens,
-            "batch_size": batch_size,
-        }
+        self.limits = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+        self.parts = FittingParts("validation", "a smaller max_new_tokens", limit=batch_size)
         self.metrics = list(metrics)
         self.settings = settings
         self.reward = reward
@@ -66,9 +73,30 @@ class CaptionValidation:
             captions = done_together(lambda rows: self._caption(model, rows), len(self.dataset))
         return self._metrics(captions)
 
+    def use_less_memory(self) -> None:
+        """Half the images at a time from now on."""
+        self.parts.limit = max(1, self.parts.size(len(self)) // 2)
+
     def _caption(self, model: torch.nn.Module, rows: Sequence[int]) -> list[Caption]:
         images = self.dataset.select(rows)["image"]
-        return caption_images(model, self.processor, images, self.prompt, "greedy", **self.generation)
+        captions: list[Caption] = []
+        policy = self._policy(model)
+
+        def caption(part: slice) -> None:
+            pictures = [images[i] for i in range(part.start, part.stop)]
+            prompts = prompt_batch(self.processor, pictures, [self.prompt] * len(pictures))
+            captions.extend(
+                Caption(*c) for c in greedy_captions(policy, self.processor, prompts, **self.limits)
+            )
+
+        with evaluation_mode(model):
+            self.parts.run(len(rows), caption)
+        return captions
+
+    def _policy(self, model: torch.nn.Module) -> Policy:
+        tokenizer = self.processor.tokenizer
+        forbidden = forbidden_token_mask(self.processor, model.config.get_text_config().vocab_size)
+        return Policy(model, forbidden, tokenizer.eos_token_id, tokenizer.pad_token_id)
 
     def _metrics(self, captions: list[Caption]) -> dict[str, float]:
         texts = [caption.text for caption in captions]
@@ -89,10 +117,11 @@ class CaptionValidationMixin:
     """Adds caption metrics to the evaluations of a ``transformers.Trainer``: set ``self.validation``.
 
     They are computed inside ``evaluation_loop``, so logging, best-checkpoint selection
-    (``metric_for_best_model: cider_d``) and early stopping see them.
+    (``metric_for_best_model: cider_d``) and early stopping see them. ``eval_memory_gb`` is their peak memory.
     """
 
     validation: CaptionValidation
+    phases: PhaseMeter
     computes_eval_loss = True
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
@@ -101,7 +130,20 @@ class CaptionValidationMixin:
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         else:
             output = EvalLoopOutput(None, None, {}, len(self.validation))
-        with self.accelerator.autocast():
+        meter = PhaseMeter(self.args.device)
+        with self.accelerator.autocast(), meter.measure("validation") as usage:
             metrics = self.validation.run(self.accelerator.unwrap_model(self.model))
+        metrics["memory_gb"] = usage.peak_gb
+        self._keep_within_training(usage.peak_gb)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
+
+    def _keep_within_training(self, peak_gb: float) -> None:
+        """Caption fewer images at a time when an evaluation took more memory than the training steps."""
+        training = max(self.phases.peak_gb.values(), default=0.0)
+        if training and peak_gb > training * MEMORY_TOLERANCE and self.validation.parts.limit != 1:
+            self.validation.use_less_memory()
+            logger.warning(
+                "an evaluation took %.2f GB, a training step %.2f GB: from now on %d images at a time",
+                *(peak_gb, training, self.validation.parts.limit),
+            )

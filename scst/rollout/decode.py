@@ -55,7 +55,7 @@ def rollout(
         raise ValueError(f"uniforms must have shape (B, K, T) = {expected}, got {tuple(uniforms.shape)}")
     prompts = prompts.to(policy.device)
     features = policy.image_features(prompts.pixel_values) if image_features is None else image_features
-    ids, mask, logprobs, prompt_cache = _decode(
+    ids, mask, logprobs, prompt_cache = decode(
         policy, prompts, features, sampling, uniforms.cpu(), keep_prompt_cache
     )
     is_text = mask & (ids != policy.eos_token_id)
@@ -79,17 +79,20 @@ def rollout(
     )
 
 
-def _decode(
+def decode(
     policy: Policy,
     prompts: PromptBatch,
     features: torch.Tensor,
     sampling: Sampling,
     uniforms: torch.Tensor,
-    keep_prompt_cache: bool,
+    keep_prompt_cache: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Ids, mask and logprobs (B, K + 1, T') of all rows, and the prompt cache; stops when all have ended."""
+    """Ids, mask and logprobs (B, K + 1, T') of all rows, and the prompt cache; stops when all have ended.
+
+    K is that of ``uniforms`` (B, K, T): 0 decodes the greedy rows alone.
+    """
     policy.check_length(prompts.input_ids.shape[1] + sampling.max_new_tokens)
-    num_rows = sampling.num_samples + 1
+    num_rows = uniforms.shape[1] + 1
     steps = steps_for(policy, prompts, num_rows, sampling.max_new_tokens) or SharedSteps(
         policy, prompts, num_rows * (sampling.max_new_tokens - 1)
     )

@@ -47,7 +47,7 @@ class Rows:
 
     def __init__(self, policy: Policy, sampling: Sampling, uniforms: torch.Tensor, *, fixed: bool = False):
         self.policy, self.sampling, self.fixed = policy, sampling, fixed
-        self.draws = torch.cat([torch.zeros_like(uniforms[:, :1]), uniforms], 1)
+        self.draws = torch.cat([uniforms.new_zeros(len(uniforms), 1, uniforms.shape[2]), uniforms], 1)
         shape = self.draws.shape
         self.count = shape[1]
         self.ids = torch.full(shape, policy.pad_token_id)
@@ -129,5 +129,7 @@ def _next_tokens(
         forbidden=policy.forbidden,
         eos_token_id=policy.eos_token_id,
     )
-    tokens = torch.where(greedy, shaped.argmax(-1), ops.draw(shaped, draws))
+    tokens = shaped.argmax(-1)
+    if not greedy.all():  # drawing takes several times the memory of the logits
+        tokens = torch.where(greedy, tokens, ops.draw(shaped, draws))
     return tokens, ops.token_logprobs(shaped, tokens)
