@@ -18,6 +18,7 @@ from rewards.mixture import RewardMixture
 from rewards.registry import build_rewards
 from scst.callbacks import RichProgress, SampleTable, SaveRewardState
 from scst.checkpoints import checkpoint_to_resume
+from scst.collapse import CollapseAlarm, CollapseWatch
 from scst.data.loading import LoadedData
 from scst.data.supervision import CaptionChoice
 from scst.errors import RecipeError
@@ -179,6 +180,8 @@ def build_trainer(
     trainer.add_callback(SampleTable(console, recipe.table_steps, lambda: trainer.last_step))
     if validation and recipe.watched_metrics:
         trainer.add_callback(_build_alarm(recipe, validation, console))
+    if recipe.watched_metrics:
+        trainer.add_callback(_build_collapse_alarm(recipe, console))
     return trainer
 
 
@@ -208,6 +211,15 @@ def _build_alarm(recipe: Any, validation: CaptionValidation, console: Console) -
     return HackingAlarm(
         watch,
         validation,
+        console,
+        stop=recipe.watch_action == "stop",
+        resumed_from=checkpoint_to_resume(recipe.output_dir, recipe.resume),
+    )
+
+
+def _build_collapse_alarm(recipe: Any, console: Console) -> CollapseAlarm:
+    return CollapseAlarm(
+        CollapseWatch(),
         console,
         stop=recipe.watch_action == "stop",
         resumed_from=checkpoint_to_resume(recipe.output_dir, recipe.resume),

@@ -77,6 +77,7 @@ class StepLogMixin:
             "ended_by_eos": rollout.ended_by_eos.float().mean().item(),
             "caption_length": mean_length(texts),
             "distinct_samples": sum(len(set(g)) / len(g) for g in rollout.captions) / len(rollout.captions),
+            "most_common_caption": max(texts.count(text) for text in set(texts)) / len(texts),
             "bad_ending_rate": bad_ending_rate(texts),
             "repetition_rate": repetition_rate(texts),
         }

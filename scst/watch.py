@@ -170,7 +170,9 @@ class HackingAlarm(TrainerCallback):
         self.stopped = False
         saved = Path(resumed_from) / self.FILE_NAME if resumed_from else None
         if saved is not None and saved.is_file():
-            watch.load_state(json.loads(saved.read_text(encoding="utf-8")))
+            state = json.loads(saved.read_text(encoding="utf-8"))
+            watch.load_state(state)
+            self.stopped = state["stopped"]
 
     @property
     def alarms(self) -> list[Alarm]:
@@ -201,9 +203,13 @@ class HackingAlarm(TrainerCallback):
 
     def save_beside(self, folder: Path) -> None:
         """The watch's memory, into a checkpoint that is being written; called on one process."""
-        write_json(folder / self.FILE_NAME, self.watch.state())
+        write_json(folder / self.FILE_NAME, self.watch.state() | {"stopped": self.stopped})
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.restore_finished(args, state, model)
+
+    def restore_finished(self, args: Any, state: Any, model: Any) -> None:
+        """Give the model of a run that an alarm ended the last adapter that was sound."""
         if self.stopped:
             set_peft_model_state_dict(model, load_peft_weights(str(self._trusted(args)), device="cpu"))
             self.console.print(

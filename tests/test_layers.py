@@ -24,6 +24,7 @@ GROUND = {
 PARTS = ("scst.data", "scst.memory", "scst.models", "scst.objective", "scst.processes", "scst.rollout")
 STAGES = ("scst.sft", "scst.trainer", "scst.plan", "scst.watch", "scst.validation")
 STAGES += ("scst.spread", "scst.callbacks", "scst.evaluation", "scst.explain", "scst.sane", "scst.signals")
+STAGES += ("scst.collapse",)
 CONTRACTS = ("document_frequencies", "errors", "metrics", "mixture", "text")
 REWARD_CONTRACTS = {f"rewards.{name}" for name in CONTRACTS}
 NEURAL = {f"rewards.{name}" for name in ("encoders", "clipscore", "sentence_similarity", "bertscore")}
