@@ -29,7 +29,7 @@ from rich.progress import Progress
 from transformers.integrations import get_available_reporting_integrations
 
 from launch.build_captions import consensus_scores
-from launch.devices import start_processes, uses_fsdp
+from launch.devices import check_devices, start_processes, uses_fsdp
 from launch.training import run_training as run_training
 from rewards.document_frequencies import DocumentFrequencies
 from rewards.metrics import MetricSettings
@@ -85,6 +85,7 @@ def check_inputs(recipe: Any) -> str:
     Raises:
         RecipeError: on a model, adapter or output folder that cannot be used.
     """
+    check_devices(recipe)
     if recipe.adapter:
         check_adapter_exists(recipe.adapter)
     name = recipe.model_name_or_path or _base_of(recipe.adapter)

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 from launch import build
+from launch.devices import check_adapter_on_devices
 from rewards.document_frequencies import FILE_NAME, DocumentFrequencies
 from rewards.errors import RewardError
 from rewards.metrics import METRICS
@@ -23,6 +24,7 @@ from scst.data.loading import LoadedData
 from scst.data.supervision import CaptionChoice
 from scst.errors import RecipeError
 from scst.evaluation.metrics import check_metrics
+from scst.rollout.backends import check_backend
 from scst.rollout.features import FeatureCache
 from scst.trainer import Objective, SCSTTrainer
 from scst.types import Sampling
@@ -54,6 +56,7 @@ def check_settings(recipe: Any) -> None:
             raise RecipeError(f"{name}: expected {limit} or more, got {value}")
     if recipe.cuda_graphs and not torch.cuda.is_available():
         raise RecipeError("cuda_graphs: there is no CUDA device here; leave it out")
+    check_backend(recipe.rollout_backend, recipe.quantization)
     sampling_of(recipe)
 
 
@@ -148,6 +151,7 @@ def build_trainer(
     console: Console,
 ) -> SCSTTrainer:
     """The trainer of the self-critical stage, with its progress, tables and saved reward state."""
+    check_adapter_on_devices(model)
     validation = _build_validation(recipe, args, processor, reward, data)
     trainer = SCSTTrainer(
         model,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+
+from scst.errors import RecipeError
 
 
 def start_processes() -> None:
@@ -25,3 +28,50 @@ def start_processes() -> None:
 def uses_fsdp() -> bool:
     """Whether the launcher asks for FSDP."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def uses_zero3() -> bool:
+    """Whether the launcher asks for DeepSpeed ZeRO-3."""
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    return deepspeed and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+
+
+def check_devices(recipe: Any) -> None:
+    """Refuse what cannot be divided among processes in the way the launcher asks for.
+
+    Args:
+        recipe: of a training stage; others divide nothing.
+
+    Raises:
+        RecipeError: naming what to use instead.
+    """
+    if not hasattr(recipe, "training"):
+        return
+    if (uses_fsdp() or uses_zero3()) and getattr(recipe, "cuda_graphs", False):
+        raise RecipeError(
+            "cuda_graphs: a recorded step would read the weights where they were gathered the last time: "
+            "leave it out under ZeRO-3 and FSDP2"
+        )
+    if uses_fsdp() and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise RecipeError("FSDP 1 is not supported: launch with recipes/accelerate/fsdp2.yaml")
+    if uses_fsdp() and recipe.quantization != "none":
+        raise RecipeError(
+            f"quantization: {recipe.quantization} weights are not divided by FSDP2; give --quantization "
+            "none, or launch with recipes/accelerate/ddp.yaml or zero3.yaml"
+        )
+
+
+def check_adapter_on_devices(model: torch.nn.Module) -> None:
+    """Refuse to sample with FSDP2 and an adapter of the vision part, which is scored outside of its root.
+
+    Raises:
+        RecipeError: naming what to use instead.
+    """
+    parts = ("vision_tower", "multi_modal_projector")
+    if uses_fsdp() and any(
+        p.requires_grad and any(x in n for x in parts) for n, p in model.named_parameters()
+    ):
+        raise RecipeError(
+            "the adapter reaches the vision tower or the projector, which self-critical training under FSDP2 "
+            "cannot score: launch with recipes/accelerate/ddp.yaml or zero3.yaml"
+        )

@@ -154,6 +154,9 @@ class SCSTRecipe(ModelKeys, DataKeys, ValidationKeys, RunKeys):
         False, "learn from the captions of the step before, whose rewards were computed beside the GPU"
     )
     max_importance_ratio: float = key(2.0, "where late_rollouts cuts its importance ratios")
+    rollout_backend: str = key(
+        "local", "what samples captions; vllm is refused with reasons", ["local", "vllm"]
+    )
     cuda_graphs: bool = key(False, "record the steps of decoding on a GPU (was not run on one yet)")
     feature_cache: bool | str = key(
         False, "off, or a folder: keep image features of the frozen vision tower there over epochs and runs"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -104,3 +106,32 @@ def test_two_processes_learn_what_one_learns(world, one_process, tmp_path, confi
     for log in logs:
         assert_same_log(log, expected_log, {"rel": 1e-4, "abs": 1e-5})
     assert_same_adapter(adapter, expected_adapter, 1e-5)
+
+
+def test_terms_of_the_loss_under_zero3_with_4_bits(world, one_process, tmp_path):
+    """The SFT policy is swapped in between a forward and its backward pass; micro-batches add up."""
+    keys = {
+        "kl_weight": 0.1,
+        "cross_entropy_weight": 0.5,
+        "entropy_weight": 0.01,
+        "baseline": "leave_one_out",
+    }
+    expected_log, expected_adapter = one_process("scst", "nf4", **keys)
+    keys |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    logs, adapter = run_on_two(world, tmp_path, "zero3", "scst", "nf4", **keys)
+    assert [e["loss"] for e in logs[0] if "loss" in e] == pytest.approx(
+        [e["loss"] for e in expected_log if "loss" in e], rel=1e-3, abs=1e-4
+    )
+    assert_same_adapter(adapter, expected_adapter, 1e-4)
+
+
+@pytest.mark.parametrize(("config", "stage"), [("zero3", "scst"), ("fsdp2", "scst"), ("zero2", "sft")])
+def test_resumed_runs_end_with_the_same_adapter(world, tmp_path, config, stage):
+    """Divided optimizer state, generators of every process and the place in the data are all restored."""
+    keys = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "no"}
+    _, whole = run_on_two(world, tmp_path, config, stage, "none", **keys)
+    shutil.rmtree(tmp_path / "two" / "checkpoint-4")
+    (tmp_path / "two" / "run.json").unlink()
+    logs, resumed = run_on_two(world, tmp_path, config, stage, "none", resume=True, **keys)
+    assert [e["step"] for e in logs[0] if "loss" in e] == [1, 2, 3, 4]
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
