@@ -110,12 +110,7 @@ def test_two_processes_learn_what_one_learns(world, one_process, tmp_path, confi
 
 def test_terms_of_the_loss_under_zero3_with_4_bits(world, one_process, tmp_path):
     """The SFT policy is swapped in between a forward and its backward pass; micro-batches add up."""
-    keys = {
-        "kl_weight": 0.1,
-        "cross_entropy_weight": 0.5,
-        "entropy_weight": 0.01,
-        "baseline": "leave_one_out",
-    }
+    keys = {"kl_weight": 0.1, "cross_entropy_weight": 0.5, "entropy_weight": 0.01}
     expected_log, expected_adapter = one_process("scst", "nf4", **keys)
     keys |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
     logs, adapter = run_on_two(world, tmp_path, "zero3", "scst", "nf4", **keys)
