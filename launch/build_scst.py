@@ -178,6 +178,7 @@ def build_trainer(
         choice=CaptionChoice(recipe.caption_policy, recipe.seed),
         late_rollouts=recipe.late_rollouts,
         cuda_graphs=recipe.cuda_graphs,
+        streamed_weights=recipe.rollout_weights == "streamed",
         feature_cache=build_feature_cache(recipe, model, processor, data),
         callbacks=[RichProgress(console, "SCST"), SaveRewardState(reward), *build.stopping_callbacks(recipe)],
     )

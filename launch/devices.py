@@ -52,6 +52,8 @@ def check_devices(recipe: Any) -> None:
             "cuda_graphs: a recorded step would read the weights where they were gathered the last time: "
             "leave it out under ZeRO-3 and FSDP2"
         )
+    if getattr(recipe, "rollout_weights", "whole") == "streamed":
+        _check_streaming(recipe)
     if uses_fsdp() and os.environ.get("FSDP_VERSION", "1") != "2":
         raise RecipeError("FSDP 1 is not supported: launch with recipes/accelerate/fsdp2.yaml")
     if uses_fsdp() and recipe.quantization != "none":
@@ -59,6 +61,19 @@ def check_devices(recipe: Any) -> None:
             f"quantization: {recipe.quantization} weights are not divided by FSDP2; give --quantization "
             "none, or launch with recipes/accelerate/ddp.yaml or zero3.yaml"
         )
+
+
+def _check_streaming(recipe: Any) -> None:
+    """While weights are gathered layer by layer, all processes must run the same passes."""
+    if not uses_zero3():
+        raise RecipeError("rollout_weights: streamed needs recipes/accelerate/zero3.yaml; leave it out")
+    if recipe.training.get("eval_strategy", "no") != "no":
+        raise RecipeError(
+            "rollout_weights: streamed leaves no whole weights to caption held-out images with: use "
+            "eval_strategy: no, and launch/evaluate.py afterwards"
+        )
+    if recipe.feature_cache not in (False, "off"):
+        raise RecipeError("rollout_weights: streamed runs the vision tower in step: use feature_cache: off")
 
 
 def check_adapter_on_devices(model: torch.nn.Module) -> None:

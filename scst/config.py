@@ -157,6 +157,11 @@ class SCSTRecipe(ModelKeys, DataKeys, ValidationKeys, RunKeys):
     rollout_backend: str = key(
         "local", "what samples captions; vllm is refused with reasons", ["local", "vllm"]
     )
+    rollout_weights: str = key(
+        "whole",
+        "under ZeRO-3, while captions are sampled: whole on every process, or gathered layer by layer",
+        ["whole", "streamed"],
+    )
     cuda_graphs: bool = key(False, "record the steps of decoding on a GPU (was not run on one yet)")
     feature_cache: bool | str = key(
         False, "off, or a folder: keep image features of the frozen vision tower there over epochs and runs"

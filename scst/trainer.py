@@ -77,6 +77,7 @@ class SCSTTrainer(
         feature_cache: keeps the image features of the training images over epochs; None to compute them.
         late_rollouts: learn from the captions of the micro-batch before; rewards are computed meanwhile.
         cuda_graphs: record the steps of decoding (:mod:`scst.rollout.static`).
+        streamed_weights: under ZeRO-3, gather weights layer by layer while sampling, in step with all others.
     """
 
     computes_eval_loss = False
@@ -97,6 +98,7 @@ class SCSTTrainer(
         feature_cache: FeatureCache | None = None,
         late_rollouts: bool = False,
         cuda_graphs: bool = False,
+        streamed_weights: bool = False,
         callbacks: Sequence[Any] | None = None,
     ):
         args.ddp_broadcast_buffers = False  # constants; a retried forward must not wait for other processes
@@ -118,6 +120,7 @@ class SCSTTrainer(
         self.feature_cache = feature_cache
         self.late_rollouts = late_rollouts
         self.cuda_graphs = cuda_graphs
+        self.streamed_weights = streamed_weights
         self.sft_policy = AdapterSnapshot(model)
         self.last_step: StepRecord | None = None
         self._metrics: dict[str, list[float]] = defaultdict(list)
@@ -267,7 +270,8 @@ class SCSTTrainer(
             length=self.sampling.max_new_tokens,
         )
         self.model.eval()
-        with torch.no_grad(), self.compute_loss_context_manager(), whole(self.model):
+        weights = nullcontext() if self.streamed_weights else whole(self.model)
+        with torch.no_grad(), self.compute_loss_context_manager(), weights:
             features = None
             if self.feature_cache:
                 features = self.feature_cache.features(policy, prompts.pixel_values, image_ids)
@@ -289,7 +293,11 @@ class SCSTTrainer(
             vocab_size = self.model.config.get_text_config().vocab_size
             forbidden = forbidden_token_mask(self.processor, vocab_size)
             ids = (tokenizer.eos_token_id, tokenizer.pad_token_id)
-            self._policies = {id(model): Policy(model, forbidden, *ids, cuda_graphs=self.cuda_graphs)}
+            self._policies = {
+                id(model): Policy(
+                    model, forbidden, *ids, cuda_graphs=self.cuda_graphs, in_step=self.streamed_weights
+                )
+            }
         return self._policies[id(model)]
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor:

@@ -42,6 +42,7 @@ class Policy:
         eos_token_id: the end-of-sequence token.
         pad_token_id: written after the end of a completion.
         cuda_graphs: decode with steps of one shape (:mod:`scst.rollout.static`).
+        in_step: processes meet in every decode step (divided weights that are gathered layer by layer).
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Policy:
         pad_token_id: int,
         *,
         cuda_graphs: bool = False,
+        in_step: bool = False,
     ):
         self.model = model
         self.inner = base_model(model)
@@ -61,8 +63,17 @@ class Policy:
         self.text_config = self.inner.config.get_text_config()
         self.vision_is_trainable = trains_vision(model)
         self.cuda_graphs = cuda_graphs
+        self.in_step = in_step
         self.static_steps: dict[Any, Any] = {}
         self._softcapping = _final_softcapping(self.inner)
+
+    def goes_on(self, here: bool) -> bool:
+        """Whether decoding goes on: here, or where processes decode in step, in any of them."""
+        if not self.in_step:
+            return here
+        anywhere = torch.tensor(float(here), device=self.device)
+        torch.distributed.all_reduce(anywhere, op=torch.distributed.ReduceOp.MAX)
+        return bool(anywhere)
 
     @property
     def device(self) -> torch.device:

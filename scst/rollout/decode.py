@@ -96,10 +96,10 @@ def decode(
     steps = steps_for(policy, prompts, num_rows, sampling.max_new_tokens) or SharedSteps(
         policy, prompts, num_rows * (sampling.max_new_tokens - 1)
     )
-    rows = Rows(policy, sampling, uniforms, fixed=not isinstance(steps, SharedSteps))
+    rows = Rows(policy, sampling, uniforms, fixed=policy.in_step or not isinstance(steps, SharedSteps))
     rows.append_tokens(steps.prefill(features))
     prompt_cache = steps.cache.prompts() if keep_prompt_cache else None
-    while rows.active.any() and rows.step < sampling.max_new_tokens:
+    while rows.step < sampling.max_new_tokens and policy.goes_on(bool(rows.active.any())):
         rows.append_tokens(steps.step(rows.next_slots(), rows.step))
     return *rows.results(), prompt_cache
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 import torch
 
 from launch import build
 from launch.arguments import Arguments
+from scst import ops
 from scst.config import build_recipe
 
 
@@ -35,3 +37,21 @@ def launch_script(stage: str, keys: dict[str, Any], positional: list[str] | None
     torch.set_num_threads(1)
     arguments = Arguments(build_recipe(stage, keys), positional=positional or [])
     importlib.import_module(f"launch.{stage}").run(arguments)
+
+
+def brevity(completions: list[str], **columns: Any) -> list[float]:
+    """A reward: minus the number of words."""
+    return [-float(len(text.split())) for text in completions]
+
+
+def train_where_one_ends_early(stage: str, keys: dict[str, Any]) -> list[dict[str, Any]]:
+    """The first process' captions end after a token, those of the others hardly ever."""
+    policy_logits = ops.policy_logits
+
+    def ending(logits: torch.Tensor, *, eos_token_id: int, **settings: Any) -> torch.Tensor:
+        if os.environ["RANK"] == "0":
+            logits = logits.index_add(-1, torch.tensor([eos_token_id]), torch.full((len(logits), 1), 50.0))
+        return policy_logits(logits, eos_token_id=eos_token_id, **settings)
+
+    ops.policy_logits = ending
+    return train(stage, keys)

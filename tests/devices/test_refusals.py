@@ -79,3 +79,23 @@ def test_where_vllm_is_installed_the_masks_still_speak_against_it(monkeypatch):
     (reason,) = reasons_against_vllm("none")
     assert "both directions" in reason
     assert len(reasons_against_vllm("8bit")) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "keys", "message"),
+    [
+        ("zero2", {}, "zero3.yaml"),
+        ("zero3", {"eval_strategy": "steps"}, "eval_strategy: no"),
+        ("zero3", {"feature_cache": "folder"}, "feature_cache: off"),
+        ("zero3", {}, None),
+    ],
+    ids=["weights are whole", "evaluates", "caches features", "possible"],
+)
+def test_streamed_weights(launched, config, keys, message):
+    launched(config)
+    recipe = build_recipe("scst", {"rollout_weights": "streamed", **keys})
+    if message is None:
+        devices.check_devices(recipe)
+    else:
+        with pytest.raises(RecipeError, match=message):
+            devices.check_devices(recipe)

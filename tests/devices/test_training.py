@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.devices.jobs import train
+from tests.devices.jobs import train, train_where_one_ends_early
 from tests.devices.processes import device_config, environment_of, run_together
 from tests.worlds import write_model, write_risc
 
@@ -61,9 +61,9 @@ def one_process(world):
     known = {}
 
     def run(stage, quantization, **keys):
-        case = (stage, quantization, *sorted(keys.items()))
+        case = repr((stage, quantization, keys))
         if case not in known:
-            folder = world / "-".join(map(str, ("one", *case)))
+            folder = world / f"one-{len(known)}"
             keys = keys_of(world, stage, quantization, output_dir=str(folder), **keys)
             known[case] = train(stage, keys), load_file(folder / "adapter_model.safetensors")
         return known[case]
@@ -71,13 +71,13 @@ def one_process(world):
     return run
 
 
-def run_on_two(world, tmp_path, config, stage, quantization, **keys):
+def run_on_two(world, tmp_path, config, stage, quantization, job=train, **keys):
     """Log of each process and the adapter, with half the images per process."""
     out = tmp_path / "two"
     keys = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "output_dir": str(out)} | keys
     keys = keys_of(world, stage, quantization, **keys)
     environment = environment_of(device_config(config))
-    logs = run_together(train, stage, keys, folder=tmp_path / "processes", environment=environment)
+    logs = run_together(job, stage, keys, folder=tmp_path / "processes", environment=environment)
     return logs, load_file(out / "adapter_model.safetensors")
 
 
@@ -130,3 +130,26 @@ def test_resumed_runs_end_with_the_same_adapter(world, tmp_path, config, stage):
     logs, resumed = run_on_two(world, tmp_path, config, stage, "none", resume=True, **keys)
     assert [e["step"] for e in logs[0] if "loss" in e] == [1, 2, 3, 4]
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_streamed_weights_sample_the_same_captions(world, one_process, tmp_path):
+    """Processes whose captions have ended decode on until those of all have: nobody waits for ever."""
+    keys = {"eval_strategy": "no", "rewards": [{"import_path": "tests.devices.jobs:brevity"}]}
+    expected_log, expected_adapter = one_process("scst", "none", **keys)
+    logs, adapter = run_on_two(world, tmp_path, "zero3", "scst", "none", rollout_weights="streamed", **keys)
+    assert_same_log(logs[1], expected_log, {"rel": 1e-4, "abs": 1e-5})
+    assert_same_adapter(adapter, expected_adapter, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "weights"), [("cpu-2", "whole"), ("zero3", "whole"), ("zero3", "streamed"), ("fsdp2", "whole")]
+)
+def test_captions_that_end_early_keep_nobody_waiting(world, tmp_path, config, weights):
+    """8 tokens in one process, 1 in the other; in the last step of an epoch the latter has the only image."""
+    keys = {"eval_strategy": "no", "rollout_weights": weights, "skip_zero_advantages": False}
+    logs, _ = run_on_two(world, tmp_path, config, "scst", "none", job=train_where_one_ends_early, **keys)
+    steps = [entry for entry in logs[0] if "loss" in entry]
+    assert [entry["step"] for entry in steps] == [1, 2, 3, 4]
+    for entry, of_the_first in zip(steps, (2 / 4, 1 / 1, 2 / 4, 1 / 1), strict=True):
+        assert of_the_first <= entry["ended_by_eos"] <= of_the_first + 0.25
+    assert all(torch.isfinite(torch.tensor(entry["grad_norm"])) for entry in steps)
