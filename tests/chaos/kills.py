@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.lab import Lab
+from tests.chaos.lab import Lab, Run
 
 FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "os.truncate"}
 
@@ -119,7 +119,7 @@ def _kill_by_clock(
         time.sleep(0.002)
     ranks = rng.choice([None, [0], [1]]) if workload.processes > 1 else None
     run.signal(signal.SIGKILL, ranks)
-    return _lost(lab, run.wait(30.0), run.step, output)
+    return _lost(lab, run, output)
 
 
 def _kill_at_file(lab: Lab, workload: Workload, output: str, operation: int) -> int | None:
@@ -131,15 +131,20 @@ def _kill_at_file(lab: Lab, workload: Workload, output: str, operation: int) -> 
         setup=lambda rank: rank or _die_at_operation(lab.folder / output, operation),
         **workload.keys,
     )
-    return _lost(lab, run.wait(), run.step, output)
+    while not run.has_ended():
+        time.sleep(0.002)
+    return _lost(lab, run, output)
 
 
-def _lost(lab: Lab, codes: list[int], step: int, output: str) -> int | None:
+def _lost(lab: Lab, run: Run, output: str) -> int | None:
+    """Do as launchers do when a process dies: tell the others; they have 30 s."""
+    run.signal(signal.SIGTERM)
+    codes = run.wait(30.0)
     if 124 in codes:
         raise AssertionError(f"a process of a killed run hung: exit codes {codes}")
     if -signal.SIGKILL not in codes:
         return None
-    return max(0, step - lab.newest(output))
+    return max(0, run.step - lab.newest(output))
 
 
 def _on_file_operation(folder: Path, act: Callable[[], None]) -> None:
