@@ -14,8 +14,11 @@ from tests.worlds import write_model, write_risc
 
 STAGES = ("sft", "scst")
 
-DEPENDS_ON_PARTS = ("_std", "kl", "num_tokens", "total_flos", "scored_share", "advantage_share")
-"""Standard deviations are within a process; KL is of the first image of each; a spare image has tokens."""
+DEPENDS_ON_PARTS = (
+    *("_std", "kl", "num_tokens", "total_flos"),
+    *("scored_share", "advantage_share", "most_common_caption"),
+)
+"""Computed within a process: deviations, KL of the first image, shares. A spare image has tokens."""
 
 DEPENDS_ON_TIME = ("second", "runtime", "images_per_s", "memory", "micro_batch")
 
