@@ -9,7 +9,7 @@ from scst.data import charts
 from scst.data.charts import bars, histogram, word_cloud
 from scst.data.cleaning import parse_steps
 from scst.data.facts import Agreement
-from scst.data.inspect import Inspected, inspect
+from scst.data.inspect import Example, Inspected, inspect
 from scst.data.prepare import prepare
 from scst.data.report import DataReport, report_json, summary_rows
 from scst.data.report_page import report_html
@@ -159,3 +159,49 @@ def test_the_word_cloud_is_selfcontained_and_keeps_its_font_to_itself():
     assert "http" not in svg.replace('xmlns="http://www.w3.org/2000/svg"', "")
     assert word_cloud({}) is None
     assert word_cloud({"tree": 9, "road": 3}) == svg, "the same page for the same data"
+
+
+def test_every_text_of_the_data_is_escaped():
+    """``<u>`` in whatever a dataset can say: the page has no such tag."""
+    texts = [["<u>long caption of <u>", "<u>a b"], ["<u>long caption of <u>"] * 2, ["<u>", "1"], ["x y <u>"]]
+    examples = [
+        Example(
+            i, f"<u>{i}", references, "<u>t" if i < 3 else "<u>v", {}, "same" if i < 2 else str(i), (8, 8)
+        )
+        for i, references in enumerate(texts)
+    ]
+    inspected = Inspected(
+        examples,
+        [BadExample("<u>bad", "<u>: x")],
+        1,
+        {e.image_id: "data:image/jpeg;base64,AA" for e in examples},
+    )
+    prepared = prepare(
+        examples, train_split="<u>t", steps=parse_steps(["nfkc", "length 2-9"]), selection="longest"
+    )
+    assert prepared.emptied == ["<u>2"]
+    report = DataReport(
+        dataset="<u>d",
+        train_split="<u>t",
+        inspected=inspected,
+        prepared=prepared,
+        synonyms={"<u>": "<u>"},
+        agreement={"<u>": Agreement(1, 0, 0, 1, [0])},
+        not_measured={"<u>m": "<u>"},
+        categories={"<u>0": "<u>c"},
+    )
+    page = Page(report_html(report, "<u>title"))
+    assert "u" not in page.tags
+    text = " ".join(page.texts)
+    for told in (
+        "<u>title",
+        "<u>d",
+        "<u>t",
+        "<u>v",
+        "<u>2",
+        "<u>0 = <u>1",
+        "<u>m",
+        "<u>c",
+        "<u>long caption",
+    ):
+        assert told in text
