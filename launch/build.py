@@ -180,6 +180,11 @@ def build_training_arguments(recipe: Any, cls: type = transformers.TrainingArgum
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
     }
     _check_report_to(settings["report_to"])
+    if recipe.early_stopping_patience is not None and settings.get("eval_strategy", "no") == "no":
+        raise RecipeError(
+            "early_stopping_patience: there is no evaluation to be patient with; give eval_strategy: steps "
+            "(and eval_steps), or --early_stopping_patience null"
+        )
     try:
         return cls(**settings)
     except (ValueError, TypeError) as error:

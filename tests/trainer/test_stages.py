@@ -359,3 +359,8 @@ def test_validation_selects_the_best_checkpoint(run_stage, sft_adapter, tmp_path
     best = tmp_path / "out" / f"checkpoint-{trainer.state.best_global_step}"
     expected, actual = adapter_weights(best), adapter_weights(tmp_path / "out")
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def test_patience_without_evaluations_is_refused(run_stage, tmp_path):
+    with pytest.raises(RecipeError, match="early_stopping_patience: there is no evaluation"):
+        run_stage("sft", output_dir=str(tmp_path / "out"), early_stopping_patience=2)
