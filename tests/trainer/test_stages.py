@@ -364,3 +364,11 @@ def test_validation_selects_the_best_checkpoint(run_stage, sft_adapter, tmp_path
 def test_patience_without_evaluations_is_refused(run_stage, tmp_path):
     with pytest.raises(RecipeError, match="early_stopping_patience: there is no evaluation"):
         run_stage("sft", output_dir=str(tmp_path / "out"), early_stopping_patience=2)
+
+
+def test_a_finished_run_goes_on_with_more_steps(run_stage, tmp_path):
+    keys = {"output_dir": str(tmp_path / "out"), "save_strategy": "steps", "save_steps": 1}
+    assert run_stage("sft", **keys, max_steps=1).state.global_step == 1
+    more = run_stage("sft", **keys, max_steps=3, resume=True)
+    assert more.state.global_step == 3
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["steps"] == 3
