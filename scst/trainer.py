@@ -173,14 +173,14 @@ class SCSTTrainer(
         with self._timed("rollout"):
             rollout = self._sample_in_parts(policy, prompts, columns["image_id"])
         with self._timed("reward"):
-            asked = self.ask_rewards(rollout, columns, is_spare=is_spare)
+            asked = self.ask_rewards(rollout, columns, num_items_in_batch, is_spare=is_spare)
             if self.late_rollouts and (asked := self.one_step_late(asked)) is None:
                 return torch.zeros((), device=policy.device)
             rollout, columns, is_spare = asked.rollout, asked.columns, asked.is_spare
             rewards = self.reward_captions(asked)
             advantages = compute_advantages(self.objective.baseline, rewards.sampled, rewards.greedy)
         with self._timed("loss"):
-            num_captions = self._num_captions(num_items_in_batch, len(rollout.prompts))
+            num_captions = self._num_captions(asked.num_items, len(rollout.prompts))
             if is_spare:  # it is scored only because the others wait within the passes, and weighs nothing
                 advantages, num_captions = torch.zeros(rollout.ended_by_eos.shape), math.inf
             loss = self._backward_in_parts(

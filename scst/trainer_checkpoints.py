@@ -109,7 +109,7 @@ class CheckpointMixin:
         for callback in self.callback_handler.callbacks:
             if hasattr(callback, "save_beside"):
                 callback.save_beside(aside)
-        # by its own rules: early stopping, an alarm. Not by a signal, and not by max_steps, which may be raised
+        # by its own rules: early stopping, an alarm; not by a signal, nor by max_steps, which may be raised
         ended = self.control.should_training_stop and self.state.global_step < self.state.max_steps
         checkpoints.seal(aside, step=self.state.global_step, ended=ended, values=self.values_to_save())
         checkpoints.publish(aside, folder)

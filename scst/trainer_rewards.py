@@ -26,6 +26,7 @@ class AskedRewards:
         rollout: the captions.
         columns: a value per image and column.
         state: of the trainer when they were asked for.
+        num_items: images of the optimizer step that it belongs to, over all processes.
         components: waits for the answer: reward name -> values of sampled, then of greedy captions.
         logged: names and values that rewards gave to ``log_metric``.
         is_spare: of a process without an image of its own (:mod:`scst.data.shares`): nothing is rewarded.
@@ -34,6 +35,7 @@ class AskedRewards:
     rollout: Rollout
     columns: dict[str, list[Any]]
     state: TrainerState
+    num_items: torch.Tensor | None
     components: Callable[[], dict[str, list[float]]]
     logged: list[tuple[str, float]] = field(default_factory=list)
     is_spare: bool = False
@@ -57,6 +59,7 @@ class RewardsMixin(StopOnRewardErrorMixin):
         self,
         rollout: Rollout,
         columns: dict[str, list[Any]],
+        num_items: torch.Tensor | None,
         *,
         is_spare: bool = False,
         state: TrainerState | None = None,
@@ -87,7 +90,7 @@ class RewardsMixin(StopOnRewardErrorMixin):
         if self.late_rollouts:
             self._beside = self._beside or ThreadPoolExecutor(1, "rewards")
             answer = self._beside.submit(answer).result
-        return AskedRewards(rollout, columns, state, answer, logged, is_spare)
+        return AskedRewards(rollout, columns, state, num_items, answer, logged, is_spare)
 
     def one_step_late(self, asked: AskedRewards) -> AskedRewards | None:
         """What was asked the step before; None at the first step."""
@@ -105,6 +108,7 @@ class RewardsMixin(StopOnRewardErrorMixin):
             "rollout": parts,
             "image_ids": [str(image_id) for image_id in waiting.columns["image_id"]],
             "global_step": waiting.state.global_step,
+            "num_items": waiting.num_items,
             "is_spare": waiting.is_spare,
         }
         torch.save(record, self._late_rollout_file(folder))
@@ -125,7 +129,10 @@ class RewardsMixin(StopOnRewardErrorMixin):
             features = None if policy.vision_is_trainable else policy.image_features(prompts.pixel_values)
         rollout = Rollout(**record["rollout"] | {"prompts": prompts, "image_features": features})
         state = dataclasses.replace(self.state, global_step=record["global_step"])
-        self._waiting = self.ask_rewards(rollout, columns, is_spare=record["is_spare"], state=state)
+        asked = self.ask_rewards(
+            rollout, columns, record["num_items"], is_spare=record["is_spare"], state=state
+        )
+        self._waiting = asked
         self._logprobs_checked = True  # the policy has changed since it sampled
 
     def _late_rollout_file(self, folder: Path) -> Path:

@@ -139,3 +139,13 @@ def test_a_resumed_run_learns_from_the_rollout_that_waited(run, tmp_path, prompt
     names = {name for name, p in whole.model.named_parameters() if p.requires_grad}
     before, after = (dict(trainer.model.named_parameters()) for trainer in (whole, parts))
     assert all(torch.equal(before[name], after[name]) for name in names)
+
+
+def test_a_short_last_batch_is_divided_by_its_own_images(run):
+    """12 images, 8 at a time: the 4 of an epoch's second step are learned from beside 8 others."""
+    trainer = run(max_steps=3, per_device_train_batch_size=8, learning_rate=0.0)
+    record, policy = trainer.last_step, trainer._policy(trainer.model)
+    assert record.advantages.shape == (4, 3)
+    losses = trainer.caption_losses(policy, record.rollout, record.advantages, record.columns)
+    assert losses.sum().item() / 12 == pytest.approx(steps(trainer)[2]["loss"], abs=1e-4)
+    assert losses.sum().abs() > 1
