@@ -17,7 +17,6 @@ import yaml
 
 from rewards.errors import RewardError
 from scst.config import (
-    RECIPES,
     build_recipe,
     from_run_record,
     read_recipe_file,
@@ -25,6 +24,7 @@ from scst.config import (
     training_argument_names,
 )
 from scst.errors import Interrupted, RecipeError, ScstError
+from scst.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "recipes" / "quickstart"
@@ -48,7 +48,7 @@ def main(
     2: a wrong recipe or dataset; 1: a reward or the run itself failed; 128 + number: ended by a signal.
 
     Args:
-        stage: a name in ``scst.config.RECIPES``.
+        stage: a name in ``scst.recipes.RECIPES``.
         run: does the work; called with the parsed arguments.
         usage: the script's docstring, shown by ``--help``.
         argv: arguments; those of the process by default.

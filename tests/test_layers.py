@@ -15,6 +15,7 @@ GROUND = {
     "scst",
     "scst.checkpoints",
     "scst.config",
+    "scst.recipes",
     "scst.errors",
     "scst.ops",
     "scst.page",

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from scst.config import EvaluateRecipe
+from scst.recipes import EvaluateRecipe
 from tests.worlds import write_model, write_recipe, write_risc
 
 ROOT = Path(__file__).resolve().parents[2]

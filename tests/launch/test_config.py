@@ -10,13 +10,13 @@ import pytest
 
 from scst.config import (
     OWNED_TRAINING_ARGUMENTS,
-    RECIPES,
     build_recipe,
     read_recipe_file,
     resolved,
     training_argument_names,
 )
 from scst.errors import RecipeError
+from scst.recipes import RECIPES
 from tests.conftest import ROOT
 
 TRAINING_STAGES = ["sft", "scst"]

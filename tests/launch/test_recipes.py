@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scst.config import RECIPES, build_recipe, read_recipe_file, resolved
+from scst.config import build_recipe, read_recipe_file, resolved
 from scst.data.cleaning import parse_steps
 from scst.evaluation.decoding import DECODINGS
 from scst.models.adapters import LORA_TARGETS
+from scst.recipes import RECIPES
 from tests.conftest import ROOT
 
 RECIPES_FOLDER = ROOT / "recipes"

