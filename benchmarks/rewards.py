@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import sys
 import time
@@ -224,15 +223,10 @@ def main(argv: list[str] | None = None) -> int:
         record["meteor"] = measure_meteor(groups, options.meteor)
         print("METEOR: " + ", ".join(f"{name} {value:.2f}" for name, value in record["meteor"].items()))
     if options.json:
-        from scst.records import versions, write_json
+        from benchmarks.record import circumstances, write
 
         command = "python " + " ".join([str(Path(__file__).relative_to(ROOT)), *(argv or sys.argv[1:])])
-        about = {
-            "command": command,
-            "machine": platform.processor() or platform.machine(),
-            "versions": versions(),
-        }
-        write_json(options.json, about | record)
+        write(options.json, {"command": command} | circumstances() | record)
     return 0
 
 

@@ -12,9 +12,6 @@ image tokens), in turn, and the greedy captions must be equal.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -25,17 +22,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from benchmarks.models import (
+    IMAGE_SIZE,
+    IMAGE_TOKENS,
+    MIDDLE_DECODERS,
+    MIDDLE_VISION_LAYERS,
+    MIDDLE_VOCABULARY,
+    PATCH,
+)
+from benchmarks.record import circumstances, set_up, write
+
 PROMPT = "caption en"
-IMAGE_SIZE, PATCH = 224, 14
-VOCABULARY = 8192
-VISION_LAYERS = 4
-DECODERS = {
-    1: {"num_hidden_layers": 6, "num_key_value_heads": 1, "mlp": 8},
-    2: {"num_hidden_layers": 10, "num_key_value_heads": 2, "mlp": 4},
-}
-"""Gemma 2B has an MLP of 8 times its width and one key-value head, Gemma 2 2B one of 4 times and more heads.
-Layers are chosen so that the parts of a rollout cost what they cost at 3 B: vision a fifth of the prefill,
-decoding (B=8, K=5, T=16) less than half of it."""
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -57,12 +54,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def build_policy(version: int, options: argparse.Namespace) -> tuple[Any, Any]:
-    """A random policy with the proportions of :data:`DECODERS`, and its processor."""
+    """A random policy with the proportions of :data:`MIDDLE_DECODERS`, and its processor."""
     from scst.models.policy import Policy
     from scst.models.prompts import forbidden_token_mask
     from tests.tiny import build_model, build_processor
 
-    decoder = dict(DECODERS[version])
+    decoder = dict(MIDDLE_DECODERS[version])
     processor = build_processor(image_size=IMAGE_SIZE, patch=PATCH)
     model = build_model(
         processor,
@@ -70,12 +67,12 @@ def build_policy(version: int, options: argparse.Namespace) -> tuple[Any, Any]:
         image_size=IMAGE_SIZE,
         patch=PATCH,
         width=options.width,
-        layers=VISION_LAYERS,
+        layers=MIDDLE_VISION_LAYERS,
         intermediate_size=decoder.pop("mlp") * options.width,
-        vocab_size=VOCABULARY,
+        vocab_size=MIDDLE_VOCABULARY,
         **decoder,
     )
-    forbidden = forbidden_token_mask(processor, VOCABULARY)
+    forbidden = forbidden_token_mask(processor, MIDDLE_VOCABULARY)
     tokenizer = processor.tokenizer
     return Policy(model, forbidden, tokenizer.eos_token_id, tokenizer.pad_token_id), processor
 
@@ -167,9 +164,6 @@ def measure(version: int, options: argparse.Namespace) -> dict[str, Any]:
 
 def record_of(results: dict[str, Any], options: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
     """The measurements with what is needed to repeat them; ``ratio`` is that of the worst version."""
-    import torch
-    import transformers
-
     sizes = {name: getattr(options, name) for name in ("images", "samples", "tokens", "width", "threads")}
     return {
         "benchmark": "rollout",
@@ -178,17 +172,11 @@ def record_of(results: dict[str, Any], options: argparse.Namespace, argv: list[s
         **results,
         "sizes": sizes
         | {
-            "image_tokens": (IMAGE_SIZE // PATCH) ** 2,
-            "vocabulary": VOCABULARY,
-            "vision_layers": VISION_LAYERS,
+            "image_tokens": IMAGE_TOKENS,
+            "vocabulary": MIDDLE_VOCABULARY,
+            "vision_layers": MIDDLE_VISION_LAYERS,
         },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "date": time.strftime("%Y-%m-%d"),
+        **circumstances(),
     }
 
 
@@ -199,7 +187,7 @@ def print_table(results: dict[str, Any], options: argparse.Namespace) -> None:
 
     table = Table(
         title=f"rollout: B={options.images}, K={options.samples}, T={options.tokens}, "
-        f"{(IMAGE_SIZE // PATCH) ** 2} image tokens, {options.threads} thread(s), "
+        f"{IMAGE_TOKENS} image tokens, {options.threads} thread(s), "
         f"median CPU seconds of {options.repetitions}"
     )
     for column in ("model", "two generate calls", "shared rollout", "naive / ours"):
@@ -215,20 +203,11 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print, and record when asked."""
     argv = sys.argv[1:] if argv is None else argv
     options = parse(argv)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import torch
-    import transformers
-
-    torch.set_num_threads(options.threads)
-    transformers.utils.logging.set_verbosity_error()
+    set_up(options.threads)
     versions = (options.version,) if options.version else (1, 2)
     results = {f"paligemma{version}": measure(version, options) for version in versions}
     print_table(results, options)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(
-            json.dumps(record_of(results, options, argv), indent=2) + "\n", encoding="utf-8"
-        )
+    write(options.json, record_of(results, options, argv))
     return 0
 
 

@@ -13,9 +13,6 @@ Target: step time at K=16 over K=1 at most 2.5.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -26,6 +23,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
+
+from benchmarks.record import circumstances, set_up, write
 
 PATCH = 14
 DECODERS = {
@@ -193,8 +192,6 @@ def print_table(results: dict[str, list[dict[str, float]]], base: dict[str, int]
 
 def record_of(results: dict[str, Any], base: dict[str, int], argv: list[str]) -> dict[str, Any]:
     """The measurements with what is needed to repeat them."""
-    from scst.records import versions
-
     command = " ".join(["python benchmarks/scaling.py", *argv])
     record: dict[str, Any] = {"benchmark": "scaling", "command": command}
     if "samples" in results:
@@ -202,9 +199,7 @@ def record_of(results: dict[str, Any], base: dict[str, int], argv: list[str]) ->
     return record | {
         "base": base,
         "sweeps": results,
-        "versions": versions(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "date": time.strftime("%Y-%m-%d"),
+        **circumstances(),
     }
 
 
@@ -212,18 +207,11 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print, and record when asked."""
     argv = sys.argv[1:] if argv is None else argv
     options = parse(argv)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import torch
-    import transformers
-
-    torch.set_num_threads(options.threads)
-    transformers.utils.logging.set_verbosity_error()
+    set_up(options.threads)
     base = {name: getattr(options, name) for name in ("version", "width", *SWEEPS)}
     results = {name: sweep(name, base, options.repetitions) for name in options.sweeps}
     print_table(results, base)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(record_of(results, base, argv), indent=2) + "\n", encoding="utf-8")
+    write(options.json, record_of(results, base, argv))
     return 0
 
 

@@ -22,9 +22,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -34,6 +31,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
+
+from benchmarks.record import circumstances, set_up, write
 
 WAYS = ("usual", "plain", "packed", "chunked", "left_out")
 TOLERANCE = 1e-4
@@ -269,9 +268,6 @@ def print_table(results: dict[str, Any], options: argparse.Namespace) -> None:
 
 def record_of(results: dict[str, Any], options: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
     """The measurements with what is needed to repeat them; ``ratio`` is of chunked, in the worst version."""
-    import torch
-    import transformers
-
     names = ("images", "samples", "tokens", "width", "vocabulary", "left_out", "checkpointing", "threads")
     ratios = [result["ratio"]["chunked"] for result in results.values() if "chunked" in result["ratio"]]
     return {
@@ -280,14 +276,8 @@ def record_of(results: dict[str, Any], options: argparse.Namespace, argv: list[s
         "ratio": min(ratios, default=None),
         **results,
         "sizes": {name: getattr(options, name) for name in names} | {"image_tokens": 256},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "device": options.device,
-        "date": time.strftime("%Y-%m-%d"),
+        **circumstances(),
     }
 
 
@@ -295,19 +285,11 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print, and record when asked."""
     argv = sys.argv[1:] if argv is None else argv
     options = parse(argv)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import torch
-    import transformers
-
-    torch.set_num_threads(options.threads)
-    transformers.utils.logging.set_verbosity_error()
+    set_up(options.threads)
     versions = (options.version,) if options.version else (1, 2)
     results = {f"paligemma{version}": measure(version, options) for version in versions}
     print_table(results, options)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        record = record_of(results, options, argv)
-        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write(options.json, record_of(results, options, argv))
     return 0
 
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -288,7 +287,9 @@ def machine(device: str) -> str:
         import torch
 
         return torch.cuda.get_device_name()
-    return f"{platform.machine()}, {os.cpu_count()} cores"
+    from benchmarks.record import cpu
+
+    return cpu()
 
 
 def print_table(record: dict[str, Any], options: argparse.Namespace) -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peft import load_peft_weights, set_peft_model_state_dict
-from rich.console import Console
-from transformers import TrainerCallback
-
 from scst import checkpoints
-from scst.records import write_json
+from scst.watch import TRUSTED, WatchAlarm
 
 ENTROPY_SHARE = 0.05
 """Of the entropy at the beginning; below it the policy no longer draws."""
@@ -108,70 +103,24 @@ class CollapseWatch:
         self.alarms = [Collapse(a["metric"], a["step"], tuple(a["values"])) for a in state["alarms"]]
 
 
-class CollapseAlarm(TrainerCallback):
-    """Asks a :class:`CollapseWatch` about every log, says what it says, and by choice ends the run.
+class CollapseAlarm(WatchAlarm):
+    """Asks a :class:`CollapseWatch` about every log.
 
     A run that is ended has the adapter of the last evaluation without suspicion (``trusted/``) or, where none
     is kept, of the newest checkpoint from before the collapse.
-
-    Args:
-        watch: the rule.
-        console: where alarms are printed.
-        stop: whether an alarm ends the run.
-        resumed_from: checkpoint to take the watch's memory from.
     """
 
     FILE_NAME = "collapse.json"
 
-    def __init__(
-        self,
-        watch: CollapseWatch,
-        console: Console,
-        *,
-        stop: bool = False,
-        resumed_from: str | Path | None = None,
-    ):
-        self.watch, self.console, self.stop = watch, console, stop
-        self.stopped = False
-        saved = Path(resumed_from) / self.FILE_NAME if resumed_from else None
-        if saved is not None and saved.is_file():
-            state = json.loads(saved.read_text(encoding="utf-8"))
-            watch.load_state(state)
-            self.stopped = state["stopped"]
-
-    @property
-    def alarms(self) -> list[Collapse]:
-        """All alarms of the run."""
-        return self.watch.alarms
-
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs:
-            return
-        alarms = self.watch.observe(state.global_step, logs)
-        for alarm in alarms:
-            self.console.print(f"[bold red]ALARM[/bold red] {alarm}")
-        if alarms and self.stop:
-            self.stopped = control.should_training_stop = True
+        if logs and "loss" in logs:
+            self.say(self.watch.observe(state.global_step, logs), control)
 
-    def save_beside(self, folder: Path) -> None:
-        """The watch's memory, into a checkpoint that is being written; called on one process."""
-        write_json(folder / self.FILE_NAME, self.watch.state() | {"stopped": self.stopped})
-
-    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if self.stopped:
-            self.restore_finished(args, state, model)
-
-    def restore_finished(self, args: Any, state: Any, model: Any) -> None:
-        """Give the model the last adapter that was sound, where there is one."""
-        source = self._sound_adapter(Path(args.output_dir)) if self.stopped else None
-        if source is not None:
-            set_peft_model_state_dict(model, load_peft_weights(str(source), device="cpu"))
-            self.console.print(f"stopped at step {state.global_step}; the adapter is that of {source.name}")
-
-    def _sound_adapter(self, output_dir: Path) -> Path | None:
-        if (output_dir / "trusted").is_dir():
-            return output_dir / "trusted"
-        sound = (
-            p for step, p in checkpoints.numbered_checkpoints(output_dir) if step <= self.watch.healthy_step
-        )
-        return next((p for p in sound if checkpoints.fault_of(p) is None), None)
+    def sound_adapter(self, output_dir: Path) -> tuple[Path, str] | None:
+        """``trusted/``, or a checkpoint."""
+        if (output_dir / TRUSTED).is_dir():
+            return output_dir / TRUSTED, TRUSTED
+        steps = checkpoints.numbered_checkpoints(output_dir)
+        sound = (folder for step, folder in steps if step <= self.watch.healthy_step)
+        found = next((folder for folder in sound if checkpoints.fault_of(folder) is None), None)
+        return found and (found, found.name)

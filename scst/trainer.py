@@ -138,6 +138,9 @@ class SCSTTrainer(
         }
         for parts in self.parts.values():
             parts.can_split = not self._meets_in_passes()
+        self._refuse_what_cannot_work(objective)
+
+    def _refuse_what_cannot_work(self, objective: Objective) -> None:
         if not objective.prompt_gradient and self._policy(self.model).vision_is_trainable:
             raise RecipeError(
                 "prompt_gradient: false trains nothing in the vision tower and the projector, but the "

@@ -20,6 +20,9 @@ from scst.validation import CaptionValidation
 INTERVAL = (2.5, 97.5)
 """Percentiles of the paired bootstrap difference: a fall counts when all of the interval is below zero."""
 
+TRUSTED = "trusted"
+"""Folder of a run with the adapter of the last evaluation without suspicion."""
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -140,33 +143,24 @@ def _fell(best: Observation, now: Observation, direction: int) -> bool:
     return bool(np.nanpercentile(difference, INTERVAL[1]) < 0)
 
 
-class HackingAlarm(TrainerCallback):
-    """Asks a :class:`HackingWatch` about every evaluation, says what it says, and by choice ends the run.
+class WatchAlarm(TrainerCallback):
+    """Says what a watch says, and by choice ends the run with an adapter from before.
 
-    The adapter of the last evaluation without suspicion is kept in ``trusted/`` of the output folder; a run
-    that is stopped ends with it. The watch's memory is saved with every checkpoint.
+    The watch's memory is saved with every checkpoint, as ``FILE_NAME``.
 
     Args:
-        watch: the rule.
-        validation: made the captions; its metrics include the watched ones, and the reward.
+        watch: the rule; has ``alarms``, ``state()`` and ``load_state(state)``.
         console: where alarms are printed.
         stop: whether an alarm ends the run.
         resumed_from: checkpoint to take the watch's memory from.
     """
 
-    FILE_NAME = "watch.json"
-    RESAMPLES = 200
+    FILE_NAME: str
 
     def __init__(
-        self,
-        watch: HackingWatch,
-        validation: CaptionValidation,
-        console: Console,
-        *,
-        stop: bool = False,
-        resumed_from: str | Path | None = None,
+        self, watch: Any, console: Console, *, stop: bool = False, resumed_from: str | Path | None = None
     ):
-        self.watch, self.validation, self.console, self.stop = watch, validation, console, stop
+        self.watch, self.console, self.stop = watch, console, stop
         self.stopped = False
         saved = Path(resumed_from) / self.FILE_NAME if resumed_from else None
         if saved is not None and saved.is_file():
@@ -175,9 +169,55 @@ class HackingAlarm(TrainerCallback):
             self.stopped = state["stopped"]
 
     @property
-    def alarms(self) -> list[Alarm]:
+    def alarms(self) -> list[Any]:
         """All alarms of the run."""
         return self.watch.alarms
+
+    def sound_adapter(self, output_dir: Path) -> tuple[Path, str] | None:
+        """The last adapter that was sound, and what it is called; None where there is none."""
+        raise NotImplementedError
+
+    def say(self, alarms: Sequence[Any], control: Any) -> None:
+        """Print alarms, and end the run if they do."""
+        for alarm in alarms:
+            self.console.print(f"[bold red]ALARM[/bold red] {alarm}")
+        if alarms and self.stop:
+            self.stopped = control.should_training_stop = True
+
+    def save_beside(self, folder: Path) -> None:
+        """The watch's memory, into a checkpoint that is being written; called on one process."""
+        write_json(folder / self.FILE_NAME, self.watch.state() | {"stopped": self.stopped})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.restore_finished(args, state, model)
+
+    def restore_finished(self, args: Any, state: Any, model: Any) -> None:
+        """Give the model of a run that an alarm ended the last adapter that was sound."""
+        sound = self.sound_adapter(Path(args.output_dir)) if self.stopped else None
+        if sound is not None:
+            source, name = sound
+            set_peft_model_state_dict(model, load_peft_weights(str(source), device="cpu"))
+            self.console.print(f"stopped at step {state.global_step}; the adapter is that of {name}")
+
+
+class HackingAlarm(WatchAlarm):
+    """Asks a :class:`HackingWatch` about every evaluation.
+
+    The adapter of the last evaluation without suspicion is kept in ``trusted/`` of the output folder; a run
+    that is stopped ends with it.
+
+    Args:
+        watch: the rule.
+        validation: made the captions; its metrics include the watched ones, and the reward.
+        console, settings: as of :class:`WatchAlarm`.
+    """
+
+    FILE_NAME = "watch.json"
+    RESAMPLES = 200
+
+    def __init__(self, watch: HackingWatch, validation: CaptionValidation, console: Console, **settings: Any):
+        super().__init__(watch, console, **settings)
+        self.validation = validation
 
     def on_evaluate(
         self,
@@ -194,28 +234,10 @@ class HackingAlarm(TrainerCallback):
         }
         values = {name: metrics[f"eval_{name}"] for name in self.watch.directions}
         alarms = self.watch.observe(state.global_step, metrics["eval_reward"], values, resampled)
-        for alarm in alarms:
-            self.console.print(f"[bold red]ALARM[/bold red] {alarm}")
         if self.stop and self.watch.trusted_step == state.global_step and state.is_world_process_zero:
-            model.save_pretrained(self._trusted(args))
-        if alarms and self.stop:
-            self.stopped = control.should_training_stop = True
+            model.save_pretrained(Path(args.output_dir) / TRUSTED)
+        self.say(alarms, control)
 
-    def save_beside(self, folder: Path) -> None:
-        """The watch's memory, into a checkpoint that is being written; called on one process."""
-        write_json(folder / self.FILE_NAME, self.watch.state() | {"stopped": self.stopped})
-
-    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.restore_finished(args, state, model)
-
-    def restore_finished(self, args: Any, state: Any, model: Any) -> None:
-        """Give the model of a run that an alarm ended the last adapter that was sound."""
-        if self.stopped:
-            set_peft_model_state_dict(model, load_peft_weights(str(self._trusted(args)), device="cpu"))
-            self.console.print(
-                f"stopped at step {state.global_step}; the adapter is that of step {self.watch.trusted_step}"
-            )
-
-    @staticmethod
-    def _trusted(args: Any) -> Path:
-        return Path(args.output_dir) / "trusted"
+    def sound_adapter(self, output_dir: Path) -> tuple[Path, str]:
+        """That of the last evaluation without suspicion."""
+        return output_dir / TRUSTED, f"step {self.watch.trusted_step}"

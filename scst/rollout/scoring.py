@@ -59,8 +59,7 @@ def score(
         ValueError: on a layout that does not exist or shapes that do not fit.
     """
     _check(prompts, completion_ids, completion_mask, layout)
-    num_captions, length = completion_ids.shape[1:]
-    own = torch.arange(num_captions, device=completion_ids.device).expand(completion_ids.shape[:2])
+    own = torch.arange(completion_ids.shape[1], device=completion_ids.device).expand(completion_ids.shape[:2])
     scored_as = own if scored_as is None else scored_as
     is_scored = (scored_as == own) & completion_mask[..., 0]
     if not is_scored.any():
@@ -70,12 +69,10 @@ def score(
     prompts = prompts.select(images)
     if prompt_cache is not None:
         states = _constant_prompt_states(policy, prompts, prompt_cache[images], captions)
+    elif image_features is not None:
+        states = LAYOUTS[layout](policy, prompts, image_features[images], captions)
     else:
-        if image_features is None:
-            image_features = policy.image_features(prompts.pixel_values)
-        else:
-            image_features = image_features[images]
-        states = LAYOUTS[layout](policy, prompts, image_features, captions)
+        states = LAYOUTS[layout](policy, prompts, policy.image_features(prompts.pixel_values), captions)
     values = head.token_scores(
         policy,
         states,
@@ -87,13 +84,7 @@ def score(
     )
     counts = completion_mask & (scored_as >= 0).unsqueeze(-1)
     row = (is_scored.flatten().cumsum(0) - 1).view_as(own).gather(1, scored_as.clamp(min=0))
-
-    def spread(tokens: torch.Tensor) -> torch.Tensor:
-        rows = tokens.new_zeros(captions.ids.shape).masked_scatter(captions.mask, tokens)
-        rows = torch.nn.functional.pad(rows, (0, length - rows.shape[1]))
-        return rows[row].masked_fill(~counts, 0.0)
-
-    return TokenScores(*(spread(tokens) for tokens in values))
+    return TokenScores(*(_spread(tokens, captions, row, counts) for tokens in values))
 
 
 def distinct_captions(completion_ids: torch.Tensor, completion_mask: torch.Tensor) -> torch.Tensor:
@@ -205,6 +196,15 @@ def _constant_prompt_states(
         cache=ConstantPrompt(prompt_cache),
     )
     return packed.predicting(states, captions)
+
+
+def _spread(
+    tokens: torch.Tensor, captions: _Captions, row: torch.Tensor, counts: torch.Tensor
+) -> torch.Tensor:
+    """(B, K, T) values of the N tokens: of each caption those of the scored one in its ``row`` (B, K)."""
+    rows = tokens.new_zeros(captions.ids.shape).masked_scatter(captions.mask, tokens)
+    rows = torch.nn.functional.pad(rows, (0, counts.shape[-1] - rows.shape[1]))
+    return rows[row].masked_fill(~counts, 0.0)
 
 
 @dataclass(frozen=True)
