@@ -162,7 +162,8 @@ class _Worker:
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
-        self.connection.close()
+        with contextlib.suppress(OSError):  # the thread that waited for the answer may close it at this moment
+            self.connection.close()
 
     def exit_code(self) -> int | None:
         self.process.join(SECONDS_TO_END)
