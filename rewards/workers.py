@@ -162,7 +162,7 @@ class _Worker:
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
-        with contextlib.suppress(OSError):  # the thread that waited for the answer may close it at this moment
+        with contextlib.suppress(OSError):  # whoever waited may close it at this moment
             self.connection.close()
 
     def exit_code(self) -> int | None:
