@@ -66,6 +66,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--quantization", choices=("none", "nf4"), default="none", help="of the frozen decoder [none]"
     )
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), help="of computation [fp32 on the CPU, bf16 on CUDA]"
+    )
     parser.add_argument("--gradient_checkpointing", action="store_true", help="in all ways")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements there")
     return parser.parse_args(argv)
@@ -98,6 +101,7 @@ def build_world(options: argparse.Namespace, folder: Path) -> Any:
         quantization=options.quantization,
         gradient_checkpointing=options.gradient_checkpointing,
         stopwatch=Stopwatch(torch.device(options.device)),
+        precision=options.precision or ("bf16" if options.device == "cuda" else "fp32"),
     )
 
 

@@ -24,6 +24,7 @@ from rewards.cider import CiderDReward
 from rewards.mixture import RewardMixture
 from rewards.registry import build_rewards
 from scst.data.collate import SCSTCollator
+from scst.memory import PhaseMeter
 from scst.models.policy import Policy
 from scst.models.prompts import decode_captions
 from scst.trainer import Objective, SCSTTrainer
@@ -97,6 +98,7 @@ class World:
         quantization: ``none`` or ``nf4``.
         gradient_checkpointing: in the scoring pass.
         stopwatch: reads the phases.
+        precision: of computation, and of weights that are not quantised.
     """
 
     folder: Path
@@ -107,11 +109,7 @@ class World:
     quantization: str
     gradient_checkpointing: bool
     stopwatch: Stopwatch
-
-    @property
-    def precision(self) -> str:
-        """Of computation, and of weights that are not quantised."""
-        return "bf16" if self.device == "cuda" else "fp32"
+    precision: str
 
     def load(self) -> Any:
         """The model with the same adapter, a copy of its own: TRL changes the model that it is given."""
@@ -146,6 +144,7 @@ class Way:
         model: a PEFT model with a trainable adapter.
         step: makes the step with an optimizer, and tells what it did.
         flushes_denormals: on the CPU, as our launch scripts set it and others do not.
+        meter: time and memory of the phases, where the way measures them itself.
     """
 
     def __init__(
@@ -154,8 +153,9 @@ class Way:
         model: Any,
         step: Callable[[torch.optim.Optimizer], Work],
         flushes_denormals: bool = False,
+        meter: PhaseMeter | None = None,
     ):
-        self.title, self.model = title, model
+        self.title, self.model, self.meter = title, model, meter
         self._step = step
         self._adapter = [p for p in model.parameters() if p.requires_grad]
         self._start = [p.detach().clone() for p in self._adapter]
@@ -402,4 +402,4 @@ def ours(world: World, model: Any, title: str = "ours", switch: Switch | None = 
         greedy = rollout.greedy_mask.sum(-1).tolist()
         return Work(lengths, greedy, rollout.greedy_ids, round(share * len(lengths)))
 
-    return Way(title, model, step, switch.flushes_denormals)
+    return Way(title, model, step, switch.flushes_denormals, trainer.phases)

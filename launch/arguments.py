@@ -185,7 +185,8 @@ def answer_dry_run(arguments: Arguments) -> bool:
 def help_text(stage: str, usage: str) -> str:
     """What ``--help`` prints: the script's docstring and every key with its default."""
     lines = [usage.strip(), "", "flags:"]
-    lines += ["  --config RECIPE.yaml   flat `key: value` lines; every key can be overridden as --key value"]
+    lines += ["  --config RECIPE.yaml   flat `key: value` lines; every key can be overridden as --key value;"]
+    lines += ["                         `extends: OTHER.yaml` begins with the keys of another recipe"]
     lines += ["  --dry_run              check recipe and dataset, print the resolved recipe, load no model"]
     if _is_training(stage):
         lines += [

@@ -1,4 +1,5 @@
-"""Recipes: flat YAML files whose every key can be overridden on the command line.
+"""Recipes: flat YAML files whose every key can be overridden on the command line, or by a recipe that extends
+another.
 
 The keys are those of :mod:`scst.recipes`. Training stages also take every name of
 ``transformers.TrainingArguments``; those names are read from the library's source, so that parsing a recipe
@@ -61,25 +62,45 @@ def build_recipe(stage: str, settings: dict[str, Any]) -> Any:
 
 
 def read_recipe_file(path: str | Path) -> dict[str, Any]:
-    """The flat keys of a YAML file.
+    """The flat keys of a YAML file, over those of the files that it extends.
+
+    ``extends: other.yaml`` (or a list, the last one counting most) begins with the keys of other recipes;
+    their paths are relative to the file that names them.
 
     Raises:
-        RecipeError: when the file is missing, no YAML, or not a flat mapping.
+        RecipeError: when a file is missing, no YAML, no flat mapping, or extends itself.
     """
-    path = Path(path)
+    return _read_recipe_file(Path(path), ())
+
+
+def _read_recipe_file(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+    own = _read_yaml(path, readers)
+    names = own.pop("extends", [])
+    if isinstance(names, str):
+        names = [names]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RecipeError(f"extends: expected a file or a list of files in {str(path)!r}, got {names!r}")
+    settings: dict[str, Any] = {}
+    for name in names:
+        settings |= _read_recipe_file(path.parent / name, (*readers, path))
+    return settings | own
+
+
+def _read_yaml(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+    place = f"extends (in {str(readers[-1])!r})" if readers else "--config"
+    if path.resolve() in [reader.resolve() for reader in readers]:
+        raise RecipeError(f"{place}: {str(path)!r} extends itself")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RecipeError(f"--config: there is no file {str(path)!r}") from error
+        raise RecipeError(f"{place}: there is no file {str(path)!r}") from error
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(f"--config: {str(path)!r} is no readable YAML file: {error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
+        raise RecipeError(f"{place}: {str(path)!r} is no readable YAML file: {error}") from error
+    if content is not None and not isinstance(content, dict):
         raise RecipeError(
-            f"--config: {str(path)!r} must hold `key: value` lines, got a {type(content).__name__}"
+            f"{place}: {str(path)!r} must hold `key: value` lines, got a {type(content).__name__}"
         )
-    return content
+    return content or {}
 
 
 def resolved(recipe: Any) -> dict[str, Any]:

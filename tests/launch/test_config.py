@@ -217,6 +217,38 @@ def test_empty_file_is_an_empty_recipe(tmp_path):
     assert read_recipe_file(path) == {}
 
 
+def test_a_recipe_extends_others_the_last_counts_most(tmp_path):
+    """a: 1, 1, 1; b over a: 1, 2, 2; c over b: 1, 2, 3. Paths are relative to the file that names them."""
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.yaml").write_text("lora_rank: 1\nlora_alpha: 1\nlora_dropout: 1\n")
+    (tmp_path / "deep" / "b.yaml").write_text("extends: ../a.yaml\nlora_alpha: 2\nlora_dropout: 2\n")
+    (tmp_path / "c.yaml").write_text("extends: [a.yaml, deep/b.yaml]\nlora_dropout: 3\n")
+    found = read_recipe_file(tmp_path / "c.yaml")
+    assert found == {"lora_rank": 1, "lora_alpha": 2, "lora_dropout": 3}
+    (tmp_path / "c.yaml").write_text("extends: [deep/b.yaml, a.yaml]\n")
+    assert read_recipe_file(tmp_path / "c.yaml") == {"lora_rank": 1, "lora_alpha": 1, "lora_dropout": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("extends: none.yaml", "extends (in '{folder}/recipe.yaml'): there is no file '{folder}/none.yaml'"),
+        ("extends: recipe.yaml", "'{folder}/recipe.yaml' extends itself"),
+        ("extends: between.yaml", "'{folder}/recipe.yaml' extends itself"),
+        ("extends: {lora_rank: 8}", "extends: expected a file or a list of files"),
+        ("extends: [1]", "extends: expected a file or a list of files"),
+        ("extends: list.yaml", "'{folder}/list.yaml' must hold `key: value` lines, got a list"),
+    ],
+)
+def test_what_cannot_be_extended_is_refused(tmp_path, text, expected):
+    (tmp_path / "recipe.yaml").write_text(text)
+    (tmp_path / "between.yaml").write_text("extends: recipe.yaml")
+    (tmp_path / "list.yaml").write_text("- lora_rank")
+    with pytest.raises(RecipeError) as caught:
+        read_recipe_file(tmp_path / "recipe.yaml")
+    assert expected.format(folder=tmp_path) in str(caught.value)
+
+
 def test_parsing_a_recipe_imports_no_torch():
     code = (
         "import sys; from scst.config import build_recipe; build_recipe('sft', {'learning_rate': 1});"

@@ -1,0 +1,81 @@
+"""How much memory does one SCST step take, phase by phase?
+
+    python benchmarks/memory.py
+    python benchmarks/memory.py --shape 3b --quantization nf4 --precision bf16 --gradient_checkpointing
+    python benchmarks/memory.py --device cuda --shape 3b --quantization nf4 --gradient_checkpointing
+
+Steps of ours alone, as ``step.py`` makes them. On the CPU the peak is the resident size of the whole process,
+Python and libraries included (``process_gb`` says how much that was before there was a model), so it is more
+than the same step takes of a graphics card. On CUDA it is what tensors occupied.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+
+def measure(options: Any, folder: Path) -> dict[str, Any]:
+    """Peaks in GB by phase over ``--repetitions`` steps, and what was in use before them."""
+    import torch
+
+    from benchmarks.step import build_world, weights_gb, write_references
+    from benchmarks.ways import ours
+    from scst.memory import GB, PhaseMeter
+
+    meter = PhaseMeter(torch.device(options.device))
+    with meter.measure("process"):
+        pass
+    world = build_world(options, folder)
+    model = world.load()
+    write_references(world, model)
+    way = ours(world, model)
+    for repetition in range(options.repetitions):
+        way.reset()
+        way.check(way.step(), world)
+        print(f"step {repetition + 1} of {options.repetitions}", file=sys.stderr, flush=True)
+    phases = {name: round(peak, 3) for name, peak in way.meter.peak_gb.items()}
+    return {
+        "peak_gb": max(phases.values()),
+        "phases": phases,
+        "weights_gb": round(weights_gb(model) * 1e9 / GB, 3),
+        "process_gb": round(meter.peak_gb["process"], 3),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print and record."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from benchmarks.record import circumstances, set_up, write
+    from benchmarks.step import parse
+
+    argv = sys.argv[1:] if argv is None else argv
+    options = parse(argv)
+    set_up(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(options, Path(folder))
+    table = Table(title=f"{options.shape}, {options.quantization}: B={options.images}, K={options.samples}")
+    for column in ("phase", "peak GB"):
+        table.add_column(column, justify="left" if column == "phase" else "right")
+    for name, peak in (found["phases"] | {"all": found["peak_gb"]}).items():
+        table.add_row(name, f"{peak:.2f}")
+    Console().print(table)
+    sizes = ("version", "shape", "images", "samples", "tokens", "quantization", "precision", "device")
+    write(
+        options.json,
+        {"benchmark": "memory", "command": " ".join(["python", "benchmarks/memory.py", *argv])}
+        | found
+        | {name: getattr(options, name) for name in (*sizes, "gradient_checkpointing")}
+        | circumstances(),
+    )
+
+
+if __name__ == "__main__":
+    main()
