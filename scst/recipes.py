@@ -37,7 +37,7 @@ class DataKeys:
     """Which images, captions and prompts."""
 
     dataset: str = key("embedded:scenes", "RISC folder, parquet, saved dataset, hub id or embedded:scenes")
-    train_split: str = key("train", "split to train on")
+    train_split: str = key("train", "split to train on; train+val: both together")
     eval_split: str = key("val", "split to evaluate on")
     split_fractions: str | None = key(
         None, "e.g. 60/20/20 (train/val/test); default: the dataset's own splits"

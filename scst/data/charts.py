@@ -1,8 +1,10 @@
 """Charts of the data report as HTML and SVG: no scripts, in the page's colours, legible on a phone."""
 
 import importlib.util
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from html import escape
 
 WIDTH, HEIGHT = 360, 150  # of histograms, in SVG units: pixels on a phone
@@ -101,6 +103,19 @@ def bars(rows: Sequence[tuple[str, float, float | None]], *, digits: int = 0) ->
     return f'<div class="bars">{"".join(lines)}</div>'
 
 
+@contextmanager
+def _font_date() -> Iterator[None]:
+    """Embedded fonts are dated; with one date for all, a page of the same data is the same page."""
+    before = os.environ.get("SOURCE_DATE_EPOCH")
+    os.environ["SOURCE_DATE_EPOCH"] = "0"  # read by fontTools
+    try:
+        yield
+    finally:
+        del os.environ["SOURCE_DATE_EPOCH"]
+        if before is not None:
+            os.environ["SOURCE_DATE_EPOCH"] = before
+
+
 def word_cloud(frequencies: Mapping[str, int], *, seed: int = 0, words: int = 100) -> str | None:
     """Words by frequency as inline SVG; None where the package wordcloud is not installed."""
     if importlib.util.find_spec("wordcloud") is None or not frequencies:
@@ -117,7 +132,8 @@ def word_cloud(frequencies: Mapping[str, int], *, seed: int = 0, words: int = 10
         random_state=seed,
         color_func=lambda *_, **__: "var(--fill)",
     )
-    svg = cloud.generate_from_frequencies(dict(frequencies)).to_svg(embed_font=True)
+    with _font_date():
+        svg = cloud.generate_from_frequencies(dict(frequencies)).to_svg(embed_font=True)
     svg = re.sub(r'<rect width="100%"[^>]*>(</rect>)?', "", svg)  # the background is the page's
     svg = svg.replace("<style>text{", "<style>.cloud text{")  # or it would set the font of every chart
     svg = re.sub(r'font-size="(\d+)" style="', r'style="font-size:\1px;', svg)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from datasets import Dataset
 
@@ -26,7 +26,8 @@ def select_splits(
 
     Args:
         rows: rows of :func:`scst.data.sources.read_rows`.
-        names: split names; ``val``, ``validation``, ``valid`` and ``dev`` mean the same.
+        names: split names; ``val``, ``validation``, ``valid`` and ``dev`` mean the same, and ``train+val`` is
+            both together.
         fractions: ``None`` for the dataset's own splits, or percentages for train/val/test such as
             ``"80/10/10"`` (two numbers: train/val). Then which images go where depends on the seed and the
             image ids, not on row order, sizes are exact, and images with the same content stay together.
@@ -38,11 +39,19 @@ def select_splits(
         RecipeError: the fractions cannot be used.
     """
     if fractions is None:
-        return {name: rows.select(_own_split(rows, name)) for name in dict.fromkeys(names)}
+        return {name: rows.select(_together(name, lambda part: _own_split(rows, part))) for name in names}
     shares = parse_fractions(fractions)
     hashes = content_hashes or hash_images(rows)
     assigned = assign_fractions(rows["image_id"][:], hashes, shares, seed)
-    return {name: rows.select(_fraction_split(assigned, name, fractions)) for name in dict.fromkeys(names)}
+    return {
+        name: rows.select(_together(name, lambda part: _fraction_split(assigned, part, fractions)))
+        for name in names
+    }
+
+
+def _together(name: str, find: Callable[[str], list[int]]) -> list[int]:
+    """Rows of a split, or of several joined by ``+``, in the rows' own order."""
+    return sorted({row for part in name.split("+") for row in find(part)})
 
 
 def check_leakage(

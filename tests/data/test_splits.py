@@ -31,6 +31,19 @@ def test_validation_by_any_of_its_names(stored, asked):
     assert len(select_splits(rows, [asked], None, seed=0)[asked]) == 3
 
 
+@pytest.mark.parametrize("fractions", [None, "60/20/20"])
+def test_splits_joined_by_a_plus(toy_rows, fractions):
+    rows = read_form(toy_rows)
+    parts = ids(select_splits(rows, ["train", "val"], fractions, seed=0))
+    both = select_splits(rows, ["train+validation", "val"], fractions, seed=0)
+    assert ids(both)["train+validation"] == parts["train"] | parts["val"]
+    assert len(both["train+validation"]) == len(parts["train"]) + len(parts["val"])
+    with pytest.raises(DataError, match=r"in train\+validation and val"):
+        check_leakage(both)
+    with pytest.raises(DataError, match="no split 'tset'"):
+        select_splits(rows, ["train+tset"], fractions, seed=0)
+
+
 def test_unknown_split_lists_those_present(toy_rows):
     with pytest.raises(DataError, match=r"no split 'test'; the dataset has train \(8\), val \(3\)"):
         select_splits(read_form(toy_rows), ["test"], None, seed=0)
