@@ -252,7 +252,7 @@ def preview(recipe: Any, data: LoadedData, processor: Any, console: Console) -> 
     choice = CaptionChoice(recipe.caption_policy, recipe.seed)
     training_preview(
         train,
-        SFTCollator(processor, recipe.prompt, choice, recipe.max_new_tokens)(rows),
+        SFTCollator(processor, recipe.prompt, choice, recipe.max_new_tokens, recipe.prompts)(rows),
         processor.tokenizer,
         max_new_tokens=recipe.max_new_tokens,
         choice=choice,

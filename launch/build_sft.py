@@ -29,7 +29,7 @@ def build_trainer(
         model,
         args,
         train_dataset=choice.expand(data.splits[recipe.train_split]),
-        data_collator=SFTCollator(processor, recipe.prompt, choice, recipe.max_new_tokens),
+        data_collator=SFTCollator(processor, recipe.prompt, choice, recipe.max_new_tokens, recipe.prompts),
         processor=processor,
         validation=build.build_validation(recipe, data, processor, args),
         callbacks=[RichProgress(console, "SFT"), *build.stopping_callbacks(recipe)],

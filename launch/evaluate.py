@@ -28,32 +28,10 @@ def run(arguments: Arguments) -> None:
     if answer_dry_run(arguments):
         return
     from launch import build
-    from launch.build_metrics import checked_settings
-    from scst.evaluation.evaluate import evaluate
+    from launch.build_evaluate import Evaluator
 
     build.prepare_libraries()
-    console = build.make_console()
-    settings = checked_settings(recipe)
-    base = build.check_inputs(recipe)
-    data = build.load_data(recipe, [recipe.eval_split], console)
-    model, processor = build.build_policy(recipe, base, trainable=False)
-    evaluate(
-        model,
-        processor,
-        data.splits[recipe.eval_split],
-        prompt=recipe.prompt,
-        output_dir=recipe.output_dir,
-        decoding=recipe.decoding,
-        max_new_tokens=recipe.max_new_tokens,
-        min_new_tokens=recipe.min_new_tokens,
-        batch_size=recipe.eval_batch_size,
-        metrics=recipe.metrics,
-        settings=settings,
-        bootstrap_samples=recipe.bootstrap_samples,
-        seed=recipe.seed,
-        title=f"{recipe.adapter or base} on {recipe.dataset} {recipe.eval_split}",
-        console=console,
-    )
+    Evaluator(build.make_console()).run(recipe)
 
 
 if __name__ == "__main__":

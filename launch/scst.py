@@ -40,7 +40,7 @@ def run(arguments: Arguments) -> None:
         model, processor = build.build_policy(recipe, base, trainable=True)
         build_scst.setup_reward(reward, data.splits[recipe.train_split], recipe)
         build.preview(recipe, data, processor, console)
-        collator = SCSTCollator(processor, recipe.prompt)
+        collator = SCSTCollator(processor, recipe.prompt, recipe.prompts, recipe.seed)
 
         def trainer_of(recipe):
             args = build_scst.training_arguments(recipe)

@@ -58,7 +58,26 @@ def build_recipe(stage: str, settings: dict[str, Any]) -> Any:
             training[name] = _training_argument(stage, name, value)
         elif name not in _all_keys():
             raise _unknown_key(stage, name)
+    _check_prompts(own.get("prompts", []))
+    if is_training:
+        _check_trained_prompts(own.get("prompts", []))
     return recipe_class(**own, **({"training": training} if is_training else {}))
+
+
+def _check_prompts(prompts: list[Any]) -> None:
+    """Instructions are texts, and each is there once: one that stood twice would be drawn twice as often."""
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise RecipeError(f"prompts: expected a list of texts, got {prompt!r} in it")
+        if prompts.count(prompt) > 1:
+            raise RecipeError(f"prompts: {prompt!r} stands there twice; give each once")
+
+
+def _check_trained_prompts(prompts: list[str]) -> None:
+    if blank := [prompt for prompt in prompts if not prompt.strip()]:
+        raise RecipeError(
+            f"prompts: {blank[0]!r} is empty; give texts, or leave prompts out and write prompt: ''"
+        )
 
 
 def read_recipe_file(path: str | Path) -> dict[str, Any]:

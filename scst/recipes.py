@@ -81,7 +81,18 @@ class ValidationKeys:
 
 
 @dataclass
-class SFTRecipe(ModelKeys, DataKeys, ValidationKeys, RunKeys):
+class PromptKeys:
+    """Which instructions are trained on."""
+
+    prompts: list = key(
+        [],
+        "instructions to train on, one drawn per example and epoch; []: `prompt`, which stays that of "
+        "evaluations",
+    )
+
+
+@dataclass
+class SFTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys):
     """Supervised stage: a new adapter, or with `adapter` an existing one continued."""
 
     caption_policy: str = key(
@@ -103,7 +114,7 @@ class SFTRecipe(ModelKeys, DataKeys, ValidationKeys, RunKeys):
 
 
 @dataclass
-class SCSTRecipe(ModelKeys, DataKeys, ValidationKeys, RunKeys):
+class SCSTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys):
     """Self-critical stage: refines the adapter of the supervised stage."""
 
     num_samples: int = key(5, "K, sampled captions per image beside the greedy one")
@@ -342,6 +353,27 @@ class ExplainRecipe(ModelKeys, RunKeys):
     explain_batch_size: int = key(8, "pictures the model looks at together; less memory with fewer")
 
 
+@dataclass
+class MatrixRecipe:
+    """Models x prompts x decodings: trains what has to be trained, evaluates all, and compares."""
+
+    models: list = key(
+        [{"name": "base"}],
+        "list of {name, adapter or stages: [{stage, config, key: value}], vary: {key: [values]}, key: value}",
+    )
+    prompts: list = key([], "instructions to evaluate with; []: the one each model was trained on")
+    decodings: list = key(["greedy"], "presets of launch/evaluate.py")
+    max_new_tokens: list | int = key([], "length limits to evaluate with; []: that of the recipes")
+    seeds: list | int = key([], "every training and evaluation once per seed; []: the seed of the recipes")
+    common: dict = key({}, "keys for all stages and evaluations that know them, e.g. {dataset: DATA}")
+    evaluate: dict = key({}, "keys of launch/evaluate.py, and config: its recipe file")
+    main_metric: str = key("cider_d", "metric of ablation and robustness figures; else the first there is")
+    launcher: str = key(
+        "python", "what starts trainings and evaluations, e.g. accelerate launch --config_file FILE"
+    )
+    output_dir: str = key("outputs/matrix", "folder of all runs and of matrix.html, .md, .csv and .json")
+
+
 RECIPES: dict[str, type] = {
     "sft": SFTRecipe,
     "scst": SCSTRecipe,
@@ -351,5 +383,6 @@ RECIPES: dict[str, type] = {
     "score": ScoreRecipe,
     "prepare": PrepareRecipe,
     "document-frequencies": DocumentFrequenciesRecipe,
+    "matrix": MatrixRecipe,
 }
 """Stage -> its recipe. Training stages are those with a field ``training``."""

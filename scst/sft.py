@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
@@ -14,7 +13,7 @@ from scst.data.collate import SFTCollator
 from scst.memory import PhaseMeter
 from scst.models.prompts import IGNORED_LABEL
 from scst.sane import SaneStepsMixin
-from scst.spread import SharedBatchesMixin
+from scst.spread import EpochOfCollator, SharedBatchesMixin
 from scst.validation import CaptionValidation, CaptionValidationMixin
 
 SFT_ARGUMENTS = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
@@ -55,7 +54,7 @@ class CaptionSFTTrainer(SaneStepsMixin, SharedBatchesMixin, CaptionValidationMix
             eval_dataset=validation.dataset if validation else None,
             data_collator=data_collator,
             processing_class=processor,
-            callbacks=[_EpochOfCollator(data_collator), *(callbacks or [])],
+            callbacks=[EpochOfCollator(data_collator), *(callbacks or [])],
         )
         self.validation = validation
         self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of the whole optimizer step
@@ -72,17 +71,14 @@ class CaptionSFTTrainer(SaneStepsMixin, SharedBatchesMixin, CaptionValidationMix
         return loss
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Held-out loss on the same human captions at every evaluation, whatever the epoch.
+        """Held-out loss on the same human captions and one prompt at every evaluation, whatever the epoch.
 
         The mean over all their tokens: it depends neither on how they are cut into batches nor on the
         number of processes.
         """
-        epoch, self.data_collator.epoch = self.data_collator.epoch, 0
         self._held_out = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        try:
+        with self.data_collator.evaluating():
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        finally:
-            self.data_collator.epoch = epoch
         loss, tokens = self.accelerator.reduce(self._held_out, reduction="sum").tolist()
         output.metrics[f"{metric_key_prefix}_loss"] = loss / tokens
         return output
@@ -98,13 +94,3 @@ class CaptionSFTTrainer(SaneStepsMixin, SharedBatchesMixin, CaptionValidationMix
         scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         self._held_out += torch.stack([loss / scale, tokens]).double()
         return None, None, None
-
-
-class _EpochOfCollator(TrainerCallback):
-    """Tells the collator which epoch it draws captions for; a resumed run asks for the same captions."""
-
-    def __init__(self, collator: SFTCollator):
-        self.collator = collator
-
-    def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        self.collator.epoch = int(round(state.epoch or 0, 6))

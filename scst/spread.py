@@ -1,4 +1,4 @@
-"""What both trainers do alike on several processes: batches that do not depend on their number."""
+"""What both trainers do alike: batches that depend neither on the number of processes nor on a resumption."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import seed_worker
 
 from scst.data.shares import shared_loader
@@ -54,3 +55,18 @@ class SharedBatchesMixin:
             prefetch_factor=args.dataloader_prefetch_factor,
             **loading,
         )
+
+
+class EpochOfCollator(TrainerCallback):
+    """Tells the collator which epoch it draws captions and prompts for; a resumed run asks for the same.
+
+    Args:
+        collator: has ``epoch``, where its batches depend on it.
+    """
+
+    def __init__(self, collator: Any):
+        self.collator = collator
+
+    def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before the first batch of an epoch is made."""
+        self.collator.epoch = int(round(state.epoch or 0, 6))

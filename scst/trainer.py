@@ -32,7 +32,7 @@ from scst.models.sharding import whole
 from scst.objective.advantages import compute_advantages
 from scst.rollout.decode import rollout as run_rollout
 from scst.rollout.features import FeatureCache
-from scst.spread import SharedBatchesMixin
+from scst.spread import EpochOfCollator, SharedBatchesMixin
 from scst.trainer_log import StepLogMixin, StepRecord
 from scst.trainer_loss import CaptionLossMixin, Objective
 from scst.trainer_rewards import RewardsMixin
@@ -109,7 +109,7 @@ class SCSTTrainer(
             eval_dataset=validation.dataset if validation else None,
             data_collator=data_collator,
             processing_class=processor,
-            callbacks=list(callbacks or []),
+            callbacks=[EpochOfCollator(data_collator), *(callbacks or [])],
         )
         self.processor = processor
         self.sampling = sampling

@@ -98,7 +98,7 @@ class RewardsMixin(StopOnRewardErrorMixin):
         return before
 
     def save_own(self, folder: Path) -> None:
-        """The rollout that waits, so that a resumed run learns from it; its prompts are in the dataset."""
+        """The rollout that waits, so that a resumed run learns from it; its images are in the dataset."""
         super().save_own(folder)
         if (waiting := self._waiting) is None:
             return
@@ -107,6 +107,7 @@ class RewardsMixin(StopOnRewardErrorMixin):
         record = {
             "rollout": parts,
             "image_ids": [str(image_id) for image_id in waiting.columns["image_id"]],
+            "prompts": waiting.columns["prompts"],
             "global_step": waiting.state.global_step,
             "num_items": waiting.num_items,
             "is_spare": waiting.is_spare,
@@ -121,7 +122,10 @@ class RewardsMixin(StopOnRewardErrorMixin):
             return
         record = torch.load(path, map_location=self.args.device, weights_only=True)
         rows = {str(image_id): row for row, image_id in enumerate(self.train_dataset["image_id"])}
-        batch = self.data_collator([self.train_dataset[rows[name]] for name in record["image_ids"]])
+        batch = self.data_collator.with_prompts(
+            [self.train_dataset[rows[name]] for name in record["image_ids"]],
+            record["prompts"],  # of the epoch that they were drawn in
+        )
         columns = batch.pop("columns")
         prompts = PromptBatch(**batch).to(self.args.device)
         policy = self._policy(self.model)

@@ -25,7 +25,7 @@ GROUND = {
 PARTS = ("scst.data", "scst.memory", "scst.models", "scst.objective", "scst.processes", "scst.rollout")
 STAGES = ("scst.sft", "scst.trainer", "scst.plan", "scst.watch", "scst.validation")
 STAGES += ("scst.spread", "scst.callbacks", "scst.evaluation", "scst.explain", "scst.sane", "scst.signals")
-STAGES += ("scst.collapse",)
+STAGES += ("scst.collapse", "scst.matrix")
 CONTRACTS = ("document_frequencies", "errors", "metrics", "mixture", "text")
 REWARD_CONTRACTS = {f"rewards.{name}" for name in CONTRACTS}
 NEURAL = {f"rewards.{name}" for name in ("encoders", "clipscore", "sentence_similarity", "bertscore")}
@@ -80,6 +80,8 @@ def test_rewards_load_no_torch_until_a_model_is_asked_for():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("script", ["sft", "scst", "evaluate", "caption", "score", "prepare"])
+@pytest.mark.parametrize(
+    "script", ["sft", "scst", "evaluate", "caption", "score", "prepare", "matrix", "evaluations"]
+)
 def test_launch_scripts_are_thin(script):
     assert len((ROOT / "launch" / f"{script}.py").read_text().splitlines()) <= 60

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from scst.data.supervision import CaptionChoice
+from scst.data.supervision import CaptionChoice, PromptChoice
 from scst.models.prompts import encode_captions, encode_prompts
 
 
@@ -16,51 +17,84 @@ class SFTCollator:
 
     Args:
         processor: a PaliGemma processor.
-        prompt: the instruction.
-        choice: which caption of an image is trained on.
+        prompt: the instruction; that of evaluations where there are ``prompts``.
+        choice: which caption of an image is trained on; its seed is that of the prompts too.
         max_new_tokens: captions are cut to this many tokens.
+        prompts: instructions to train on, one drawn per caption and epoch; none: ``prompt``.
+
+    Attributes:
+        epoch: captions and prompts are drawn for this one.
     """
 
-    def __init__(self, processor: Any, prompt: str, choice: CaptionChoice, max_new_tokens: int):
+    def __init__(
+        self,
+        processor: Any,
+        prompt: str,
+        choice: CaptionChoice,
+        max_new_tokens: int,
+        prompts: Sequence[str] = (),
+    ):
         self.processor = processor
         self.prompt = prompt
+        self.prompts = PromptChoice(tuple(prompts) or (prompt,), choice.seed)
         self.choice = choice
         self.max_new_tokens = max_new_tokens
         self.epoch = 0
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         captions = [self.choice.choose(row["references"], row["image_id"], self.epoch) for row in rows]
+        examples = [f"{row['image_id']}:{caption}" for row, caption in zip(rows, captions, strict=True)]
         return encode_captions(
             self.processor,
             [row["image"] for row in rows],
-            [self.prompt] * len(rows),
+            [self.prompts.choose(example, self.epoch) for example in examples],
             captions,
             max_new_tokens=self.max_new_tokens,
         )
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """While open, the captions of epoch 0 and ``prompt``: every evaluation is about the same batches."""
+        kept = self.epoch, self.prompts
+        self.epoch, self.prompts = 0, PromptChoice((self.prompt,))
+        try:
+            yield
+        finally:
+            self.epoch, self.prompts = kept
 
 
 class SCSTCollator:
     """Rows to prompts with everything a reward may want to know about them.
 
     The batch holds ``input_ids``, ``attention_mask``, ``pixel_values`` and ``columns``: every dataset column
-    by name, images included, one value per image.
+    by name, images included, one value per image, and the instruction as ``prompts``. All captions of an
+    image, sampled and greedy, answer the same instruction.
 
     Args:
         processor: a PaliGemma processor.
         prompt: the instruction.
+        prompts: instructions to train on, one drawn per image and epoch; none: ``prompt``.
+        seed: of the draws.
+
+    Attributes:
+        epoch: prompts are drawn for this one.
     """
 
-    def __init__(self, processor: Any, prompt: str):
+    def __init__(self, processor: Any, prompt: str, prompts: Sequence[str] = (), seed: int = 0):
         self.processor = processor
-        self.prompt = prompt
+        self.prompts = PromptChoice(tuple(prompts) or (prompt,), seed)
+        self.epoch = 0
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        prompts = [self.prompt] * len(rows)
+        return self.with_prompts(rows, [self.prompts.choose(row["image_id"], self.epoch) for row in rows])
+
+    def with_prompts(self, rows: Sequence[dict[str, Any]], prompts: Sequence[str]) -> dict[str, Any]:
+        """The batch of rows with given instructions, one per row."""
         inputs = encode_prompts(self.processor, [row["image"] for row in rows], prompts)
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         return {
             "input_ids": inputs["input_ids"],
             "attention_mask": inputs["attention_mask"].bool(),
             "pixel_values": inputs["pixel_values"],
-            "columns": columns | {"prompts": prompts},
+            "columns": columns | {"prompts": list(prompts)},
         }

@@ -1,4 +1,4 @@
-"""Which of an image's captions supervised training sees."""
+"""Which of an image's captions supervised training sees, and which instruction stands beside the image."""
 
 import hashlib
 import re
@@ -102,3 +102,36 @@ def expand_captions(dataset: Dataset) -> Dataset:
         column = [captions[number : number + 1] for captions in references]
         parts.append(bare.add_column("references", column, feature=TEXTS).select(rows))
     return concatenate_datasets(parts) if parts else dataset
+
+
+@dataclass(frozen=True)
+class PromptChoice:
+    """One instruction per example, drawn anew every epoch.
+
+    A draw is a function of (seed, epoch, example) alone: a resumed run draws the same, and so does any number
+    of processes, however the images are cut into batches.
+
+    Args:
+        prompts: the instructions, at least one; with one there is nothing to draw.
+        seed: of the draws.
+
+    Raises:
+        RecipeError: there are none.
+    """
+
+    prompts: tuple[str, ...]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise RecipeError("prompts: expected at least one instruction to draw from, got none.")
+
+    def choose(self, example: str, epoch: int) -> str:
+        """Return the instruction of an example.
+
+        Args:
+            example: names it, e.g. its image id.
+            epoch: 0-based epoch.
+        """
+        digest = hashlib.sha256(f"prompt:{self.seed}:{int(epoch)}:{example}".encode()).digest()
+        return self.prompts[int.from_bytes(digest[:8], "big") % len(self.prompts)]
