@@ -21,6 +21,7 @@ DECIDED = {
     "overwrite": "every run goes on where it stopped",
     "seed": "use seeds",
 }
+SHARED_DECIDED = DECIDED | {"adapter": "give it to the model that it belongs to"}
 """Keys that a model may not set, and why."""
 
 
@@ -153,8 +154,9 @@ def _span(model: ModelSpec, entry: Mapping[str, Any]) -> list[ModelSpec]:
     for name in axes:
         if not any(_reaches(name, stage) for stage in reached):
             owner = name.rpartition(".")[0]
-            refuse_unknown({_bare(name): None}, [owner] if owner in reached else reached, where)
-            raise RecipeError(f"{where}: {name}: the model has no stage {owner!r}")
+            if owner and owner not in reached:
+                raise RecipeError(f"{where}: {name}: the model has no stage {owner!r}")
+            refuse_unknown({_bare(name): None}, [owner] if owner else reached, where)
     return [_point(model, dict(zip(axes, point, strict=True))) for point in product(*axes.values())]
 
 
@@ -174,15 +176,15 @@ def _point(model: ModelSpec, point: Mapping[str, tuple[str, Any]]) -> ModelSpec:
     return dataclasses.replace(model, name=name, varied=varied, values=values)
 
 
-def refuse_decided(keys: Mapping[str, Any], where: str) -> None:
+def refuse_decided(keys: Mapping[str, Any], where: str, decided: Mapping[str, str] = DECIDED) -> None:
     """Refuse keys that the matrix sets itself.
 
     Raises:
         RecipeError: naming the key.
     """
     for name in keys:
-        if name in DECIDED:
-            raise RecipeError(f"{where}: {name}: the matrix sets it; {DECIDED[name]}")
+        if name in decided:
+            raise RecipeError(f"{where}: {name}: the matrix sets it; {decided[name]}")
 
 
 def refuse_unknown(keys: Mapping[str, Any], stages: Sequence[str], where: str) -> None:

@@ -20,6 +20,7 @@ from scst.errors import RecipeError
 from scst.evaluation.decoding import get_decoding
 from scst.matrix.models import (
     EVALUATE,
+    SHARED_DECIDED,
     ModelSpec,
     StageSpec,
     knows,
@@ -137,7 +138,7 @@ class _Planner:
         self.seeds = _axis("seeds", recipe.seeds, int)
         self.root = Path(recipe.output_dir)
         self.common = recipe.common
-        refuse_decided(self.common, "common")
+        refuse_decided(self.common, "common", SHARED_DECIDED)
         refuse_unknown(self.common, ["sft", "scst", EVALUATE], "common")
         self.evaluate = _file_and_keys(recipe.evaluate, "evaluate")
         self._folders: dict[str, Path] = {}
@@ -236,7 +237,7 @@ def _axis(name: str, values: Any, kind: type) -> list[Any]:
 def _file_and_keys(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Keys of ``evaluate``: those of its ``config`` that it knows, then its own."""
     keys = {name: value for name, value in entry.items() if name != "config"}
-    refuse_decided(keys, where)
+    refuse_decided(keys, where, SHARED_DECIDED)
     refuse_unknown(keys, [EVALUATE], where)
     settings = read_recipe_file(entry["config"]) if entry.get("config") else {}
     with _naming(where):
