@@ -1,20 +1,13 @@
-"""The command on a real model: killed in a training, gone on with, one cell failing; help and exit codes."""
+"""The command itself: its dry run, and what it refuses before anything runs."""
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import signal
-import time
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
 
 from tests.launch.test_command_lines import call
-from tests.trainer.conftest import run_stage, world  # noqa: F401  fixtures
+from tests.trainer.conftest import world  # noqa: F401  fixture
 from tests.worlds import write_recipe
 
 PROMPTS = ["caption en", "Describe this image in detail:"]
@@ -38,46 +31,6 @@ def config(world, tmp_path):  # noqa: F811
     )
 
 
-def test_killed_and_gone_on_with(config, tmp_path, run_stage, world, capsys):  # noqa: F811
-    """SIGKILL of the command in the middle of a training; the training it leaves behind saves and ends."""
-    victim = multiprocessing.get_context("fork").Process(
-        target=call, args=("matrix", "--config", str(config))
-    )
-    victim.start()
-    until = time.monotonic() + 120
-    while not (begun := list(tmp_path.glob("out/trained/*/checkpoint-*/complete.json"))):
-        assert time.monotonic() < until, "no checkpoint in two minutes"
-        time.sleep(0.02)
-    os.kill(victim.pid, signal.SIGKILL)
-    victim.join()
-    training = begun[0].parents[1]
-    assert not (training / "run.json").is_file()
-
-    code = call("matrix", "--config", str(config))
-    told = capsys.readouterr()
-    assert code == 1, told.err
-    assert "2 of 4 cells have no result" in told.err
-    assert "max_new_tokens=2" in told.err
-    assert "resuming from" in (training / "log.txt").read_text()
-
-    keys = json.loads((training / "run.json").read_text())["recipe"]
-    whole = run_stage("sft", **keys | {"output_dir": str(tmp_path / "whole"), "resume": False})
-    assert whole.state.global_step == 12
-    one, other = (
-        load_file(folder / "adapter_model.safetensors") for folder in (training, tmp_path / "whole")
-    )
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-    cells = json.loads((tmp_path / "out" / "matrix.json").read_text())["cells"]
-    for cell in cells[::2]:
-        recipe = tmp_path / "out" / cell["folder"] / "recipe.yaml"
-        direct = {"adapter": str(tmp_path / "whole"), "output_dir": str(tmp_path / "direct")}
-        flags = [part for name, value in direct.items() for part in (f"--{name}", value)]
-        assert call("evaluate", "--config", str(recipe), *flags) == 0
-        assert json.loads((tmp_path / "direct" / "metrics.json").read_text()) == cell["metrics"]
-    assert [cell["state"] for cell in cells] == ["complete", "failed"] * 2
-
-
 def test_dry_run_prints_every_run_and_loads_nothing(config, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("scst.models.loading.load_model", lambda *a, **k: pytest.fail("a model was loaded"))
     assert call("matrix", "--config", str(config), "--seeds", "[1, 2]", "--dry_run") == 0
@@ -90,10 +43,6 @@ def test_dry_run_prints_every_run_and_loads_nothing(config, tmp_path, capsys, mo
 
 WRONG = {
     "unknown key": (["--modles", "[]"], "modles: unknown key; did you mean models"),
-    "no dataset": (
-        ["--common", "{dataset: /nowhere, model_name_or_path: embedded:scenes-paligemma}"],
-        "/nowhere",
-    ),
     "no model": (
         ["--common", "{model_name_or_path: /nowhere}"],
         "no model configuration found at '/nowhere'",
