@@ -13,7 +13,9 @@ from launch.build_metrics import checked_settings
 from rewards.errors import RewardError
 from scst.config import build_recipe, read_recipe_file
 from scst.errors import RunStopped, ScstError
+from scst.evaluation.caption_files import read_pairs
 from scst.evaluation.evaluate import evaluate
+from scst.evaluation.samples import check_report_samples
 from scst.records import write_text
 
 ERROR_FILE = "error.txt"
@@ -33,6 +35,20 @@ LOADED = [
     "on_bad_example",
 ]
 """Keys that decide which model and which images are in memory."""
+PASSED_ON = [
+    "prompt",
+    "output_dir",
+    "decoding",
+    "max_new_tokens",
+    "min_new_tokens",
+    "metrics",
+    "bootstrap_samples",
+    "seed",
+    "adapter",
+    "report_samples",
+    "compare_with",
+]
+"""Keys that are settings of the evaluation, by the same name."""
 
 
 class Evaluator:
@@ -53,22 +69,16 @@ class Evaluator:
             ScstError: on a recipe, model or dataset that cannot be used.
         """
         settings = checked_settings(recipe)
+        _check_report(recipe)
         base = build.check_inputs(recipe)
         self._load(recipe, base)
         evaluate(
             self.model,
             self.processor,
             self.rows,
-            prompt=recipe.prompt,
-            output_dir=recipe.output_dir,
-            decoding=recipe.decoding,
-            max_new_tokens=recipe.max_new_tokens,
-            min_new_tokens=recipe.min_new_tokens,
+            **{name: getattr(recipe, name) for name in PASSED_ON},
             batch_size=recipe.eval_batch_size,
-            metrics=recipe.metrics,
             settings=settings,
-            bootstrap_samples=recipe.bootstrap_samples,
-            seed=recipe.seed,
             title=f"{recipe.adapter or base} on {recipe.dataset} {recipe.eval_split}",
             console=self.console,
         )
@@ -81,6 +91,13 @@ class Evaluator:
         self.rows = build.load_data(recipe, [recipe.eval_split], self.console).splits[recipe.eval_split]
         self.model, self.processor = build.build_policy(recipe, base, trainable=False)
         self._keys = keys
+
+
+def _check_report(recipe: Any) -> None:
+    """Refuse, before a model is loaded, what the report cannot show."""
+    check_report_samples(recipe.report_samples)
+    if recipe.compare_with is not None:
+        read_pairs(recipe.compare_with)
 
 
 def evaluate_files(files: Sequence[str]) -> None:

@@ -5,7 +5,8 @@
     python launch/evaluate.py --compare OUT_A OUT_B       (paired bootstrap of two evaluations)
 
 Without --config the recipe recorded with the adapter is used. Leaves metrics.json (values, signatures,
-confidence intervals; written last), predictions.jsonl and report.html in output_dir.
+confidence intervals; written last), predictions.jsonl and report.html in output_dir. --compare_with OTHER
+adds what changed since an earlier evaluation to the report.
 """
 
 import sys

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from html import escape
 
 from PIL import Image
 
 THUMBNAIL = 224  # pixels
 STYLE = """
-:root { color-scheme: light dark; --line: #8886; --soft: #888; --fill: #3a78c2; }
+:root { color-scheme: light dark; --line: #8886; --soft: #666; --fill: #3a78c2; }
+@media (prefers-color-scheme: dark) { :root { --soft: #a6a6a6; } }
 body { font: 16px/1.45 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .3rem .5rem .3rem 0; border-bottom: 1px solid var(--line); }
 tr:has(+ .s) td { border: 0; padding-bottom: 0; } .s td { padding-top: 0; }
@@ -24,7 +26,12 @@ code, .soft { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
 .card div { padding: .6rem .8rem; } .card p { margin: .2rem 0; font-weight: 600; }
 .card ul { margin: .4rem 0 0; padding-left: 1.1rem; color: var(--soft); font-size: .9rem; }
 svg { width: 100%; height: auto; } svg text { font-size: 15px; fill: currentColor; }
+.tabs { position: relative; } .tabs > input { position: absolute; left: 0; margin: 0; opacity: 0;
+  pointer-events: none; }
+.tabs > label { display: inline-block; padding: .35rem .7rem; margin: 0 .35rem .5rem 0; cursor: pointer;
+  border: 1px solid var(--line); border-radius: 1rem; } .panels > * { display: none; }
 """
+MOST_TABS = 8
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -44,7 +51,9 @@ _PAGE = """<!DOCTYPE html>
 
 def html_page(title: str, subtitle: str, body: str, *, style: str = "") -> str:
     """A whole page: title and subtitle are escaped, ``body`` is HTML, ``style`` CSS after the common one."""
-    return _PAGE.format(title=escape(title), subtitle=escape(subtitle), style=STYLE + style, body=body)
+    return _PAGE.format(
+        title=escape(title), subtitle=escape(subtitle), style=STYLE + _tab_rules() + style, body=body
+    )
 
 
 def thumbnail_uri(image: Image.Image, side: int = THUMBNAIL) -> str:
@@ -54,3 +63,32 @@ def thumbnail_uri(image: Image.Image, side: int = THUMBNAIL) -> str:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def tabs(group: str, panels: Mapping[str, str]) -> str:
+    """Panels of which one is seen: its label was tapped, which checks a hidden radio button; no script.
+
+    Args:
+        group: name of the radio buttons, its own for every set of tabs on a page.
+        panels: label -> HTML, at most ``MOST_TABS``; labels are escaped, the first one is open.
+    """
+    if len(panels) > MOST_TABS:
+        raise ValueError(f"expected at most {MOST_TABS} tabs, got {len(panels)}")
+    buttons = "".join(
+        f'<input type="radio" name="{group}" id="{group}-{place}"{"" if place else " checked"}>'
+        f'<label for="{group}-{place}">{escape(label)}</label>'
+        for place, label in enumerate(panels)
+    )
+    contents = "".join(f"<div>{content}</div>" for content in panels.values())
+    return f'<div class="tabs">{buttons}<div class="panels">{contents}</div></div>'
+
+
+def _tab_rules() -> str:
+    """A checked radio button shows its panel and marks its label."""
+    rules = []
+    for place in range(1, MOST_TABS + 1):
+        button = f".tabs > input:nth-of-type({place})"
+        rules.append(f"{button}:checked ~ .panels > :nth-child({place}) {{ display: block; }}")
+        rules.append(f"{button}:checked + label {{ outline: 2px solid var(--fill); }}")
+        rules.append(f"{button}:focus-visible + label {{ outline: 3px solid; }}")
+    return "\n".join(rules) + "\n"

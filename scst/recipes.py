@@ -213,6 +213,10 @@ class EvaluateRecipe(MetricKeys, ModelKeys, DataKeys, RunKeys):
         [*TEXT_METRICS, "meteor", *STYLE_METRICS, "truncation_rate"], "metrics; score.py --list names all"
     )
     eval_batch_size: int = key(32, "images captioned together")
+    report_samples: int = key(8, "images whose greedy caption report.html shows beside sampled ones; 0: none")
+    compare_with: str | None = key(
+        None, "output folder or predictions of an earlier evaluation of the same images, for report.html"
+    )
     compare: list = key([], "two prediction files or output folders: compare those, caption nothing")
 
 

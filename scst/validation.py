@@ -14,8 +14,8 @@ from rewards.text import caption_statistics
 from scst.data.shares import done_together
 from scst.evaluation.captioning import Caption, evaluation_mode
 from scst.memory import FittingParts, PhaseMeter
-from scst.models.policy import Policy
-from scst.models.prompts import forbidden_token_mask, prompt_batch
+from scst.models.policy import policy_for
+from scst.models.prompts import prompt_batch
 from scst.models.sharding import whole
 from scst.rollout.greedy import greedy_captions
 
@@ -80,7 +80,7 @@ class CaptionValidation:
     def _caption(self, model: torch.nn.Module, rows: Sequence[int]) -> list[Caption]:
         images = self.dataset.select(rows)["image"]
         captions: list[Caption] = []
-        policy = self._policy(model)
+        policy = policy_for(model, self.processor)
 
         def caption(part: slice) -> None:
             pictures = [images[i] for i in range(part.start, part.stop)]
@@ -92,11 +92,6 @@ class CaptionValidation:
         with evaluation_mode(model):
             self.parts.run(len(rows), caption)
         return captions
-
-    def _policy(self, model: torch.nn.Module) -> Policy:
-        tokenizer = self.processor.tokenizer
-        forbidden = forbidden_token_mask(self.processor, model.config.get_text_config().vocab_size)
-        return Policy(model, forbidden, tokenizer.eos_token_id, tokenizer.pad_token_id)
 
     def _metrics(self, captions: list[Caption]) -> dict[str, float]:
         texts = [caption.text for caption in captions]

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from tests.browser import chromium
 from tests.tiny import build_model, build_processor, noise_images
 
 torch.set_num_threads(1)
@@ -43,6 +44,13 @@ def tiny_model_v2(tiny_processor):
 def images():
     """Four different noise images."""
     return noise_images(4)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium; tests that ask for it are skipped where there is none."""
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

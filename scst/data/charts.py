@@ -35,18 +35,32 @@ ul.findings { padding-left: 1.2rem; } ul.findings li { margin: .35rem 0; }
 """
 
 
+def facts(numbers: Sequence[tuple[str, str]]) -> str:
+    """The most important numbers, large: (number, what it is) each."""
+    cards = (f'<div class="fact"><b>{escape(number)}</b>{escape(what)}</div>' for number, what in numbers)
+    return f'<div class="facts">{"".join(cards)}</div>'
+
+
 def legend(before: str = "before", after: str = "after") -> str:
     """The colours of two series."""
     return f'<span class="key was">{escape(before)}</span><span class="key">{escape(after)}</span>'
 
 
-def histogram(before: Mapping[int, int] | None, after: Mapping[int, int], *, last: int, label: str) -> str:
+def histogram(
+    before: Mapping[int, int] | None,
+    after: Mapping[int, int],
+    *,
+    last: int,
+    label: str,
+    names: tuple[str, str] = ("before", "after"),
+) -> str:
     """Shares by number, before (grey, behind) and after (coloured).
 
     Args:
         before, after: number -> count; before None draws one series.
         last: the last bar holds this number and everything above it.
         label: what the horizontal axis counts.
+        names: of the two series.
     """
     was, now = _shares(before or {}, last), _shares(after, last)
     top = max([*was, *now], default=0) or 1
@@ -54,7 +68,8 @@ def histogram(before: Mapping[int, int] | None, after: Mapping[int, int], *, las
     shapes = []
     for number in range(last + 1):
         name = f"{number}+" if number == last else str(number)
-        title = f"<title>{name}: {100 * was[number]:.1f} % before, {100 * now[number]:.1f} % after</title>"
+        shares = (f"{100 * each[number]:.1f} % {of}" for each, of in zip((was, now), names, strict=True))
+        title = f"<title>{name}: {escape(', '.join(shares))}</title>"
         x = number * step
         shapes.append(f"<g>{title}{_rect(x, step, was[number] / top, 'var(--was)')}")
         shapes.append(f"{_rect(x + step * 0.2, step * 0.6, now[number] / top, 'var(--fill)')}</g>")
@@ -66,7 +81,7 @@ def histogram(before: Mapping[int, int] | None, after: Mapping[int, int], *, las
         f'<figure><svg viewBox="-8 0 {WIDTH + 16} {HEIGHT + 32}" role="img" aria-label="{escape(label)}">'
         f'{"".join(shapes)}<text x="0" y="{HEIGHT + 28}">{escape(label)}; '
         f"highest bar {100 * top:.0f} %</text>"
-        f"</svg>{'' if before is None else f'<figcaption>{legend()}</figcaption>'}</figure>"
+        f"</svg>{'' if before is None else f'<figcaption>{legend(*names)}</figcaption>'}</figure>"
     )
 
 

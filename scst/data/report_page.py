@@ -5,7 +5,7 @@ from dataclasses import replace
 from html import escape
 from typing import Any
 
-from scst.data.charts import STYLE, bars, histogram, legend, word_cloud
+from scst.data.charts import STYLE, bars, facts, histogram, legend, word_cloud
 from scst.data.facts import (
     FUNCTION_WORDS,
     SHOWN,
@@ -59,11 +59,7 @@ def _facts(report: DataReport) -> str:
         (f"{words:,}", "distinct words"),
         (size, "pixels"),
     ]
-    return (
-        '<div class="facts">'
-        + "".join(f'<div class="fact"><b>{n}</b>{what}</div>' for n, what in numbers)
-        + "</div>"
-    )
+    return facts(numbers)
 
 
 def _findings(report: DataReport) -> str:

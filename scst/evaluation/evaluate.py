@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,90 +16,157 @@ from rich.table import Table
 from rewards.metrics import METRICS, Corpus, MetricSettings
 from scst.data.shares import done_together
 from scst.errors import DataError
-from scst.evaluation.caption_files import PREDICTIONS
+from scst.evaluation.caption_files import PREDICTIONS, CaptionPairs
 from scst.evaluation.captioning import Caption, caption_images
+from scst.evaluation.comparison import compare_with, other_evaluation
 from scst.evaluation.decoding import Decoding, get_decoding
-from scst.evaluation.metrics import MetricResult, check_metrics, metrics_json, score_captions
-from scst.evaluation.report import report_html
+from scst.evaluation.metrics import MetricResult, check_metrics, metric_results, metric_scores, metrics_json
+from scst.evaluation.report import Report, report_html
+from scst.evaluation.samples import (
+    ScoredSamples,
+    check_report_samples,
+    distribution,
+    sample_captions,
+    spread_indices,
+    training_sampling,
+)
+from scst.evaluation.training_log import TrainingStage, training_stages
 from scst.records import write_json, write_jsonl, write_text
 
 REPORT, METRICS_FILE = "report.html", "metrics.json"
 
 
-def evaluate(
-    model: Any,
-    processor: Any,
-    dataset: Any,
-    *,
-    prompt: str,
-    output_dir: str | Path,
-    decoding: Decoding | str = "greedy",
-    max_new_tokens: int = 32,
-    min_new_tokens: int = 0,
-    batch_size: int = 16,
-    metrics: Sequence[str],
-    settings: MetricSettings | None = None,
-    bootstrap_samples: int = 1000,
-    seed: int = 0,
-    title: str = "evaluation",
-    console: Console | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Evaluation:
+    """How a policy is evaluated.
+
+    Attributes:
+        prompt: instruction without the image token.
+        output_dir: made if it does not exist.
+        metrics: names in ``rewards.metrics.METRICS``.
+        decoding, max_new_tokens, min_new_tokens, batch_size: as in :func:`caption_images`.
+        seed: of sampled captions and of the bootstrap.
+        settings: models and tables that metrics need.
+        bootstrap_samples: resamples for the intervals.
+        title: heading of table and report.
+        adapter: folder whose training the report shows, when it holds a log.
+        report_samples: images whose greedy caption the report shows beside sampled ones; 0: none.
+        compare_with: output folder or predictions of another evaluation that the report compares with.
+        console: where progress and table go; by default standard output.
+    """
+
+    prompt: str
+    output_dir: str | Path
+    metrics: Sequence[str]
+    decoding: Decoding | str = "greedy"
+    max_new_tokens: int = 32
+    min_new_tokens: int = 0
+    batch_size: int = 16
+    seed: int = 0
+    settings: MetricSettings | None = None
+    bootstrap_samples: int = 1000
+    title: str = "evaluation"
+    adapter: str | None = None
+    report_samples: int = 0
+    compare_with: str | None = None
+    console: Console = field(default_factory=Console)
+
+    def run(self, model: Any, processor: Any, dataset: Any) -> dict[str, Any]:
+        """See :func:`evaluate`."""
+        other = self._check(dataset)
+        folder = Path(self.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / METRICS_FILE).unlink(missing_ok=True)
+        captions = done_together(partial(self._caption, model, processor, dataset), len(dataset))
+        if not PartialState().is_main_process:
+            return {}
+        write_jsonl(_prediction_rows(dataset, captions), folder / PREDICTIONS)
+        corpus = _corpus(dataset, captions, self.settings)
+        stages = training_stages(self.adapter)
+        sampled = self._samples(model, processor, corpus, stages)
+        with self.console.status("scoring"):
+            scores = metric_scores(corpus, self.metrics)
+            results = metric_results(scores, len(captions), **self._bootstrap)
+            against = other and compare_with(other, self.compare_with, corpus, scores, **self._bootstrap)
+        page = Report(self.title, self._subtitle(len(captions)), corpus, results, stages, *sampled, against)
+        write_text(folder / REPORT, report_html(page))
+        write_json(folder / METRICS_FILE, metrics_json(results))
+        self.console.print(results_table(self.title, results))
+        return metrics_json(results)
+
+    @property
+    def _bootstrap(self) -> dict[str, int]:
+        return {"bootstrap_samples": self.bootstrap_samples, "seed": self.seed}
+
+    @property
+    def _decoding(self) -> Decoding:
+        return get_decoding(self.decoding)
+
+    def _check(self, dataset: Any) -> CaptionPairs | None:
+        """Refuse what cannot be done before any caption is generated; the evaluation to compare with."""
+        check_metrics(self.metrics, self.settings, columns=("images", "ended_by_eos"))
+        _check_columns(dataset)
+        get_decoding(self.decoding)
+        check_report_samples(self.report_samples)
+        if self.compare_with is None:
+            return None
+        image_ids = [str(image_id) for image_id in dataset["image_id"]]
+        return other_evaluation(self.compare_with, image_ids, list(dataset["references"]))
+
+    def _caption(self, model: Any, processor: Any, dataset: Any, rows: range) -> list[Caption]:
+        """Captions of some rows."""
+        captions_of = partial(
+            caption_images,
+            *(model, processor, dataset.select(rows)["image"], self.prompt, self._decoding),
+            max_new_tokens=self.max_new_tokens,
+            min_new_tokens=self.min_new_tokens,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+        return _with_progress(captions_of, len(rows), f"captioning: {self.title}", self.console)
+
+    def _samples(
+        self, model: Any, processor: Any, corpus: Corpus, stages: Sequence[TrainingStage]
+    ) -> tuple[list[ScoredSamples], str]:
+        """Samples for the report, drawn as the last stage drew them, and that distribution in words."""
+        if not self.report_samples:
+            return [], ""
+        sampling = training_sampling(
+            stages[-1].recipe if stages else {},
+            max_new_tokens=self._decoding.max_new_tokens or self.max_new_tokens,
+            min_new_tokens=self.min_new_tokens,
+        )
+        indices = spread_indices(len(corpus.captions), self.report_samples)
+        limits = {"batch_size": self.batch_size, "seed": self.seed}
+        with self.console.status("sampling captions for the report"):
+            found = sample_captions(model, processor, corpus, indices, self.prompt, sampling, **limits)
+        return found, distribution(sampling)
+
+    def _subtitle(self, count: int) -> str:
+        limit = f"at most {self.max_new_tokens} tokens"
+        return f"{count} images · prompt “{self.prompt}” · {self._decoding} · {limit}"
+
+
+def evaluate(model: Any, processor: Any, dataset: Any, **settings: Any) -> dict[str, Any]:
     """Evaluate a policy on a dataset.
 
     Writes ``predictions.jsonl`` (``image_id, caption, references, ended_by_eos``), ``report.html`` and, last
-    and atomically, ``metrics.json``: its presence means complete. An older one is removed first.
+    and atomically, ``metrics.json``: its presence means complete. An older one is removed first. Several
+    processes caption a share of the images each; the main one scores and writes.
 
     Args:
         model, processor: a PaliGemma, with or without adapter, and its processor.
         dataset: ``datasets.Dataset`` of ``image``, ``references`` and ``image_id``.
-        prompt: instruction without the image token.
-        output_dir: made if it does not exist.
-        decoding, max_new_tokens, min_new_tokens, batch_size: as in :func:`caption_images`.
-        seed: of sampled captions and of the bootstrap.
-        metrics: names in ``rewards.metrics.METRICS``.
-        settings: models and tables that metrics need.
-        bootstrap_samples: resamples for the intervals.
-        title: heading of table and report.
-        console: where progress and table go; by default standard output.
-
-    Several processes caption a share of the images each; the main one scores and writes.
+        settings: the attributes of :class:`Evaluation`.
 
     Returns:
         The contents of ``metrics.json``; on other processes than the main one nothing.
 
     Raises:
-        RecipeError: unknown preset or metric. DataError: missing columns, no rows. ScstError: no Java. All of
-            these before the first caption is generated.
+        RecipeError: unknown preset or metric. DataError: missing columns, no rows, another evaluation that is
+            not about these images. ScstError: no Java. All of these before the first caption is generated.
     """
-    check_metrics(metrics, settings, columns=("images", "ended_by_eos"))
-    _check_columns(dataset)
-    decoding, console, folder = get_decoding(decoding), console or Console(), Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / METRICS_FILE).unlink(missing_ok=True)
-
-    def caption(rows: range) -> list[Caption]:
-        captions_of = partial(
-            caption_images,
-            *(model, processor, dataset.select(rows)["image"], prompt, decoding),
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            batch_size=batch_size,
-            seed=seed,
-        )
-        return _with_progress(captions_of, len(rows), f"captioning: {title}", console)
-
-    captions = done_together(caption, len(dataset))
-    if not PartialState().is_main_process:
-        return {}
-    write_jsonl(_prediction_rows(dataset, captions), folder / PREDICTIONS)
-    corpus = _corpus(dataset, captions, settings)
-    with console.status("scoring"):
-        results = score_captions(corpus, metrics, bootstrap_samples=bootstrap_samples, seed=seed)
-    subtitle = f"{len(captions)} images · prompt “{prompt}” · {decoding} · at most {max_new_tokens} tokens"
-    _write_report(folder / REPORT, title, subtitle, corpus, results)
-    write_json(folder / METRICS_FILE, metrics_json(results))
-    console.print(results_table(title, results))
-    return metrics_json(results)
+    return Evaluation(**settings).run(model, processor, dataset)
 
 
 def _check_columns(dataset: Any) -> None:
@@ -141,25 +209,6 @@ def _prediction_rows(dataset: Any, captions: Sequence[Caption]) -> list[dict[str
             dataset["image_id"], captions, dataset["references"], strict=True
         )
     ]
-
-
-def _write_report(
-    path: Path,
-    title: str,
-    subtitle: str,
-    corpus: Corpus,
-    results: Mapping[str, MetricResult],
-) -> None:
-    page = report_html(
-        title=title,
-        subtitle=subtitle,
-        results=results,
-        captions=corpus.captions,
-        references=corpus.references,
-        image_ids=corpus.image_ids,
-        image=lambda index: corpus.images[index],
-    )
-    write_text(path, page)
 
 
 def results_table(title: str, results: Mapping[str, MetricResult]) -> Table:

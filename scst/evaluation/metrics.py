@@ -98,15 +98,33 @@ def score_captions(
         RecipeError: a metric that is unknown or lacks something.
         RewardError: a scorer failed.
     """
+    scores = metric_scores(corpus, metrics)
+    return metric_results(scores, len(corpus.captions), bootstrap_samples=bootstrap_samples, seed=seed)
+
+
+def metric_scores(corpus: Corpus, metrics: Sequence[str]) -> dict[str, Scores]:
+    """Scores by metric, for :func:`metric_results` and :func:`paired_differences`.
+
+    Raises:
+        As :func:`score_captions`.
+    """
     check_corpus(corpus, metrics)
-    results = {}
-    for name in metrics:
-        scores = METRICS[name].score(corpus)
-        resampled = resampled_values(scores, len(corpus.captions), bootstrap_samples, seed)
-        results[name] = MetricResult(
-            scores.value, _percentiles(resampled), signature(METRICS[name], scores), scores.per_caption
+    return {name: METRICS[name].score(corpus) for name in metrics}
+
+
+def metric_results(
+    scores: Mapping[str, Scores], size: int, *, bootstrap_samples: int = 1000, seed: int = 0
+) -> dict[str, MetricResult]:
+    """Values with intervals and signatures, of scores on ``size`` captions."""
+    return {
+        name: MetricResult(
+            found.value,
+            _percentiles(resampled_values(found, size, bootstrap_samples, seed)),
+            signature(METRICS[name], found),
+            found.per_caption,
         )
-    return results
+        for name, found in scores.items()
+    }
 
 
 def compare_captions(
@@ -121,16 +139,36 @@ def compare_captions(
     Raises:
         DataError: the references differ. Else as :func:`score_captions`.
     """
-    for corpus in (first, second):
-        check_corpus(corpus, metrics)
+    check_corpus(first, metrics)
+    check_corpus(second, metrics)
     if [list(group) for group in first.references] != [list(group) for group in second.references]:
         raise DataError("a paired comparison needs the same images with the same references on both sides")
-    return {name: _difference(METRICS[name], first, second, bootstrap_samples, seed) for name in metrics}
+    scores = [metric_scores(corpus, metrics) for corpus in (first, second)]
+    return paired_differences(*scores, len(first.captions), bootstrap_samples=bootstrap_samples, seed=seed)
 
 
-def _difference(metric: Metric, first: Corpus, second: Corpus, samples: int, seed: int) -> MetricDifference:
-    a, b = metric.score(first), metric.score(second)
-    size = len(first.captions)
+def paired_differences(
+    first: Mapping[str, Scores],
+    second: Mapping[str, Scores],
+    size: int,
+    *,
+    bootstrap_samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, MetricDifference]:
+    """The comparison by every metric that both have scores of, on the same ``size`` images.
+
+    Args:
+        first, second: scores of A and B by metric.
+        size, bootstrap_samples, seed: as in :func:`metric_results`.
+    """
+    shared = [name for name in first if name in second]
+    return {
+        name: _difference(METRICS[name], first[name], second[name], size, bootstrap_samples, seed)
+        for name in shared
+    }
+
+
+def _difference(metric: Metric, a: Scores, b: Scores, size: int, samples: int, seed: int) -> MetricDifference:
     resampled = resampled_values(b, size, samples, seed) - resampled_values(a, size, samples, seed)
     turned = min((resampled <= 0).sum(), (resampled >= 0).sum())
     return MetricDifference(

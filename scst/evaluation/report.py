@@ -3,112 +3,282 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
-from PIL import Image
+from rewards.metrics import METRICS, Corpus
+from rewards.text import bad_ending_rate, has_bad_ending, mean_length, words
+from scst.data import charts
+from scst.evaluation import curves, report_parts
+from scst.evaluation.comparison import Comparison, ranking_metric
+from scst.evaluation.metrics import MetricDifference, MetricResult
+from scst.evaluation.report_parts import SMALL, Pictures, card, cards, number_cell, shown, table
+from scst.evaluation.report_training import rewards_section, training_section
+from scst.evaluation.samples import ScoredSamples, spread_indices
+from scst.evaluation.training_log import TrainingStage
+from scst.page import MOST_TABS, html_page, tabs
 
-from rewards.metrics import METRICS
-from rewards.text import words
-from scst.evaluation.metrics import MetricResult
-from scst.page import html_page, thumbnail_uri
-
-_WIDTH, _HEIGHT, _LONGEST = 600, 160, 30  # of the histogram, in SVG units; the last bar, in words
+_LONGEST = 30  # words: the last bar of the histogram
+_MOST_ENDINGS = 100
+_HEADLINES = ("cider_d", "bleu_4")
+_COARSER = {"bleu_1", "bleu_2", "bleu_3"}  # say less about a caption than BLEU-4
 
 
-def report_html(
-    *,
-    title: str,
-    subtitle: str,
-    results: Mapping[str, MetricResult],
-    captions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    image_ids: Sequence[str],
-    image: Callable[[int], Image.Image],
-    examples: int = 12,
-) -> str:
-    """The page as one string; every text in it is escaped.
+@dataclass(frozen=True)
+class Report:
+    """What the page is made of.
 
-    Args:
+    Attributes:
         title, subtitle: heading and the line below, e.g. model, prompt and decoding.
-        results: metrics by name; examples are ranked by CIDEr-D, or else by the first of them.
-        captions, references, image_ids: N each.
-        image: picture of an index; called for the examples only.
-        examples: how many of the best and of the worst captions are shown.
+        corpus: captions, references, images and ids, N each.
+        results: metrics by name.
+        stages: the training runs behind the adapter.
+        samples: greedy and sampled captions of some images.
+        sampled_from: their distribution in words.
+        comparison: with another evaluation.
+        examples: best and worst captions by each metric, and captions that changed most, so many of each.
+        rows: of the table of captions. Together they bound the size of the page, whatever N is.
     """
-    name, scores = _ranking(results, len(captions))
-    order = sorted(range(len(captions)), key=lambda i: -scores[i])
 
-    def cards(indices: Sequence[int]) -> str:
-        shown = (_card(image(i), str(image_ids[i]), captions[i], references[i], scores[i]) for i in indices)
-        return '<div class="cards">' + "\n".join(shown) + "</div>"
+    title: str
+    subtitle: str
+    corpus: Corpus
+    results: Mapping[str, MetricResult]
+    stages: Sequence[TrainingStage] = ()
+    samples: Sequence[ScoredSamples] = ()
+    sampled_from: str = ""
+    comparison: Comparison | None = None
+    examples: int = 6
+    rows: int = 40
 
-    sections = [
-        ("Metrics", _metrics_table(results)),
-        ("Words per caption", length_histogram(captions, references)),
-        (f"Best captions by {name}", cards(order[:examples])),
-        (f"Worst captions by {name}", cards(order[-examples:][::-1])),
+
+def report_html(report: Report) -> str:
+    """The page as one string; every text in it is escaped, and sections without content are left out."""
+    pictures = Pictures(report.corpus.images, report.corpus.image_ids)
+    found = {
+        "Metrics": _metrics(report),
+        "Comparison": _comparison(report, pictures),
+        "Best and worst captions": _extremes(report, pictures),
+        "Greedy and sampled captions": _samples(report, pictures),
+        "Bad endings": _bad_endings(report),
+        "Words per caption": _lengths(report),
+        "Learning curves": training_section(report.stages),
+        "Rewards": rewards_section(report.stages),
+        "Captions": _captions(report, pictures),
+    }
+    sections = {heading: content for heading, content in found.items() if content}
+    links = "".join(f'<a href="#{_anchor(heading)}">{heading}</a>' for heading in sections)
+    body = "\n".join(
+        f'<section id="{_anchor(heading)}"><h2>{heading}</h2>\n{content}</section>'
+        for heading, content in sections.items()
+    )
+    style = charts.STYLE + curves.STYLE + report_parts.STYLE
+    return html_page(report.title, report.subtitle, f"<nav>{links}</nav>\n{body}", style=style)
+
+
+def _anchor(heading: str) -> str:
+    return heading.lower().replace(" ", "-")
+
+
+def _metrics(report: Report) -> str:
+    corpus, results = report.corpus, report.results
+    numbers = [
+        (f"{len(corpus.captions):,}", "images"),
+        *((f"{results[name].value:.3f}", METRICS[name].title) for name in _HEADLINES if name in results),
+        (f"{mean_length(corpus.captions):.1f}", "words per caption"),
+        (f"{100 * bad_ending_rate(corpus.captions):.1f} %", "bad endings"),
     ]
-    body = "\n".join(f"<h2>{escape(heading)}</h2>\n{content}" for heading, content in sections)
-    return html_page(title, subtitle, body)
-
-
-def _ranking(results: Mapping[str, MetricResult], size: int) -> tuple[str, list[float]]:
-    """Title and values of what ranks examples: CIDEr-D, else the first metric with scores per caption."""
-    found = [name for name in ("cider_d", *results) if name in results and results[name].per_caption]
-    if not found:
-        return "order", [0.0] * size
-    return METRICS[found[0]].title, [value or 0.0 for value in results[found[0]].per_caption]
-
-
-def _metrics_table(results: Mapping[str, MetricResult]) -> str:
-    rows = (
-        f'<tr><td>{escape(METRICS[name].title)}</td><td class="n">{result.value:.4f}</td>'
-        f'<td class="n">{result.ci95[0]:.4f} to {result.ci95[1]:.4f}</td></tr>'
+    rows = [
+        f"<tr><td>{escape(METRICS[name].title)}</td>{number_cell(f'{result.value:.4f}')}"
+        f"{number_cell(f'{result.ci95[0]:.4f} to {result.ci95[1]:.4f}')}</tr>"
         f'<tr class="s"><td colspan="3"><code>{escape(result.signature)}</code></td></tr>'
         for name, result in results.items()
-    )
-    header = "<tr><th>metric</th><th>value</th><th>95 % interval</th></tr>"
-    return f"<table>{header}{''.join(rows)}</table>"
+    ]
+    return charts.facts(numbers) + table(("metric", "value", "95 % interval"), rows)
 
 
-def length_histogram(captions: Sequence[str], references: Sequence[Sequence[str]]) -> str:
-    """Inline SVG: shares of captions (bars) and references (line) by number of words, from 0 to 30+."""
-    ours = _length_shares(captions)
-    theirs = _length_shares([text for group in references for text in group])
-    lengths = range(max({*ours, *theirs}, default=0) + 1)
-    top, step = max([*ours.values(), *theirs.values()], default=1.0), _WIDTH / len(lengths)
-    bars = [_bar(length, step, ours[length], theirs[length], top) for length in lengths]
-    points = (f"{(i + 0.5) * step:.1f},{_HEIGHT * (1 - theirs[i] / top):.1f}" for i in lengths)
+def _comparison(report: Report, pictures: Pictures) -> str:
+    """Values side by side, and the captions that changed most in both directions."""
+    found = report.comparison
+    if found is None:
+        return ""
+    heads = ("metric", "before", "now", "difference", "95 % interval", "p")
+    rows = [_difference_row(name, difference) for name, difference in found.differences.items()]
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + 44}" role="img" aria-label="words per caption">'
-        f"{''.join(bars)}"
-        f'<polyline points="{" ".join(points)}" fill="none" stroke="currentColor" stroke-width="1.5"/>'
-        f'<text x="0" y="{_HEIGHT + 40}">bars: captions, line: references; top {100 * top:.0f} %</text></svg>'
+        f'<p class="note">before: {escape(found.name)}; now: this evaluation. Paired bootstrap over '
+        "images: the interval is that of the difference, p is two-sided.</p>"
+        f"{table(heads, rows)}{_changes(report, found, pictures)}"
     )
 
 
-def _length_shares(captions: Sequence[str]) -> Counter[int]:
-    counts = Counter(min(len(words(caption)), _LONGEST) for caption in captions)
-    return Counter({length: count / len(captions) for length, count in counts.items()})
+def _difference_row(name: str, found: MetricDifference) -> str:
+    numbers = (f"{found.values[0]:.4f}", f"{found.values[1]:.4f}", f"{found.difference:+.4f}")
+    interval = f"{found.ci95[0]:+.4f} to {found.ci95[1]:+.4f}"
+    cells = "".join(map(number_cell, (*numbers, interval, f"{found.p_value:.3f}")))
+    return f"<tr><td>{escape(METRICS[name].title)}</td>{cells}</tr>"
 
 
-def _bar(length: int, step: float, ours: float, theirs: float, top: float) -> str:
-    x, height = length * step, _HEIGHT * ours / top
-    label = f"{length}+" if length == _LONGEST else str(length)
-    tick = f'<text x="{x + step / 2:.1f}" y="{_HEIGHT + 18}" text-anchor="middle">{label}</text>'
+def _changes(report: Report, found: Comparison, pictures: Pictures) -> str:
+    changes = found.changes
+    order = sorted(range(len(changes)), key=lambda i: -changes[i])
+    panels = {
+        "risen most": [i for i in order[: report.examples] if changes[i] > 0],
+        "fallen most": [i for i in order[::-1][: report.examples] if changes[i] < 0],
+    }
+    if not order:
+        return ""
+    risen, fallen = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
+    same = sum(a == b for a, b in zip(found.captions, report.corpus.captions, strict=True))
+    title = METRICS[found.metric].title
+    filled = {
+        name: cards([_changed_card(report, found, i, pictures) for i in indices])
+        or '<p class="note">none</p>'
+        for name, indices in panels.items()
+    }
     return (
-        f'<rect x="{x + 1:.1f}" y="{_HEIGHT - height:.1f}" width="{step - 2:.1f}" height="{height:.1f}" '
-        f'fill="var(--fill)"><title>{label} words: {100 * ours:.1f} % of captions, '
-        f"{100 * theirs:.1f} % of references</title></rect>{tick if length % 2 == 0 else ''}"
+        f"<h3>Captions that changed most, by {escape(title)}</h3><p>{risen:,} captions score higher than "
+        f"before, {fallen:,} lower; {same:,} are the same words.</p>{tabs('changes', filled)}"
     )
 
 
-def _card(image: Image.Image, image_id: str, caption: str, references: Sequence[str], score: float) -> str:
-    items = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(references))
+def _changed_card(report: Report, found: Comparison, i: int, pictures: Pictures) -> str:
+    corpus = report.corpus
+    texts = f'<p class="was">before: {shown(found.captions[i])}</p><p>now: {shown(corpus.captions[i])}</p>'
+    score = f"{found.changes[i]:+.3f} · {escape(str(corpus.image_ids[i]))}"
+    return card(pictures.tag(i), texts, score, corpus.references[i])
+
+
+def _extremes(report: Report, pictures: Pictures) -> str:
+    """The best and the worst captions by a metric of choice."""
+    panels = {METRICS[name].title: _extremes_by(report, name, pictures) for name in rankings(report.results)}
+    if not panels:
+        return ""
+    hint = "Tap a metric. Scores are those of single captions; BLEU and METEOR are not means of them."
+    return f'<p class="note">{hint}</p>{tabs("metric", panels)}'
+
+
+def rankings(results: Mapping[str, MetricResult]) -> list[str]:
+    """Metrics of quality with scores per caption, CIDEr-D first, as many as there are tabs."""
+    first = ranking_metric({name: result.per_caption for name, result in results.items()})
+    coarser = _COARSER if "bleu_4" in results else set()
+    others = [
+        name
+        for name, result in results.items()
+        if METRICS[name].direction == 1 and any(v is not None for v in result.per_caption)
+        if name not in coarser | {first}
+    ]
+    return [first, *others][:MOST_TABS] if first else []
+
+
+def _extremes_by(report: Report, name: str, pictures: Pictures) -> str:
+    scores = report.results[name].per_caption
+    order = sorted((i for i, score in enumerate(scores) if score is not None), key=lambda i: -scores[i])
+    count = min(report.examples, (len(order) + 1) // 2)  # no caption is both
+    best, worst = order[:count], order[max(count, len(order) - count) :][::-1]
+
+    def shelf(indices: Sequence[int]) -> str:
+        return cards([_scored_card(report, i, scores[i], pictures) for i in indices])
+
+    return f"<h3>Best</h3>{shelf(best)}<h3>Worst</h3>{shelf(worst)}"
+
+
+def _scored_card(report: Report, i: int, score: float, pictures: Pictures) -> str:
+    corpus = report.corpus
+    line = f"{score:.3f} · {escape(str(corpus.image_ids[i]))}"
+    return card(pictures.tag(i), f"<p>{shown(corpus.captions[i])}</p>", line, corpus.references[i])
+
+
+def _samples(report: Report, pictures: Pictures) -> str:
+    """The greedy caption of some images beside a few that were sampled."""
+    if not report.samples:
+        return ""
+    greedy = [found.greedy_score for found in report.samples]
+    drawn = [score for found in report.samples for score in found.scores]
+    best = [max(found.scores) for found in report.samples]
+    means = [sum(values) / len(values) for values in (greedy, drawn, best)]
     return (
-        f'<div class="card"><img alt="{escape(image_id)}" src="{thumbnail_uri(image)}"><div>'
-        f"<p>{escape(caption) or '<em>(empty)</em>'}</p>"
-        f'<span class="soft">{score:.3f} · {escape(image_id)}</span>'
-        f"<ul>{items}</ul></div></div>"
+        f'<p class="note">{len(greedy)} images, spread evenly; {escape(report.sampled_from)}; behind each '
+        f"caption its CIDEr-D. On average: greedy {means[0]:.3f}, sampled {means[1]:.3f}, the best sample of "
+        f"each image {means[2]:.3f}.</p>{''.join(_sampled(found, pictures) for found in report.samples)}"
+    )
+
+
+def _sampled(found: ScoredSamples, pictures: Pictures) -> str:
+    counted = Counter(found.samples)
+    scores = dict(zip(found.samples, found.scores, strict=True))
+    rows = [
+        f"<tr><td><b>{shown(found.greedy)}</b> (greedy)</td>{number_cell(f'{found.greedy_score:.3f}')}</tr>"
+    ]
+    for text in sorted(counted, key=lambda text: -scores[text]):
+        times = f" (×{counted[text]})" if counted[text] > 1 else ""
+        rows.append(f"<tr><td>{shown(text)}{times}</td>{number_cell(f'{scores[text]:.3f}')}</tr>")
+    return f'<div class="pair"><div>{pictures.tag(found.index)}</div><table>{"".join(rows)}</table></div>'
+
+
+def _bad_endings(report: Report) -> str:
+    """Captions that stop on a word that cannot be the last, and how many there are."""
+    corpus = report.corpus
+    bad = [i for i, caption in enumerate(corpus.captions) if has_bad_ending(caption)]
+    human = [text for group in corpus.references for text in group]
+    cut = None if corpus.ended_by_eos is None else sum(not ended for ended in corpus.ended_by_eos)
+    told = "" if cut is None else f" The length limit cut {cut:,} captions."
+    share = 100 * len(bad) / len(corpus.captions)
+    summary = (
+        f"<p>{len(bad):,} of {len(corpus.captions):,} captions ({share:.1f} %) end on an article, a "
+        f"preposition, a conjunction or the like; of the references "
+        f"{100 * bad_ending_rate(human):.1f} %.{told}</p>"
+    )
+    if not bad:
+        return summary
+    listed = bad[:_MOST_ENDINGS]
+    items = "".join(f"<li>{_ending(report, i)}</li>" for i in listed)
+    count = "all" if len(listed) == len(bad) else f"the first {len(listed)} of {len(bad):,}"
+    return f'{summary}<details open><summary>{count}</summary><ul class="examples">{items}</ul></details>'
+
+
+def _ending(report: Report, i: int) -> str:
+    corpus = report.corpus
+    start, _, last = corpus.captions[i].rstrip(" .,;:!?").rpartition(" ")
+    cut = corpus.ended_by_eos is not None and not corpus.ended_by_eos[i]
+    note = f"{corpus.image_ids[i]}{', cut by the length limit' if cut else ''}"
+    return f'{escape(start)} <mark>{escape(last)}</mark> <span class="soft">{escape(note)}</span>'
+
+
+def _lengths(report: Report) -> str:
+    captions = report.corpus.captions
+    human = [text for group in report.corpus.references for text in group]
+    chart = charts.histogram(
+        _word_counts(human),
+        _word_counts(captions),
+        last=_LONGEST,
+        label="words per caption",
+        names=("references", "captions"),
+    )
+    means = f"{mean_length(captions):.1f} words on average, references {mean_length(human):.1f}."
+    return f"<p>{means}</p>{chart}"
+
+
+def _word_counts(captions: Sequence[str]) -> Counter[int]:
+    return Counter(len(words(caption)) for caption in captions)
+
+
+def _captions(report: Report, pictures: Pictures) -> str:
+    """A table of captions, spread evenly over the dataset."""
+    corpus, names = report.corpus, rankings(report.results)[:4]
+    indices = spread_indices(len(corpus.captions), report.rows)
+    heads = ("image", "caption", "references", *(METRICS[name].title for name in names))
+    rows = [_caption_row(report, i, names, pictures) for i in indices]
+    note = f"{len(indices)} of {len(corpus.captions):,}, spread evenly; all of them are in predictions.jsonl."
+    return f'<p class="note">{note}</p>{table(heads, rows, wide=True)}'
+
+
+def _caption_row(report: Report, i: int, names: Sequence[str], pictures: Pictures) -> str:
+    corpus = report.corpus
+    scores = (report.results[name].per_caption[i] for name in names)
+    cells = "".join(number_cell("-" if score is None else f"{score:.3f}") for score in scores)
+    references = "<br>".join(escape(text) for text in dict.fromkeys(corpus.references[i]))
+    return (
+        f'<tr><td>{pictures.tag(i, SMALL)}<span class="soft">{escape(str(corpus.image_ids[i]))}</span></td>'
+        f'<td>{shown(corpus.captions[i])}</td><td class="soft">{references}</td>{cells}</tr>'
     )

@@ -48,12 +48,6 @@ def _corpus(pairs: CaptionPairs, images: str | None, settings: MetricSettings | 
     )
 
 
-def _in_order(pairs: CaptionPairs, order: Sequence[int]) -> CaptionPairs:
-    """The pairs in another order."""
-    columns = {name: column and [column[i] for i in order] for name, column in vars(pairs).items()}
-    return CaptionPairs(**columns)
-
-
 def _pictures(pairs: CaptionPairs, folder: str | None) -> PictureFiles | None:
     if folder is not None:
         return PictureFiles(pictures_by_id(folder, pairs.image_ids))
@@ -88,17 +82,33 @@ def compare_files(
     Raises:
         DataError: files that cannot be used, or that are not about the same images and references.
     """
-    a, b = read_pairs(first), read_pairs(second)
-    place = {image_id: i for i, image_id in enumerate(b.image_ids)}
-    if set(place) != set(a.image_ids):
-        lacking = sorted(set(place) ^ set(a.image_ids))
-        raise DataError(
-            f"{first} ({len(a.image_ids)} images) and {second} ({len(place)}) are not about the same images; "
-            f"{len(lacking)} are in one only, e.g. {lacking[0]!r}"
-        )
-    b = _in_order(b, [place[image_id] for image_id in a.image_ids])
+    a = read_pairs(first)
+    b = in_order_of(read_pairs(second), a.image_ids, of=(second, first))
     corpora = [_corpus(pairs, None, settings) for pairs in (a, b)]
     return compare_captions(*corpora, metrics, bootstrap_samples=bootstrap_samples, seed=seed)
+
+
+def in_order_of(pairs: CaptionPairs, image_ids: Sequence[str], *, of: tuple[str, str]) -> CaptionPairs:
+    """The pairs in the order of some image ids.
+
+    Args:
+        pairs: as they were read.
+        image_ids: of the other side.
+        of: what the two sides are called in errors.
+
+    Raises:
+        DataError: when the two are not about the same images.
+    """
+    place = {image_id: i for i, image_id in enumerate(pairs.image_ids)}
+    if set(place) != set(image_ids):
+        lacking = sorted(set(place) ^ set(image_ids))
+        raise DataError(
+            f"{of[1]} ({len(image_ids)} images) and {of[0]} ({len(place)}) are not about the same images; "
+            f"{len(lacking)} are in one only, e.g. {lacking[0]!r}"
+        )
+    order = [place[image_id] for image_id in image_ids]
+    columns = {name: column and [column[i] for i in order] for name, column in vars(pairs).items()}
+    return CaptionPairs(**columns)
 
 
 def differences_table(differences: Mapping[str, MetricDifference], first: str, second: str) -> Table:

@@ -152,24 +152,10 @@ def explain(
     picture = subject.picture()
     segments = cut_into_segments(picture, settings.num_segments)
     hidden = _as_pixels(subject, hidden_picture(picture, settings.occlusion))
-    occluder = Occluder(subject.pixels, hidden, segments)
-    maps = _Maps(subject, occluder, subjects, settings)
+    maps = _Maps(subject, Occluder(subject.pixels, hidden, segments), subjects, settings)
     heat = {name: getattr(maps, name)() for name in METHODS if name in settings.methods}
-    importance = {
-        name: {which: segment_means(each, segments) for which, each in found.items()}
-        for name, found in heat.items()
-    }
-    curves = {
-        name: faithfulness_curve(
-            subject,
-            occluder,
-            focus,
-            found[focus],
-            steps=settings.curve_steps,
-            batch_size=settings.batch_size,
-        )
-        for name, found in importance.items()
-    }
+    importance = {name: maps.by_segment(found) for name, found in heat.items()}
+    curves = {name: maps.curve(focus, found[focus]) for name, found in importance.items()}
     with torch.no_grad():
         seen, unseen = subject.logprobs(torch.cat([subject.pixels, hidden])).double().cpu().numpy()
     texts = [each.text for each in subject.words]
@@ -192,12 +178,22 @@ def pictures_to_see(settings: Settings, num_subjects: int) -> int:
 
 
 class _Maps:
-    """The maps of one caption, a method by name each: subject -> (H, W)."""
+    """The maps of one caption, a method by name each: subject -> (H, W); and what is measured of them."""
 
     def __init__(self, subject: CaptionSubject, occluder: Occluder, subjects: list[int], settings: Settings):
         self.subject, self.occluder = subject, occluder
         self.subjects, self.settings = subjects, settings
         self.completeness: dict[int, tuple[float, float]] = {}
+
+    def by_segment(self, maps: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """Subject -> (S,) means of its map over segments."""
+        segments = self.occluder.segments.cpu().numpy()
+        return {which: segment_means(found, segments) for which, found in maps.items()}
+
+    def curve(self, which: int, importance: np.ndarray) -> FaithfulnessCurve:
+        """Deletion and insertion of a subject, by the importance of segments."""
+        limits = {"steps": self.settings.curve_steps, "batch_size": self.settings.batch_size}
+        return faithfulness_curve(self.subject, self.occluder, which, importance, **limits)
 
     def shap(self) -> dict[int, np.ndarray]:
         values = segment_shapley_values(

@@ -13,8 +13,8 @@ from torch import nn
 
 from scst.errors import DataError, RecipeError
 from scst.models import masks
-from scst.models.policy import Policy
-from scst.models.prompts import caption_token_ids, forbidden_token_mask, prompt_batch
+from scst.models.policy import policy_for
+from scst.models.prompts import caption_token_ids, prompt_batch
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,7 @@ class CaptionSubject:
         max_new_tokens: int,
         progress: Callable[[int], None] | None = None,
     ):
-        vocab_size = model.config.get_text_config().vocab_size
-        tokenizer = processor.tokenizer
-        forbidden = forbidden_token_mask(processor, vocab_size)
-        self.policy = Policy(model, forbidden, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        self.policy = policy_for(model, processor)
         self.prompts = prompt_batch(processor, [image], [prompt]).to(self.policy.device)
         self.pixels = self.prompts.pixel_values.float()
         ids = caption_token_ids(processor, caption, max_new_tokens)

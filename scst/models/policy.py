@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from scst.models import masks
+from scst.models.prompts import forbidden_token_mask
 from scst.models.sharding import is_divided, whole_weights
 from scst.types import PromptBatch
 
@@ -234,3 +235,10 @@ def _final_softcapping(model: nn.Module) -> float | None:
     """
     bound = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return bound if "final_logit_softcapping" in inspect.getsource(type(model).forward) else None
+
+
+def policy_for(model: nn.Module, processor: Any) -> Policy:
+    """The policy of a model whose captions are read, not trained on."""
+    forbidden = forbidden_token_mask(processor, model.config.get_text_config().vocab_size)
+    tokenizer = processor.tokenizer
+    return Policy(model, forbidden, tokenizer.eos_token_id, tokenizer.pad_token_id)

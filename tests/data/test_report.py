@@ -16,6 +16,7 @@ from scst.data.report import DataReport, report_json, summary_rows
 from scst.data.report_page import report_html
 from scst.data.streams import RowStream
 from scst.data.validate import BadExample
+from tests.browser import OpenPage
 from tests.data.conftest import rows_of, write_risc
 
 VOID = {"meta", "img", "br", "rect", "path"}
@@ -99,6 +100,17 @@ def test_the_page_needs_nothing_else(report):
     assert all(address.startswith("data:") for address in Page(html).addresses)
     for outside in ("http://", "https://", "@import", "url(/"):
         assert outside not in html.replace('xmlns="http://www.w3.org/2000/svg"', "")
+
+
+def test_the_page_on_a_phone(report, browser, tmp_path):
+    file = tmp_path / "data_report.html"
+    file.write_text(report_html(report, "a-very-long-path/" * 10), encoding="utf-8")
+    with OpenPage(browser, file) as opened:
+        opened.check()
+        assert opened.count("img") == 11
+        assert opened.count("h2") >= 5
+        opened.in_the_dark()
+        assert opened.contrast(".soft") > 4.5
 
 
 def test_numbers_as_json(report):

@@ -19,6 +19,7 @@ from scst.explain.overlay import AGAINST, FOR, LONGEST_SIDE, overlay
 from scst.explain.page import explanation_page, times
 from scst.models.adapters import add_lora
 from scst.models.loading import load_model
+from tests.browser import OpenPage
 from tests.worlds import write_model, write_recipe
 
 CAPTION = "two planes <b>are</b> near a road"
@@ -134,6 +135,21 @@ def test_an_overlay_shows_for_against_and_the_region():
     assert (np.asarray(picture) == 255).all(-1).any(), "a white line"
     blank = overlay(Image.new("RGB", (8, 8), (100, 100, 100)), np.zeros((8, 8)))
     assert (np.asarray(blank) == 100).all(), "a map of nothing changes nothing"
+
+
+def test_the_page_on_a_phone(explanation, browser, tmp_path):
+    found, _, _, image = explanation
+    file = tmp_path / "explanation.html"
+    page = explanation_page("a-very-long-path/" * 10, "subtitle", image, [found, found])
+    file.write_text(page, encoding="utf-8")
+    with OpenPage(browser, file) as opened:
+        opened.check()
+        view = opened.page.locator(".ex").first.locator(".view").filter(visible=True)
+        before = view.inner_text()
+        opened.page.locator(".words label", has_text="road").first.tap()
+        assert view.count() == 1
+        assert view.inner_text() != before, "the word's own maps"
+        opened.check()
 
 
 def test_files_hold_what_the_page_shows(explanation, tmp_path):

@@ -1,0 +1,125 @@
+"""Greedy captions beside sampled ones, with their scores: how much better a policy could do by chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rewards.metrics import METRICS, Corpus
+from scst.errors import RecipeError
+from scst.evaluation.captioning import evaluation_mode
+from scst.memory import FittingParts
+from scst.models.policy import policy_for
+from scst.models.prompts import prompt_batch
+from scst.ops import rollout_uniforms
+from scst.rollout.decode import rollout
+from scst.types import Sampling
+
+SAMPLES = 4
+"""Sampled captions per image."""
+MOST_IMAGES = 64
+"""Of the report."""
+
+
+@dataclass(frozen=True)
+class ScoredSamples:
+    """The captions of one image.
+
+    Attributes:
+        index: of the image in the dataset.
+        greedy: the argmax caption. greedy_score: its CIDEr-D.
+        samples: captions drawn from the policy. scores: their CIDEr-D.
+    """
+
+    index: int
+    greedy: str
+    greedy_score: float
+    samples: Sequence[str]
+    scores: Sequence[float]
+
+
+def check_report_samples(count: int) -> None:
+    """Refuse a number of images that cannot be.
+
+    Raises:
+        RecipeError: below 0, or more than a page should hold.
+    """
+    if not 0 <= count <= MOST_IMAGES:
+        raise RecipeError(f"report_samples: expected 0 (none) to {MOST_IMAGES} images, got {count}")
+
+
+def distribution(sampling: Sampling) -> str:
+    """E.g. ``4 samples at temperature 0.7, top_p 0.9``."""
+    parts = [f"{sampling.num_samples} samples at temperature {sampling.temperature:g}"]
+    parts += [f"top_k {sampling.top_k}"] if sampling.top_k else []
+    parts += [f"top_p {sampling.top_p:g}"] if sampling.top_p < 1 else []
+    return ", ".join(parts)
+
+
+def spread_indices(size: int, count: int) -> list[int]:
+    """At most ``count`` of ``size`` places, evenly spread."""
+    count = min(size, count)
+    return [i * size // count for i in range(count)]
+
+
+def training_sampling(recipe: Mapping[str, Any], *, max_new_tokens: int, min_new_tokens: int) -> Sampling:
+    """The distribution that a run sampled from; plain sampling for a run that did not sample."""
+    keys = {name: recipe[name] for name in ("temperature", "top_k", "top_p") if name in recipe}
+    limits = {"max_new_tokens": max_new_tokens, "min_new_tokens": min(min_new_tokens, max_new_tokens)}
+    return Sampling(SAMPLES, **keys, **limits)
+
+
+def sample_captions(
+    model: Any,
+    processor: Any,
+    corpus: Corpus,
+    indices: Sequence[int],
+    prompt: str,
+    sampling: Sampling,
+    *,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> list[ScoredSamples]:
+    """Sample captions of some images with the engine that training samples with, and score them.
+
+    Args:
+        model, processor: a PaliGemma, with or without adapter, and its processor.
+        corpus: the whole evaluation: its pictures and ids, and the document frequencies of its references.
+        indices: which images.
+        prompt: instruction without the image token.
+        sampling: the number of samples and their distribution.
+        batch_size: images at a time; fewer when memory runs out.
+        seed: of the draws, which depend on it and the image id alone.
+    """
+    policy, found = policy_for(model, processor), []
+
+    def sample(part: slice) -> None:
+        here = indices[part]
+        prompts = prompt_batch(processor, [corpus.images[i] for i in here], [prompt] * len(here))
+        uniforms = rollout_uniforms(
+            [str(corpus.image_ids[i]) for i in here],
+            seed=seed,
+            step=0,
+            num_samples=sampling.num_samples,
+            length=sampling.max_new_tokens,
+        )
+        drawn = rollout(policy, processor, prompts, sampling, uniforms)
+        found.extend(zip(drawn.greedy_captions, drawn.captions, strict=True))
+
+    with evaluation_mode(model):
+        FittingParts("samples of the report", "report_samples: 0", batch_size).run(len(indices), sample)
+    return _scored(corpus, indices, [[greedy, *samples] for greedy, samples in found])
+
+
+def _scored(corpus: Corpus, indices: Sequence[int], groups: Sequence[Sequence[str]]) -> list[ScoredSamples]:
+    """CIDEr-D of every caption, with the document frequencies of the evaluation."""
+    captions = [caption for group in groups for caption in group]
+    references = [corpus.references[i] for i, group in zip(indices, groups, strict=True) for _ in group]
+    settings = replace(corpus.settings, frequencies=corpus.frequencies)
+    scores = METRICS["cider_d"].score(Corpus(captions, references, settings=settings)).per_caption
+    result = []
+    for index, (greedy, *samples) in zip(indices, groups, strict=True):
+        first, *others = (scores.pop(0) for _ in range(len(samples) + 1))
+        result.append(ScoredSamples(index, greedy, first, samples, others))
+    return result
