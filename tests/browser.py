@@ -18,6 +18,7 @@ PHONE, DESKTOP = (390, 844), (1280, 900)
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--force-color-profile=srgb"]
 
+_PATIENCE_MS = 180_000  # a machine may be busy with other things; what is wrong fails at once
 _BROKEN_IMAGES = """async () => (await Promise.all([...document.images].map(async image => {
     image.loading = 'eager';  // those below the window too
     await image.decode().catch(() => null);
@@ -39,7 +40,7 @@ def chromium() -> Iterator[Any]:
     if path is None:
         pytest.skip("no Chromium: apt-get install chromium, or SCST_BROWSER=/path/to/one")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=path, args=_ARGUMENTS)
+        browser = started.chromium.launch(executable_path=path, args=_ARGUMENTS, timeout=_PATIENCE_MS)
         yield browser
         browser.close()
 
@@ -61,6 +62,7 @@ class OpenPage:
             is_mobile=size == PHONE,
             has_touch=size == PHONE,
         )
+        self._context.set_default_timeout(_PATIENCE_MS)
         self.page = self._context.new_page()
         self.errors: list[str] = []
         self.requests: list[str] = []
