@@ -24,7 +24,7 @@ from scst.config import (
     training_argument_names,
 )
 from scst.errors import Interrupted, RecipeError, ScstError
-from scst.recipes import RECIPES
+from scst.recipes import RECIPES, default_of
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "recipes" / "quickstart"
@@ -196,7 +196,7 @@ def help_text(stage: str, usage: str) -> str:
     for f in dataclasses.fields(RECIPES[stage]):
         if f.name == "training":
             continue
-        default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+        default = default_of(RECIPES[stage], f.name)
         choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
         lines.append(f"  {f.name:24} {f.metadata['help']}{choices} [{default}]")
     if _is_training(stage):

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers.integrations import get_available_reporting_integrations
 
+from launch.build_adapter import new_adapter
 from launch.build_captions import consensus_scores
 from launch.devices import check_devices, start_processes, uses_fsdp
 from launch.training import run_training as run_training
@@ -40,13 +41,14 @@ from scst.data.preview import training_preview
 from scst.data.selection import consensus_first
 from scst.data.supervision import CaptionChoice
 from scst.errors import RecipeError
-from scst.models.adapters import add_lora, check_adapter_exists, load_adapter
+from scst.models.adapters import check_adapter_exists, load_adapter
 from scst.models.loading import (
     check_model_exists,
     compute_dtype,
     load_model,
     load_processor,
 )
+from scst.models.prompt_tuning import use_virtual_tokens
 from scst.records import claim_output_dir
 from scst.validation import CaptionValidation
 
@@ -136,16 +138,8 @@ def build_policy(recipe: Any, base: str, *, trainable: bool) -> tuple[torch.nn.M
     if recipe.adapter:
         model = load_adapter(model, recipe.adapter, trainable=trainable)
     elif trainable:
-        transformers.set_seed(recipe.seed)
-        model = add_lora(
-            model,
-            targets=recipe.lora_targets,
-            rank=recipe.lora_rank,
-            alpha=recipe.lora_alpha,
-            dropout=recipe.lora_dropout,
-            variant=recipe.lora_variant,
-            rank_pattern=recipe.lora_rank_pattern,
-        )
+        model = new_adapter(recipe, model, processor)
+    use_virtual_tokens(processor, model)
     return model, processor
 
 

@@ -24,6 +24,7 @@ from scst.data.loading import LoadedData
 from scst.data.supervision import CaptionChoice
 from scst.errors import RecipeError
 from scst.evaluation.metrics import check_metrics
+from scst.models.adapters import check_adapter_exists
 from scst.rollout.backends import check_backend
 from scst.rollout.features import FeatureCache
 from scst.trainer import Objective, SCSTTrainer
@@ -54,6 +55,10 @@ def check_settings(recipe: Any) -> None:
     for name, limit in least.items():
         if (value := getattr(recipe, name)) < limit:
             raise RecipeError(f"{name}: expected {limit} or more, got {value}")
+    if not recipe.prompt_gradient and check_adapter_exists(recipe.adapter) == "prompt_tuning":
+        raise RecipeError(
+            "prompt_gradient: all of the gradient of prompt tuning flows through the prompt; use true"
+        )
     if recipe.cuda_graphs and not torch.cuda.is_available():
         raise RecipeError("cuda_graphs: there is no CUDA device here; leave it out")
     check_backend(recipe.rollout_backend, recipe.quantization)

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 from scst.errors import RecipeError
+from scst.models.adapters import check_adapter_exists
 
 
 def start_processes() -> None:
@@ -52,6 +53,8 @@ def check_devices(recipe: Any) -> None:
             "cuda_graphs: a recorded step would read the weights where they were gathered the last time: "
             "leave it out under ZeRO-3 and FSDP2"
         )
+    if uses_fsdp() or uses_zero3():
+        _check_adapter_type(recipe)
     if getattr(recipe, "rollout_weights", "whole") == "streamed":
         _check_streaming(recipe)
     if uses_fsdp() and os.environ.get("FSDP_VERSION", "1") != "2":
@@ -60,6 +63,16 @@ def check_devices(recipe: Any) -> None:
         raise RecipeError(
             f"quantization: {recipe.quantization} weights are not divided by FSDP2; give --quantization "
             "none, or launch with recipes/accelerate/ddp.yaml or zero3.yaml"
+        )
+
+
+def _check_adapter_type(recipe: Any) -> None:
+    """What is trained must lie in layers that are gathered when they are called; that was tested of LoRA."""
+    kind = check_adapter_exists(recipe.adapter) if recipe.adapter else recipe.adapter_type
+    if kind != "lora":
+        raise RecipeError(
+            f"adapter_type: {kind} was not tested with divided weights: launch with "
+            "recipes/accelerate/ddp.yaml or zero2.yaml"
         )
 
 

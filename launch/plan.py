@@ -27,7 +27,7 @@ from launch.arguments import Arguments
 from launch.training import total_steps
 from scst.data.loading import LoadedData
 from scst.memory import DoesNotFit, is_out_of_memory
-from scst.models.policy import trains_vision
+from scst.models.policy import trains_prompt, trains_vision
 from scst.plan import (
     Alternative,
     Plan,
@@ -171,7 +171,7 @@ def alternatives(recipe: Any, num_images: int, model: Any) -> list[dict[str, Any
     fewer = max(fewest, getattr(recipe, "num_samples", 0) // 2)
     if fewer < getattr(recipe, "num_samples", 0):
         found.append({"num_samples": fewer})
-    if getattr(recipe, "prompt_gradient", False) and not trains_vision(model):
+    if getattr(recipe, "prompt_gradient", False) and not (trains_vision(model) or trains_prompt(model)):
         found.append({"prompt_gradient": False})
     return found
 

@@ -18,7 +18,7 @@ from scst import checkpoints
 from scst.config import resolved
 from scst.data.loading import LoadedData
 from scst.errors import Interrupted, RunStopped
-from scst.models.adapters import parameter_table
+from scst.models.adapters import count_parameters, parameter_table
 from scst.models.loading import allow_deepspeed_states
 from scst.records import RECORD_NAME, write_run_record
 from scst.signals import SaveAndStop, StopSignals
@@ -97,6 +97,9 @@ def _results(trainer: Any, data: LoadedData, seconds: float) -> dict[str, Any]:
         "images": {name: len(rows) for name, rows in data.splits.items()},
     }
     alarms = [str(a) for c in trainer.callback_handler.callbacks for a in getattr(c, "alarms", ())]
+    parts = count_parameters(trainer.model)
+    trainable, whole = sum(part.trainable for part in parts), sum(part.total for part in parts)
+    results |= {"trainable_parameters": trainable, "trainable_share": trainable / whole}
     results |= {"alarms": alarms} if alarms else {}
     results |= {"skipped_steps": trainer.skipped_steps} if trainer.skipped_steps else {}
     results |= {"failed_saves": trainer.failed_saves} if trainer.failed_saves else {}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
+
+from scst.errors import RecipeError
 
 
 def key(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
@@ -13,6 +15,12 @@ def key(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def default_of(recipe_class: type, name: str) -> Any:
+    """The default of a recipe's key."""
+    found = next(f for f in fields(recipe_class) if f.name == name)
+    return found.default if found.default is not MISSING else found.default_factory()
 
 
 @dataclass
@@ -98,6 +106,11 @@ class SFTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys):
     caption_policy: str = key(
         "random", "caption an image is trained on", ["first", "random", "longest", "consensus", "all"]
     )
+    adapter_type: str = key(
+        "lora",
+        "what is trained beside the frozen model (docs/adapters.md)",
+        ["lora", "prompt_tuning", "prefix_tuning", "bottleneck"],
+    )
     lora_targets: str = key(
         "decoder-attention",
         "decoder-attention, decoder-attention-mlp, decoder-attention-mlp+projector, vision+decoder-qv, full, "
@@ -110,7 +123,50 @@ class SFTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys):
     lora_rank_pattern: dict = key(
         {}, "ends of module names -> another rank there, alpha / rank kept: {'layers.[0-8].*proj': 4}"
     )
+    num_virtual_tokens: int = key(
+        20, "virtual tokens of prompt_tuning; keys and values a layer of prefix_tuning"
+    )
+    prompt_init: str = key(
+        "text", "virtual tokens begin as those of a text, repeated, or as random words", ["text", "random"]
+    )
+    prompt_init_text: str | None = key(None, "that text; default: the prompt")
+    bottleneck_size: int = key(64, "width of the middle of a bottleneck adapter")
+    bottleneck_places: str = key(
+        "attention+mlp", "what a bottleneck adapter follows", ["attention+mlp", "attention", "mlp"]
+    )
     training: dict = key({}, "names of transformers.TrainingArguments")
+
+    def __post_init__(self) -> None:
+        """Refuse keys of another adapter type, and sizes that cannot be.
+
+        Raises:
+            RecipeError: naming the key.
+        """
+        own = ADAPTER_KEYS[self.adapter_type]
+        for name in {name: None for names in ADAPTER_KEYS.values() for name in names if name not in own}:
+            if getattr(self, name) != default_of(type(self), name):
+                kinds = ", ".join(kind for kind, names in ADAPTER_KEYS.items() if name in names)
+                raise RecipeError(
+                    f"{name}: a key of adapter_type: {kinds}, not of {self.adapter_type}; leave it out"
+                )
+        for name in ("num_virtual_tokens", "bottleneck_size"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        if self.prompt_init_text is not None and self.prompt_init != "text":
+            raise RecipeError("prompt_init_text: needs prompt_init: text; leave it out")
+
+
+_VIRTUAL = ("num_virtual_tokens", "prompt_init", "prompt_init_text")
+ADAPTER_KEYS: dict[str, tuple[str, ...]] = {
+    "lora": (
+        *("lora_targets", "lora_rank", "lora_alpha", "lora_dropout", "lora_variant"),
+        "lora_rank_pattern",
+    ),
+    "prompt_tuning": _VIRTUAL,
+    "prefix_tuning": _VIRTUAL,
+    "bottleneck": ("bottleneck_size", "bottleneck_places"),
+}
+"""Adapter type -> the keys of a new adapter of that type; with `adapter` they are passed over."""
 
 
 @dataclass
@@ -327,6 +383,20 @@ class CaptionRecipe(ModelKeys, RunKeys):
 
 
 @dataclass
+class MergeRecipe:
+    """Writes a checkpoint that needs no adapter."""
+
+    adapter: str | None = key(None, "folder of an adapter made by launch/sft.py or launch/scst.py")
+    model_name_or_path: str | None = key(None, "its base model; default: the one it names")
+    precision: str = key(
+        "auto", "of the merged weights; auto: bf16 on GPU, fp32 on CPU", ["auto", "bf16", "fp16", "fp32"]
+    )
+    prompt: str = key("caption en", "the instruction, to be shown with the virtual tokens of prompt tuning")
+    output_dir: str = key("outputs/merged", "folder of the new checkpoint")
+    overwrite: bool = key(False, "true: replace a model in output_dir")
+
+
+@dataclass
 class ExplainRecipe(ModelKeys, RunKeys):
     """Shows which parts of one picture a caption rests on."""
 
@@ -384,6 +454,7 @@ RECIPES: dict[str, type] = {
     "evaluate": EvaluateRecipe,
     "caption": CaptionRecipe,
     "explain": ExplainRecipe,
+    "merge": MergeRecipe,
     "score": ScoreRecipe,
     "prepare": PrepareRecipe,
     "document-frequencies": DocumentFrequenciesRecipe,

@@ -26,7 +26,7 @@ from scst.memory import (
     select_images,
 )
 from scst.models.adapters import AdapterSnapshot
-from scst.models.policy import Policy
+from scst.models.policy import Policy, trains_prompt
 from scst.models.prompts import forbidden_token_mask
 from scst.models.sharding import whole
 from scst.objective.advantages import compute_advantages
@@ -145,6 +145,11 @@ class SCSTTrainer(
             raise RecipeError(
                 "prompt_gradient: false trains nothing in the vision tower and the projector, but the "
                 "adapter is there: train it with prompt_gradient: true"
+            )
+        if not objective.prompt_gradient and trains_prompt(self.model):
+            raise RecipeError(
+                "prompt_gradient: false trains no prompt tokens, and the adapter has nothing else: train it "
+                "with prompt_gradient: true"
             )
         if objective.batch_size and self._meets_in_passes():
             raise RecipeError(

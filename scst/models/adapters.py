@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from rich.table import Table
 
 from scst.errors import RecipeError
+from scst.models import bottleneck, prefix_tuning, prompt_tuning
 from scst.models.sharding import is_sharded, part_of, writable
 
 _ATTENTION = r"self_attn\.(q|k|v|o)_proj"
@@ -39,6 +40,15 @@ LORA_VARIANTS: dict[str, dict[str, bool]] = {
 }
 """Name -> PEFT's settings. rsLoRA (Kalajdzievski 2023, arXiv:2312.03732) scales with alpha / sqrt(rank); DoRA
 (Liu et al. 2024, arXiv:2402.09353) trains the magnitude of each weight column beside its direction."""
+
+
+ADAPTER_TYPES: dict[str, str] = {
+    "LORA": "lora",
+    prompt_tuning.PEFT_TYPE: "prompt_tuning",
+    prefix_tuning.PEFT_TYPE: "prefix_tuning",
+    bottleneck.PEFT_TYPE: "bottleneck",
+}
+"""PEFT's name for a type of adapter -> the recipe's."""
 
 
 def target_pattern(lora_targets: str) -> str:
@@ -106,24 +116,32 @@ def load_adapter(model: torch.nn.Module, adapter: str | Path, *, trainable: bool
     return adapted
 
 
-def check_adapter_exists(adapter: str | Path) -> None:
-    """Refuse a local folder without an adapter before any model is loaded.
+def check_adapter_exists(adapter: str | Path) -> str:
+    """Refuse a local folder without an adapter before any model is loaded; returns the adapter's type.
 
     Raises:
-        RecipeError: naming the folder and what it holds, or a setting that would run code.
+        RecipeError: naming the folder and what it holds, a setting that would run code, or a type whose
+            weights the forward passes of this project would pass by.
     """
     folder = Path(adapter)
-    if (folder / "adapter_config.json").is_file():
-        _refuse_imports(folder / "adapter_config.json")
-        return
-    found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
-    raise RecipeError(
-        f"adapter: {str(adapter)!r} holds no adapter_config.json (found: {found or 'nothing'}). Give the "
-        "output folder of launch/sft.py or launch/scst.py, or one of its checkpoints"
-    )
+    if not (folder / "adapter_config.json").is_file():
+        found = (
+            ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
+        )
+        raise RecipeError(
+            f"adapter: {str(adapter)!r} holds no adapter_config.json (found: {found or 'nothing'}). Give the "
+            "output folder of launch/sft.py or launch/scst.py, or one of its checkpoints"
+        )
+    peft_type = _adapter_settings(folder / "adapter_config.json").get("peft_type")
+    if peft_type not in ADAPTER_TYPES:
+        raise RecipeError(
+            f"adapter: {str(adapter)!r} is of PEFT's type {peft_type!r}; expected one of "
+            f"{', '.join(ADAPTER_TYPES)}, which launch/sft.py makes (docs/adapters.md)"
+        )
+    return ADAPTER_TYPES[peft_type]
 
 
-def _refuse_imports(config: Path) -> None:
+def _adapter_settings(config: Path) -> dict[str, Any]:
     """PEFT imports the module that ``megatron_core`` names if ``megatron_config`` is set: of no use here."""
     try:
         settings = json.loads(config.read_text(encoding="utf-8"))
@@ -134,6 +152,7 @@ def _refuse_imports(config: Path) -> None:
             f"adapter: {str(config)!r} sets megatron_config, which makes the loader import a module that the "
             "file names. Adapters of this project never have it; set it to null if you trust the adapter"
         )
+    return settings
 
 
 def disable_dropout(model: torch.nn.Module) -> None:

@@ -34,6 +34,11 @@ def trains_vision(model: nn.Module) -> bool:
     return any(p.requires_grad for part in parts for p in part.parameters())
 
 
+def trains_prompt(model: nn.Module) -> bool:
+    """Whether embeddings of prompt tokens are trained: all of their gradient flows through the prompt."""
+    return any(p.requires_grad for p in base_model(model).get_input_embeddings().parameters())
+
+
 class Policy:
     """Forward passes of one model for rollouts and scoring.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from scst.errors import RecipeError
 from scst.types import PromptBatch
 
 IMAGE_TOKEN = "<image>"
@@ -20,15 +21,17 @@ def encode_prompts(
     """Inputs of ``model.generate``: left-padded prompts whose tokens all have type 0 (bidirectional).
 
     Args:
-        processor: a PaliGemma processor.
+        processor: a PaliGemma processor; the virtual tokens that an adapter was given for it
+            (:func:`scst.models.prompt_tuning.use_virtual_tokens`) come before every instruction.
         images: B pictures of any mode and size.
         prompts: B instructions without the image token, e.g. ``caption en``.
 
     Returns:
         ``input_ids``, ``attention_mask``, ``token_type_ids`` (B, P) and ``pixel_values`` (B, 3, H, W).
     """
+    virtual_tokens = getattr(processor, "virtual_tokens", "")
     batch = processor(
-        text=[IMAGE_TOKEN + prompt for prompt in prompts],
+        text=[IMAGE_TOKEN + virtual_tokens + prompt for prompt in prompts],
         images=[image.convert("RGB") for image in images],
         return_tensors="pt",
         padding="longest",
@@ -56,10 +59,12 @@ def encode_captions(
     """Inputs of supervised training: prompt (type 0, not trained), caption and ``<eos>`` (type 1, trained).
 
     Captions are cut to ``max_new_tokens`` tokens *before* encoding; a cut caption keeps no ``<eos>``, because
-    the policy would be taught to end where its teacher went on.
+    the policy would be taught to end where its teacher went on. Positions are those of sampling: by itself
+    the model would count padding, which a prefix of fixed positions (prefix tuning) notices.
 
     Returns:
-        ``input_ids``, ``attention_mask``, ``token_type_ids``, ``labels`` (B, P + T) and ``pixel_values``;
+        ``input_ids``, ``attention_mask``, ``position_ids``, ``token_type_ids``, ``labels`` (B, P + T) and
+        ``pixel_values``;
         ``labels`` is -100 on prompt and padding.
     """
     prompt_inputs = encode_prompts(processor, images, prompts)
@@ -68,9 +73,11 @@ def encode_captions(
     pad = processor.tokenizer.pad_token_id
     ids = torch.tensor([row + [pad] * (length - len(row)) for row in caption_ids])
     mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in caption_ids])
+    attention_mask = torch.cat([prompt_inputs["attention_mask"], mask], 1)
     return {
         "input_ids": torch.cat([prompt_inputs["input_ids"], ids], 1),
-        "attention_mask": torch.cat([prompt_inputs["attention_mask"], mask], 1),
+        "attention_mask": attention_mask,
+        "position_ids": attention_mask.cumsum(1).clamp(min=1),
         "token_type_ids": torch.cat([prompt_inputs["token_type_ids"], torch.ones_like(ids)], 1),
         "labels": torch.cat(
             [
@@ -95,6 +102,23 @@ def decode_captions(processor: Any, ids: torch.Tensor, mask: torch.Tensor) -> li
     rows = [row[keep].tolist() for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
     texts = processor.tokenizer.batch_decode(rows, skip_special_tokens=True)
     return [" ".join(text.split()) for text in texts]
+
+
+def first_tokens(processor: Any, vocab_size: int, count: int, *, text: str | None, seed: int) -> torch.Tensor:
+    """(count,) tokens that virtual ones begin as: those of a text, repeated, or random words when it is None.
+
+    Raises:
+        RecipeError: when the text has no tokens.
+    """
+    if text is not None:
+        ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise RecipeError(f"prompt_init_text: {text!r} has no tokens")
+        return torch.tensor((ids * count)[:count])
+    words = (~forbidden_token_mask(processor, vocab_size)).nonzero().flatten()
+    words = words[words != processor.tokenizer.eos_token_id]
+    chosen = torch.randint(len(words), (count,), generator=torch.Generator().manual_seed(seed))
+    return words[chosen]
 
 
 def forbidden_token_ids(processor: Any, vocab_size: int) -> list[int]:

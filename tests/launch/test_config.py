@@ -152,10 +152,16 @@ CHOICE_KEYS = [
 ]
 
 
+NEEDED_BY = {
+    "prompt_init": {"adapter_type": "prompt_tuning"},
+    "bottleneck_places": {"adapter_type": "bottleneck"},
+}
+
+
 @pytest.mark.parametrize(("stage", "name", "choices"), CHOICE_KEYS)
 def test_choices(stage, name, choices):
     for choice in choices:
-        assert getattr(build_recipe(stage, {name: choice}), name) == choice
+        assert getattr(build_recipe(stage, NEEDED_BY.get(name, {}) | {name: choice}), name) == choice
     message = message_of(stage, **{name: "nonsense"})
     assert message == f"{name}: must be one of {', '.join(choices)}; got 'nonsense'"
 
