@@ -98,3 +98,15 @@ def test_divided_weights_are_refused(monkeypatch, kind):
     monkeypatch.setattr(devices, "uses_zero3", lambda: True)
     with pytest.raises(RecipeError, match=f"{kind} was not tested with divided weights"):
         devices.check_devices(build_recipe("sft", {"adapter_type": kind}))
+
+
+def test_merge_refuses_before_a_model_is_loaded(tmp_path, capsys):
+    from launch import merge
+    from launch.arguments import main
+
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "SCST_PREFIX"}))
+    flags = ["--adapter", str(tmp_path), "--output_dir", str(tmp_path / "merged")]
+    assert main("merge", merge.run, usage=merge.__doc__, argv=flags) == 2
+    assert "prefix_tuning cannot be merged" in capsys.readouterr().err
+    assert main("merge", merge.run, usage=merge.__doc__, argv=[]) == 2
+    assert "adapter: missing" in capsys.readouterr().err
