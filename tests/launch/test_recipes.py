@@ -9,15 +9,15 @@ import pytest
 import yaml
 
 from scst.config import build_recipe, read_recipe_file, resolved
-from scst.data.cleaning import parse_steps
-from scst.evaluation.decoding import DECODINGS
 from scst.models.adapters import LORA_TARGETS
 from scst.recipes import RECIPES
 from tests.conftest import ROOT
 
 RECIPES_FOLDER = ROOT / "recipes"
 DEVICES = sorted((RECIPES_FOLDER / "accelerate").glob("*.yaml"))
-STAGE_RECIPES = sorted(set(RECIPES_FOLDER.rglob("*.yaml")) - set(DEVICES))
+PARTS = sorted(RECIPES_FOLDER.rglob("_*.yaml"))
+"""What other recipes extend; no recipes by themselves."""
+STAGE_RECIPES = sorted(set(RECIPES_FOLDER.rglob("*.yaml")) - set(DEVICES) - set(PARTS))
 
 
 def name_of(path: Path) -> str:
@@ -50,9 +50,14 @@ def launch_commands(path: Path) -> list[str]:
 
 def test_the_folder_is_not_empty():
     folders = {path.parent.name for path in STAGE_RECIPES}
-    assert folders >= {"quickstart", "rsicd", "paligemma"}
+    assert folders >= {"quickstart", "rsicd", "paligemma", "000", "001", "002", "003", "004"}
     devices = {"cpu", "cpu-2", "gpu", "ddp", "zero2", "zero3", "fsdp2", "multi-node"}
     assert {path.stem for path in DEVICES} == devices
+
+
+@pytest.mark.parametrize("path", PARTS, ids=name_of)
+def test_a_part_is_extended_by_some_recipe(path):
+    assert any(path.name in str(yaml.safe_load(p.read_text()).get("extends")) for p in STAGE_RECIPES)
 
 
 @pytest.mark.parametrize("path", STAGE_RECIPES, ids=name_of)
@@ -88,7 +93,9 @@ def test_recipe_opens_with_its_launch_command(path):
     assert commands, f"{name_of(path)}: no launch command in the first lines"
     script = f"launch/{stage_of(path)}.py"
     assert (ROOT / script).is_file()
-    assert all(script in command and f"--config {name_of(path)}" in command for command in commands)
+    assert any(script in command and f"--config {name_of(path)}" in command for command in commands)
+    named = [RECIPES_FOLDER.parent / config for c in commands for config in re.findall(r"--config (\S+)", c)]
+    assert all(config in STAGE_RECIPES for config in named)
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES_FOLDER / "paligemma").glob("*.yaml")), ids=name_of)
@@ -96,43 +103,6 @@ def test_recipe_states_what_to_expect(path):
     header = header_of(path)
     assert "published:" in header
     assert "not run here" in header
-
-
-PUBLISHED_EVALUATIONS = {
-    "describe-greedy": ("Describe this image in detail:", "greedy-16", 16),
-    "describe-beam-sample": ("Describe this image in detail:", "beam4-sample-16", 16),
-    "describe-nucleus": ("describe this image.", "nucleus-32", 32),
-    "bare-beam": ("", "beam5", 32),  # the report gives no length; 32 is this project's
-}
-"""Prompt, decoding and length limit that the reports print."""
-
-
-@pytest.mark.parametrize("name", PUBLISHED_EVALUATIONS)
-def test_published_evaluations(name):
-    recipe = build_recipe(
-        "evaluate", read_recipe_file(RECIPES_FOLDER / "published" / f"{name}-evaluate.yaml")
-    )
-    assert (recipe.prompt, recipe.decoding, recipe.max_new_tokens) == PUBLISHED_EVALUATIONS[name]
-    assert recipe.decoding in DECODINGS
-
-
-PUBLISHED_PREPARATIONS = {
-    "clipscore": {"selection": "clipscore", "clip_model": "openai/clip-vit-base-patch32"},
-    "lowercase": {"cleaning": ["lowercase", "nfkc"], "split_fractions": "80/20"},
-    "longest": {
-        "cleaning": ["lowercase", "collapse-spaces"],
-        "selection": "longest",
-        "split_fractions": "80/10/10",
-    },
-    "synonyms": {"synonym_distance": 0.5, "synonym_min_samples": 5, "split_fractions": "70/20/10"},
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED_PREPARATIONS)
-def test_published_preparations(name):
-    recipe = build_recipe("prepare", read_recipe_file(RECIPES_FOLDER / "data" / f"{name}-prepare.yaml"))
-    assert {key: getattr(recipe, key) for key in PUBLISHED_PREPARATIONS[name]} == PUBLISHED_PREPARATIONS[name]
-    parse_steps(recipe.cleaning, synonyms=lambda captions: captions)
 
 
 @pytest.mark.parametrize("path", [p for p in STAGE_RECIPES if "scst" in p.stem], ids=name_of)
