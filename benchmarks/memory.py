@@ -5,8 +5,8 @@
     python benchmarks/memory.py --device cuda --shape 3b --quantization nf4 --gradient_checkpointing
 
 Steps of ours alone, as ``step.py`` makes them. A phase's peak is the size of the weights and what the process
-grew by over its size with the loaded model: on CUDA what tensors occupied, on the CPU the resident size, which
-also counts what the allocator keeps. (The whole resident size would count the checkpoint file, which stays
+grew by over its size with the loaded model: on CUDA what tensors occupied, on the CPU the resident size, and
+so what the allocator keeps. (The whole resident size would count the checkpoint file, which stays
 mapped.)
 """
 

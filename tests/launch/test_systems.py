@@ -1,6 +1,6 @@
 """The recipes of five published reports say what the reports say.
 
-Golden values: the tables and texts of the reports, which recipes/systems/README.md names; what a report leaves
+Golden values: the tables and texts of the reports that recipes/systems/README.md names; what one leaves
 open is not asserted.
 """
 
