@@ -40,7 +40,7 @@ quickstart: $(STAMP)
 	@$(IN_VENV) OMP_NUM_THREADS="$(THREADS)" $(VENV)/bin/python launch/quickstart.py $(ARGS)
 
 test: $(STAMP) browser
-	@$(IN_VENV) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(IN_VENV) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: $(STAMP)
 	@$(IN_VENV) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m tests.chaos.run $(ARGS)

@@ -68,7 +68,17 @@ def main(argv: list[str] | None = None) -> None:
     for name, peak in ({"weights": found["weights_gb"]} | found["phases"]).items():
         table.add_row(name, f"{peak:.2f}")
     Console().print(table)
-    sizes = ("version", "shape", "images", "samples", "tokens", "quantization", "precision", "device")
+    sizes = (
+        "version",
+        "shape",
+        "layers",
+        "images",
+        "samples",
+        "tokens",
+        "quantization",
+        "precision",
+        "device",
+    )
     write(
         options.json,
         {"benchmark": "memory", "command": " ".join(["python", "benchmarks/memory.py", *argv])}

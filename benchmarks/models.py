@@ -39,12 +39,14 @@ class ModelShape:
         size: ``middle`` or ``3b``.
         width: hidden size of decoder and vision tower; of the middle size only.
         vocabulary: V; of the middle size only.
+        layers: of decoder and vision tower, in place of those of the real model; of 3b only.
     """
 
     version: int = 1
     size: str = "middle"
     width: int = 512
     vocabulary: int = MIDDLE_VOCABULARY
+    layers: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -86,7 +88,7 @@ def _word(number: int) -> str:
 def build_config(shape: ModelShape, processor: Any) -> Any:
     """The configuration of a shape."""
     if shape.size == "3b":
-        return _config_3b(shape.version, processor)
+        return _config_3b(shape, processor)
     from tests.tiny import build_config as build_tiny_config
 
     decoder = dict(MIDDLE_DECODERS[shape.version])
@@ -103,14 +105,14 @@ def build_config(shape: ModelShape, processor: Any) -> Any:
     )
 
 
-def _config_3b(version: int, processor: Any) -> Any:
+def _config_3b(shape: ModelShape, processor: Any) -> Any:
     """google/paligemma-3b-pt-224 and google/paligemma2-3b-pt-224, as their ``config.json`` has it."""
     from transformers import Gemma2Config, GemmaConfig, PaliGemmaConfig, SiglipVisionConfig
 
     vision = SiglipVisionConfig(
         hidden_size=1152,
         intermediate_size=4304,
-        num_hidden_layers=27,
+        num_hidden_layers=shape.layers or 27,
         num_attention_heads=16,
         image_size=IMAGE_SIZE,
         patch_size=PATCH,
@@ -118,12 +120,12 @@ def _config_3b(version: int, processor: Any) -> Any:
     )
     special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
     common = special | {"vocab_size": VOCABULARY_3B, "num_attention_heads": 8, "head_dim": 256}
-    if version == 1:
+    if shape.version == 1:
         width = 2048
         text = GemmaConfig(
             hidden_size=width,
             intermediate_size=16384,
-            num_hidden_layers=18,
+            num_hidden_layers=shape.layers or 18,
             num_key_value_heads=1,
             **common,
         )
@@ -132,7 +134,7 @@ def _config_3b(version: int, processor: Any) -> Any:
         text = Gemma2Config(
             hidden_size=width,
             intermediate_size=9216,
-            num_hidden_layers=26,
+            num_hidden_layers=shape.layers or 26,
             num_key_value_heads=4,
             query_pre_attn_scalar=256,
             **common,
@@ -146,7 +148,7 @@ def _config_3b(version: int, processor: Any) -> Any:
         vocab_size=VOCABULARY_3B,
         **special,
     )
-    config._attn_implementation = "sdpa" if version == 1 else "eager"
+    config._attn_implementation = "sdpa" if shape.version == 1 else "eager"
     return config
 
 

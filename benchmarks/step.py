@@ -53,6 +53,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=16, metavar="T", help="tokens of every caption [16]")
     parser.add_argument("--width", type=int, default=512, help="hidden size of the middle shape [512]")
     parser.add_argument("--vocabulary", type=int, default=8192, help="tokens of the middle shape [8192]")
+    parser.add_argument("--layers", type=int, help="of the 3b shape's decoder and vision tower [all]")
     parser.add_argument("--repetitions", type=int, default=3, help="timed steps of each way, interleaved [3]")
     parser.add_argument(
         "--extra_repetitions",
@@ -86,7 +87,7 @@ def build_world(options: argparse.Namespace, folder: Path) -> Any:
     from tests.tiny import noise_images
 
     PartialState(cpu=options.device == "cpu")
-    shape = ModelShape(options.version, options.shape, options.width, options.vocabulary)
+    shape = ModelShape(options.version, options.shape, options.width, options.vocabulary, options.layers)
     write_checkpoint(shape, folder / "model", device=options.device)
     rows = [
         {"image": image, "references": [], "image_id": f"image-{i}"}

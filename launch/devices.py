@@ -68,7 +68,7 @@ def check_devices(recipe: Any) -> None:
 
 def _check_adapter_type(recipe: Any) -> None:
     """What is trained must lie in layers that are gathered when they are called; that was tested of LoRA."""
-    kind = check_adapter_exists(recipe.adapter) if recipe.adapter else recipe.adapter_type
+    kind = check_adapter_exists(recipe.adapter) if recipe.adapter else getattr(recipe, "adapter_type", "lora")
     if kind != "lora":
         raise RecipeError(
             f"adapter_type: {kind} was not tested with divided weights: launch with "

@@ -325,7 +325,7 @@ def test_one_process_short_of_memory_does_not_hang_the_other(run_stage, world, s
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "out of memory with 2 images at a time; from now on 1" in done.stderr
