@@ -24,7 +24,8 @@ from scst.config import (
     training_argument_names,
 )
 from scst.errors import Interrupted, RecipeError, ScstError
-from scst.recipes import RECIPES, default_of
+from scst.recipe_keys import default_of
+from scst.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "recipes" / "quickstart"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,7 +144,7 @@ def _fell(best: Observation, now: Observation, direction: int) -> bool:
     return bool(np.nanpercentile(difference, INTERVAL[1]) < 0)
 
 
-class WatchAlarm(TrainerCallback):
+class WatchAlarm(TrainerCallback, ABC):
     """Says what a watch says, and by choice ends the run with an adapter from before.
 
     The watch's memory is saved with every checkpoint, as ``FILE_NAME``.
@@ -173,9 +174,9 @@ class WatchAlarm(TrainerCallback):
         """All alarms of the run."""
         return self.watch.alarms
 
+    @abstractmethod
     def sound_adapter(self, output_dir: Path) -> tuple[Path, str] | None:
         """The last adapter that was sound, and what it is called; None where there is none."""
-        raise NotImplementedError
 
     def say(self, alarms: Sequence[Any], control: Any) -> None:
         """Print alarms, and end the run if they do."""

@@ -46,9 +46,12 @@ def images():
     return noise_images(4)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """A headless Chromium; tests that ask for it are skipped where there is none."""
+    """A headless Chromium; tests that ask for it are skipped where there is none.
+
+    For one module: while it is open its event loop runs in this thread, where asyncio.run would refuse.
+    """
     with chromium() as started:
         yield started
 

@@ -15,6 +15,7 @@ GROUND = {
     "scst",
     "scst.checkpoints",
     "scst.config",
+    "scst.recipe_keys",
     "scst.recipes",
     "scst.errors",
     "scst.ops",

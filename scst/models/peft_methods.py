@@ -9,6 +9,7 @@ inside the model, as LoRA's are, and PEFT does the rest: freezing, saving, loadi
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,9 +59,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self._weights()[adapter_name] = weights
         self.set_adapter([adapter_name])
 
+    @abstractmethod
     def new_weights(self, config: Any) -> nn.Module:
         """The weights of an adapter."""
-        raise NotImplementedError
 
     def active_weights(self) -> list[nn.Module]:
         """Weights of the adapters that are on."""

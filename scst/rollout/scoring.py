@@ -69,22 +69,16 @@ def score(
     prompts = prompts.select(images)
     if prompt_cache is not None:
         states = _constant_prompt_states(policy, prompts, prompt_cache[images], captions)
-    elif image_features is not None:
-        states = LAYOUTS[layout](policy, prompts, image_features[images], captions)
     else:
-        states = LAYOUTS[layout](policy, prompts, policy.image_features(prompts.pixel_values), captions)
-    values = head.token_scores(
-        policy,
-        states,
-        captions.ids[captions.mask],
-        captions.positions[captions.mask],
-        sampling,
-        chunk=head_chunk,
-        entropy_gradient=entropy_gradient,
-    )
+        known = image_features is not None
+        features = image_features[images] if known else policy.image_features(prompts.pixel_values)
+        states = LAYOUTS[layout](policy, prompts, features, captions)
+    tokens = captions.ids[captions.mask], captions.positions[captions.mask]
+    settings = {"chunk": head_chunk, "entropy_gradient": entropy_gradient}
+    values = head.token_scores(policy, states, *tokens, sampling, **settings)
     counts = completion_mask & (scored_as >= 0).unsqueeze(-1)
     row = (is_scored.flatten().cumsum(0) - 1).view_as(own).gather(1, scored_as.clamp(min=0))
-    return TokenScores(*(_spread(tokens, captions, row, counts) for tokens in values))
+    return TokenScores(*(_spread(scores, captions, row, counts) for scores in values))
 
 
 def distinct_captions(completion_ids: torch.Tensor, completion_mask: torch.Tensor) -> torch.Tensor:

