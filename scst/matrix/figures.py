@@ -131,6 +131,7 @@ def _name_ticks(axes: Any, names: Sequence[str], metric: str, lying: bool) -> No
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.set_xlabel(metric)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
     else:
         axes.set_xticks(range(len(names)), names)
         axes.set_ylabel(metric)

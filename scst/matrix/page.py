@@ -45,7 +45,7 @@ def matrix_html(
     """
     metrics = metric_names(results)
     complete = sum(result.state == "complete" for result in results)
-    parts = [_table(tables.heading(rows, metrics), tables.table_lines(rows, metrics))]
+    parts = [_table(*tables.grid(rows, metrics))]
     parts += [f'<p class="soft">{escape(tables.how_to_read(rows))}.</p>', _failures(results)]
     if robustness:
         parts += [f"<h2>Prompt robustness ({escape(tables.title_of(metric))})</h2>"]

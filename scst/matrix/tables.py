@@ -22,13 +22,16 @@ def title_of(metric: str) -> str:
 
 
 def how_to_read(rows: Sequence[Row]) -> str:
-    """What the numbers behind a value are."""
+    """What the numbers behind a value are, and in which settings all rows agree."""
     counts = {value.seeds for row in rows for value in row.values.values()}
     texts = []
     if counts & {1}:
         texts.append("[low, high]: 95 % bootstrap interval over images, one seed")
     if counts - {1}:
         texts.append("mean ± standard deviation over seeds, their number in brackets")
+    everywhere = {name: texts[0] for name, texts in _settings(rows).items() if len(set(texts)) == 1}
+    if texts and everywhere:
+        texts.append("everywhere " + ", ".join(f"{name} {text}" for name, text in everywhere.items()))
     return "; ".join(texts) or "no cell is complete yet"
 
 
@@ -45,23 +48,20 @@ def _bound(bound: float | None) -> str:
     return "-" if bound is None else f"{bound:.3f}"
 
 
-def heading(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
-    """Columns of the table over seeds."""
-    return ["model", "prompt", "decoding", "tokens", *(title_of(name) for name in metrics)]
+def grid(rows: Sequence[Row], metrics: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Heading and lines of the table over seeds: models, the settings in which rows differ, metrics."""
+    columns = {"model": [row.cell.model.name for row in rows]}
+    columns |= {name: texts for name, texts in _settings(rows).items() if len(set(texts)) > 1}
+    columns |= {title_of(name): [cell_text(row.values.get(name)) for row in rows] for name in metrics}
+    return list(columns), [list(line) for line in zip(*columns.values(), strict=True)]
 
 
-def table_lines(rows: Sequence[Row], metrics: Sequence[str]) -> list[list[str]]:
-    """Its lines."""
-    return [
-        [
-            row.cell.model.name,
-            row.cell.prompt or "(none)",
-            row.cell.decoding,
-            str(row.cell.max_new_tokens),
-            *(cell_text(row.values.get(name)) for name in metrics),
-        ]
-        for row in rows
-    ]
+def _settings(rows: Sequence[Row]) -> dict[str, list[str]]:
+    return {
+        "prompt": [row.cell.prompt or "(none)" for row in rows],
+        "decoding": [row.cell.decoding for row in rows],
+        "tokens": [str(row.cell.max_new_tokens) for row in rows],
+    }
 
 
 def signatures(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, list[str]]:
@@ -99,7 +99,7 @@ def markdown(
     parts = [
         f"# {title}",
         how_to_read(rows) + ".",
-        _md_table(heading(rows, metrics), table_lines(rows, metrics)),
+        _md_table(*grid(rows, metrics)),
     ]
     if robustness:
         parts += [f"## Prompt robustness ({title_of(metric)})"]
@@ -189,8 +189,9 @@ def json_content(
 
 def rich_table(title: str, rows: Sequence[Row], metrics: Sequence[str]) -> Table:
     """The table on the screen."""
-    table = Table(*(escape(name) for name in heading(rows, metrics)), title=escape(title))
-    for line in table_lines(rows, metrics):
+    head, lines = grid(rows, metrics)
+    table = Table(*(escape(name) for name in head), title=escape(title))
+    for line in lines:
         table.add_row(*(escape(text).replace(" \\[", "\n\\[").replace(" ±", "\n±") for text in line))
     table.caption = escape(how_to_read(rows))
     return table

@@ -53,6 +53,18 @@ def test_one_seed_keeps_its_interval(lab):
     assert "bootstrap" in tables.how_to_read([row])
 
 
+def test_settings_that_all_rows_share_are_said_once(lab):
+    models = [{"name": "base"}]
+    found = rows_of(
+        fake(lab, {("base", "p"): [1.0], ("base", "q"): [2.0]}, models=models, prompts=["p", "q"])
+    )
+    lines = [["base", "p", "1.000 [0.900, 1.200]"], ["base", "q", "2.000 [1.900, 2.200]"]]
+    assert tables.grid(found, ["cider_d"]) == (["model", "prompt", "CIDEr-D"], lines)
+    assert tables.how_to_read(found).endswith("; everywhere decoding greedy, tokens 32")
+    assert tables.grid(found[:1], ["cider_d"]) == (["model", "CIDEr-D"], [["base", lines[0][2]]])
+    assert tables.how_to_read(found[:1]).endswith("; everywhere prompt p, decoding greedy, tokens 32")
+
+
 def test_signatures_that_differ_are_told(lab):
     found = fake(lab, {("base", "p"): [1.0], ("lora", "p"): [2.0]}, prompts=["p"])
     found[1].metrics["cider_d"]["signature"] = "CIDEr-D|y"
@@ -129,9 +141,9 @@ def test_all_formats_say_the_same(written):
         for li in (written / "matrix.md").read_text().partition("##")[0].splitlines()
         if "| " in li
     ]
-    shown = {
-        (row[1].strip(), row[2].strip().replace("\\|", "|"), row[4].strip()): row[5].strip() for row in table
-    }
+    head, *lines = [[text.strip().replace("\\|", "|") for text in line[1:-1]] for line in table]
+    assert head[:3] == ["model", "prompt", "tokens"]  # all are greedy
+    shown = {tuple(line[:3]): line[head.index("CIDEr-D")] for line in lines}
     for row in content["rows"]:
         keys, value = row["keys"], row["metrics"].get("cider_d")
         text = shown[keys["model"], keys["prompt"], str(keys["max_new_tokens"])]
