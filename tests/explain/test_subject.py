@@ -8,11 +8,13 @@ import torch
 
 from scst.errors import DataError, RecipeError
 from scst.explain.attention import _rollout, attention_rollout
+from scst.explain.gradients import integrated_gradients
 from scst.explain.subject import CaptionSubject
 from scst.models.policy import Policy
 from scst.models.prompts import forbidden_token_mask
 from scst.rollout.scoring import score
 from scst.types import Sampling
+from tests.adapted import KINDS, adapted
 from tests.tiny import build_model
 
 CAPTION = "two planes are parked near a road"
@@ -33,6 +35,26 @@ def test_logprobs_are_those_of_scoring(version, tiny_processor, images):
     expected = score(policy, subject.prompts, ids, torch.ones_like(ids, dtype=torch.bool), sampling)
     found = subject.token_logprobs(subject.pixels.expand(3, -1, -1, -1))
     torch.testing.assert_close(found, expected.logprobs[0].expand(3, -1), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_type_of_adapter_is_explained(kind, version, tiny_processor, images):
+    """By the log probabilities that its captions are scored with; IG is complete, rollout within its bounds."""
+    model, processor = adapted(kind, build_model(tiny_processor, version=version), tiny_processor)
+    subject = tiny_subject(model.requires_grad_(False), processor, images[0])
+    ids = subject.ids[None]
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    expected = score(subject.policy, subject.prompts, ids, mask, Sampling(min_new_tokens=0))
+    torch.testing.assert_close(
+        subject.token_logprobs(subject.pixels), expected.logprobs[0], atol=2e-5, rtol=1e-5
+    )
+    start = 0.95 * subject.pixels  # a short path: random weights are rough
+    heat, total, difference = integrated_gradients(subject, 0, start, steps=64, batch_size=32)
+    assert np.abs(heat).sum() > 0
+    assert total == pytest.approx(difference, abs=1e-3 * abs(difference) + 1e-4)
+    shares = attention_rollout(subject).sum((1, 2))
+    assert ((shares > 0) & (shares < 1)).all()
 
 
 def test_a_later_word_changes_nothing_earlier(tiny_model, tiny_processor, images):
