@@ -128,7 +128,7 @@ class Policy:
         mask: torch.Tensor,
         position_ids: torch.Tensor,
         *,
-        keep: int | torch.Tensor,
+        keep: int,
         cache: Any | None = None,
     ) -> torch.Tensor:
         """Logits of a sequence of embeddings, for decoding: wrappers are left out.
@@ -137,13 +137,16 @@ class Policy:
             embeddings: (B, L, D).
             mask: (B, 1, L, L_keys) bool, True = attend.
             position_ids: (B, L).
-            keep: logits of the last ``keep`` positions, or of these positions.
+            keep: logits of the last ``keep`` positions.
             cache: key-value cache to read and extend.
 
         Returns:
             (B, kept, V) logits.
         """
-        return self._call(self.inner, embeddings, mask, position_ids, keep=keep, cache=cache).logits
+        # by index: of a slice the head makes one product per image, on a CPU each with a copy of its weights
+        length = embeddings.shape[1]
+        last = torch.arange(length - keep, length, device=embeddings.device)
+        return self._call(self.inner, embeddings, mask, position_ids, keep=last, cache=cache).logits
 
     def hidden_states(
         self,
@@ -201,7 +204,7 @@ class Policy:
         mask: torch.Tensor,
         position_ids: torch.Tensor,
         *,
-        keep: int | torch.Tensor,
+        keep: torch.Tensor,
         cache: Any | None = None,
     ) -> Any:
         kind = self.text_config._attn_implementation

@@ -48,7 +48,7 @@ def run_together(
     folder: Path,
     environment: dict[str, str] | None = None,
     num_processes: int = 2,
-    timeout_s: float = 180,
+    timeout_s: float = 420,  # the first under DeepSpeed compiles for a minute or more
 ) -> list[Any]:
     """Run ``job(*arguments)`` in processes that can meet; returns what it returned in each.
 

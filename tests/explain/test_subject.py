@@ -40,7 +40,7 @@ def test_logprobs_are_those_of_scoring(version, tiny_processor, images):
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_type_of_adapter_is_explained(kind, version, tiny_processor, images):
-    """By the log probabilities that its captions are scored with; IG is complete, rollout within its bounds."""
+    """By the log probabilities that its captions are scored with; IG is complete, rollout within bounds."""
     model, processor = adapted(kind, build_model(tiny_processor, version=version), tiny_processor)
     subject = tiny_subject(model.requires_grad_(False), processor, images[0])
     ids = subject.ids[None]

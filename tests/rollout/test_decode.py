@@ -112,6 +112,20 @@ def test_rows_that_agree_share_a_slot(policy, tiny_processor, images, passes):  
 
 
 @torch.no_grad()
+def test_the_head_makes_one_product_of_all_images(policy, tiny_processor, images):  # noqa: F811
+    """Of a slice of the prompt it would make one per image, on a CPU each with a copy of the head's weights:
+    8 GB and two minutes at 257,216 tokens."""
+    inputs_seen = []
+    hook = policy.inner.lm_head.register_forward_pre_hook(lambda m, inputs: inputs_seen.append(inputs[0]))
+    sampling = Sampling(num_samples=2, max_new_tokens=3)
+    batch = prompt_batch(tiny_processor, images, PROMPTS)
+    rollout(policy, tiny_processor, batch, sampling, uniforms(sampling, 4))
+    hook.remove()
+    assert inputs_seen[0].shape[:2] == (4, 1), "the last position of every prompt"
+    assert all(states.is_contiguous() for states in inputs_seen)
+
+
+@torch.no_grad()
 def test_ended_rows_and_images_cost_nothing(tiny_processor, images, passes):
     """One image ends at once, another after a few tokens: neither is in the batch any more."""
     model_policy = make_policy(build_model(tiny_processor), tiny_processor)
