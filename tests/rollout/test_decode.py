@@ -113,7 +113,7 @@ def test_rows_that_agree_share_a_slot(policy, tiny_processor, images, passes):  
 
 @torch.no_grad()
 def test_the_head_makes_one_product_of_all_images(policy, tiny_processor, images):  # noqa: F811
-    """Of a slice of the prompt it would make one per image, on a CPU each with a copy of the head's weights:
+    """Of a slice of the prompt it would make one per image, in bf16 on a CPU each with a copy of its weights:
     8 GB and two minutes at 257,216 tokens."""
     inputs_seen = []
     hook = policy.inner.lm_head.register_forward_pre_hook(lambda m, inputs: inputs_seen.append(inputs[0]))
