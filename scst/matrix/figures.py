@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -21,6 +22,7 @@ COLOURS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#b
 """Paul Tol's bright scheme: told apart by colour-blind readers too."""
 WIDTH = 6.4  # inches; at 150 dpi legible on a phone
 MOST_UPRIGHT = 24  # bars; more of them lie
+ROOM = 66  # letters below upright bars, one beside the other
 Figure = tuple[str, str]
 """File name and caption."""
 
@@ -133,7 +135,9 @@ def _name_ticks(axes: Any, names: Sequence[str], metric: str, lying: bool) -> No
         axes.set_xlabel(metric)
         axes.xaxis.set_major_locator(MaxNLocator(6))
     else:
-        axes.set_xticks(range(len(names)), names)
+        room = ROOM // len(names)
+        wrapped = ["\n".join(textwrap.fill(line, room) for line in name.split("\n")) for name in names]
+        axes.set_xticks(range(len(names)), wrapped)
         axes.set_ylabel(metric)
 
 
@@ -213,7 +217,7 @@ def _length_ablation(
 def _lines(
     lines: Mapping[str, Sequence[tuple[float, Value]]], key: str, metric: str, folder: Path, name: str
 ) -> str:
-    figure, axes = plt.subplots(figsize=(WIDTH, 3.6 + 0.12 * len(lines)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
     places = sorted({place for points in lines.values() for place, _ in points})
     apart = 0.012 * (places[-1] - places[0])  # so that whiskers do not cover each other
     for number, (label, points) in enumerate(lines.items()):
@@ -240,8 +244,10 @@ def _lines(
 
 
 def _legend_above(figure: Any, axes: Any) -> None:
+    """The legend, and as much more height as its lines beyond the second take."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = 1 if max(map(len, labels)) > 32 else 2 if max(map(len, labels)) > 14 else 3
+    columns = 1 if max(map(len, labels)) > 38 else 2 if max(map(len, labels)) > 14 else 3
+    figure.set_figheight(figure.get_figheight() + 0.2 * max(0, math.ceil(len(labels) / columns) - 2))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=9)
 
 

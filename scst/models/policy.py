@@ -143,7 +143,7 @@ class Policy:
         Returns:
             (B, kept, V) logits.
         """
-        # by index: of a slice the head makes a product per image, in bf16 on a CPU each with its weights copied
+        # by index: of a slice the head makes one product per image, in bf16 on a CPU with weights copied
         length = embeddings.shape[1]
         last = torch.arange(length - keep, length, device=embeddings.device)
         return self._call(self.inner, embeddings, mask, position_ids, keep=last, cache=cache).logits
