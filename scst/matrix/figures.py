@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
 from scst.matrix.results import Robustness, Row, Value
-from scst.matrix.tables import title_of
+from scst.matrix.tables import decoding_texts, title_of
 
 COLOURS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222222"]
 """Paul Tol's bright scheme: told apart by colour-blind readers too."""
@@ -145,12 +145,12 @@ def _robustness(
     robustness: Sequence[Robustness], letters: Mapping[str, str], metric: str, folder: Path
 ) -> str:
     """Ratios as bars, a group per prompt; hatched where the model was trained on the prompt."""
-    decodings = {(entry.decoding, entry.max_new_tokens) for entry in robustness}
+    decodings = decoding_texts(robustness)
     prompts = [p for p in letters if any(p in entry.ratios for entry in robustness)]
     figure, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
     size = 0.8 / len(robustness)
     for number, entry in enumerate(robustness):
-        label = entry.model if len(decodings) == 1 else f"{entry.model}, {entry.decoding}"
+        label = entry.model if len(set(decodings)) == 1 else f"{entry.model}, {decodings[number]}"
         style = {"color": COLOURS[number % len(COLOURS)], "width": size, "edgecolor": "white"}
         for prompt, ratio in entry.ratios.items():
             place = prompts.index(prompt) + (number + 0.5) * size - 0.4

@@ -73,18 +73,25 @@ def signatures(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, list[st
     return found
 
 
+def decoding_texts(robustness: Sequence[Robustness]) -> list[str]:
+    """The decoding of every entry, with its length limit where there are several."""
+    settings = {(entry.decoding, entry.max_new_tokens) for entry in robustness}
+    is_enough = len(settings) == len({decoding for decoding, _ in settings})
+    return [e.decoding if is_enough else f"{e.decoding}, {e.max_new_tokens} tokens" for e in robustness]
+
+
 def robustness_lines(robustness: Sequence[Robustness]) -> list[list[str]]:
     """Lines of the robustness table; see ``ROBUSTNESS_HEADING``."""
     return [
         [
             entry.model,
-            entry.decoding,
+            decoding,
             (entry.prompt or "(none)") + ("" if entry.was_trained_on else " (not trained on)"),
             entry.worst or "(none)",
             f"{entry.ratios[entry.worst]:.3f}",
             f"{min(entry.ratios[p] for p in entry.unseen):.3f}" if entry.unseen else "-",
         ]
-        for entry in robustness
+        for entry, decoding in zip(robustness, decoding_texts(robustness), strict=True)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -63,6 +64,16 @@ def test_settings_that_all_rows_share_are_said_once(lab):
     assert tables.how_to_read(found).endswith("; everywhere decoding greedy, tokens 32")
     assert tables.grid(found[:1], ["cider_d"]) == (["model", "CIDEr-D"], [["base", lines[0][2]]])
     assert tables.how_to_read(found[:1]).endswith("; everywhere prompt p, decoding greedy, tokens 32")
+
+
+def test_length_limits_of_a_robustness_table_are_told_apart():
+    entry = results.Robustness("lora", "greedy", 10, "p", True, ("q",), {"p": 1.0, "q": 0.5})
+    other = dataclasses.replace(entry, max_new_tokens=20)
+    assert tables.decoding_texts([entry, entry]) == ["greedy", "greedy"]
+    assert tables.decoding_texts([entry, other]) == ["greedy, 10 tokens", "greedy, 20 tokens"]
+    assert [line[1] for line in tables.robustness_lines([entry, other])] == tables.decoding_texts(
+        [entry, other]
+    )
 
 
 def test_signatures_that_differ_are_told(lab):
