@@ -329,7 +329,7 @@ class MatrixRecipe:
         "list of {name, adapter or stages: [{stage, config, key: value}], vary: {key: [values]}, key: value}",
     )
     prompts: list = key([], "instructions to evaluate with; []: the one each model was trained on")
-    decodings: list = key(["greedy"], "presets of launch/evaluate.py")
+    decodings: list = key([], "presets of launch/evaluate.py; []: the `decoding` of evaluate, or of a model")
     max_new_tokens: list | int = key([], "length limits to evaluate with; []: that of the recipes")
     seeds: list | int = key([], "every training and evaluation once per seed; []: the seed of the recipes")
     common: dict = key({}, "keys for all stages and evaluations that know them, e.g. {dataset: DATA}")

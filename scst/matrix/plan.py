@@ -133,7 +133,7 @@ class _Planner:
 
     def __init__(self, recipe: Any):
         self.prompts = recipe.prompts
-        self.decodings = _axis("decodings", recipe.decodings, str) or ["greedy"]
+        self.decodings = _axis("decodings", recipe.decodings, str)
         self.limits = _axis("max_new_tokens", recipe.max_new_tokens, int)
         self.seeds = _axis("seeds", recipe.seeds, int)
         self.root = Path(recipe.output_dir)
@@ -142,7 +142,6 @@ class _Planner:
         refuse_unknown(self.common, ["sft", "scst", EVALUATE], "common")
         self.evaluate = _file_and_keys(recipe.evaluate, "evaluate")
         self._folders: dict[str, Path] = {}
-        self.samples = {name: get_decoding(name).do_sample for name in self.decodings}
 
     def cells(self, model: ModelSpec) -> Iterator[Cell]:
         """Those of one model, seed by seed."""
@@ -150,14 +149,17 @@ class _Planner:
             for position, seed in enumerate(self.seeds or [None]):
                 training = self._train(model, seed)
                 given = self._given(model, training)
-                for changes in self._settings(model, position):
+                for changes in self._settings(model, position, given):
                     yield self._cell(model, training, given, changes, seed)
 
-    def _settings(self, model: ModelSpec, position: int) -> Iterator[dict[str, Any]]:
+    def _settings(
+        self, model: ModelSpec, position: int, given: Mapping[str, Any]
+    ) -> Iterator[dict[str, Any]]:
         """Prompt, decoding and limit of each cell; without chance in it, one seed says all."""
+        own = resolved(build_recipe(EVALUATE, dict(given)))["decoding"]
         for prompt in self.prompts or [None]:
-            for decoding in self.decodings:
-                if position and not model.stages and not self.samples[decoding]:
+            for decoding in self.decodings or [own]:
+                if position and not model.stages and not get_decoding(decoding).do_sample:
                     continue
                 for limit in self.limits or [None]:
                     settings = {"prompt": prompt, "decoding": decoding, "max_new_tokens": limit}

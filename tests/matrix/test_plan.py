@@ -118,6 +118,18 @@ def test_without_training_and_chance_one_seed_says_all(lab):
     assert seeds[("base", "nucleus")] == seeds[("lora", "greedy")] == [1, 2, 3]
 
 
+def test_decodings_are_those_of_the_evaluation_unless_the_matrix_has_its_own(lab):
+    (lab.folder / "nucleus.yaml").write_text("decoding: nucleus-32")
+    asked = {"evaluate": {"config": str(lab.folder / "nucleus.yaml")}}
+    plan = lab.plan(**asked, prompts=["p"], seeds=[1, 2])
+    assert {cell.decoding for cell in plan.cells} == {"nucleus-32"}
+    assert {cell.run.keys["decoding"] for cell in plan.cells} == {"nucleus-32"}
+    assert len(plan.cells) == 4, "there is chance in the base model's captions too"
+    assert {cell.decoding for cell in lab.plan(**asked, decodings=["beam5"]).cells} == {"beam5"}
+    beam = [{"name": "m", "decoding": "beam5"}, {"name": "n"}]
+    assert [cell.decoding for cell in lab.plan(models=beam, prompts=["p"]).cells] == ["beam5", "greedy"]
+
+
 def model(**keys):
     return {"models": [{"name": "m", "stages": [SFT]} | keys]}
 
