@@ -25,6 +25,8 @@ from scst.matrix.plan import EVALUATE, Plan, Run, make_plan
 from scst.matrix.runner import Outcome, Runner
 from scst.models.adapters import check_adapter_exists
 from scst.models.loading import check_model_exists
+from scst.recipe_keys import default_of
+from scst.recipes import RECIPES
 from scst.records import write_json, write_text
 
 SCRIPTS = {
@@ -94,12 +96,9 @@ def print_plan(plan: Plan) -> None:
 
 
 def _described(run: Run) -> dict[str, Any]:
-    recipe_class = type(build_recipe(run.stage, {}))
-    defaults = {
-        f.name: f.default if f.default is not dataclasses.MISSING else f.default_factory()
-        for f in dataclasses.fields(recipe_class)
-    }
-    keys = {k: v for k, v in run.keys.items() if k not in defaults or defaults[k] != v}
+    recipe_class = RECIPES[run.stage]
+    own = {field.name for field in dataclasses.fields(recipe_class)}
+    keys = {k: v for k, v in run.keys.items() if k not in own or v != default_of(recipe_class, k)}
     keys = {k: v for k, v in keys.items() if k not in ("output_dir", "resume", "overwrite")}
     after = {"after": run.after.folder.name} if run.after else {}
     return {"folder": run.folder.name, "stage": run.stage, "state": run.state, **after, "keys": keys}

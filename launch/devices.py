@@ -55,14 +55,16 @@ def clear_abandoned_builds() -> None:
     from torch.utils.cpp_extension import get_default_build_root  # takes setuptools along
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    for mark in root.glob("**/lock"):
-        folder = os.open(root, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)  # two that clear must not take a new build's mark
+    if not root.is_dir():
+        return
+    folder = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # two that clear must not take a new build's mark
+        for mark in root.glob("**/lock"):
             if not _is_open(mark):
                 mark.unlink(missing_ok=True)
-        finally:
-            os.close(folder)
+    finally:
+        os.close(folder)
 
 
 def _is_open(file: Path) -> bool:

@@ -149,18 +149,16 @@ class _Planner:
             for position, seed in enumerate(self.seeds or [None]):
                 training = self._train(model, seed)
                 given = self._given(model, training)
-                for changes in self._settings(model, position, given):
-                    yield self._cell(model, training, given, changes, seed)
+                for changes in self._settings():
+                    cell = self._cell(model, training, given, changes, seed)
+                    depends_on_seed = model.stages or get_decoding(cell.decoding).do_sample
+                    if depends_on_seed or position == 0:
+                        yield cell
 
-    def _settings(
-        self, model: ModelSpec, position: int, given: Mapping[str, Any]
-    ) -> Iterator[dict[str, Any]]:
-        """Prompt, decoding and limit of each cell; without chance in it, one seed says all."""
-        own = resolved(build_recipe(EVALUATE, dict(given)))["decoding"]
+    def _settings(self) -> Iterator[dict[str, Any]]:
+        """Prompt, decoding and limit of each cell, as far as the matrix has its own."""
         for prompt in self.prompts or [None]:
-            for decoding in self.decodings or [own]:
-                if position and not model.stages and not get_decoding(decoding).do_sample:
-                    continue
+            for decoding in self.decodings or [None]:
                 for limit in self.limits or [None]:
                     settings = {"prompt": prompt, "decoding": decoding, "max_new_tokens": limit}
                     yield {name: value for name, value in settings.items() if value is not None}

@@ -1,8 +1,8 @@
 """Prompt tuning: tokens of the vocabulary that no text uses, placed in the prompt, with trained embeddings.
 
-PaliGemma's processors always have 128 ``<segXXX>`` and 1,024 ``<locXXXX>`` tokens, which captions never hold.
-As they are ordinary prompt tokens, no forward pass, mask or cache needs to know. PEFT's ``TrainableTokens``
-would do the same with a copy of the whole embedding matrix (1 GB) at every call, and train the tied
+PaliGemma's processors always have ``<seg000>`` ... ``<seg127>`` and ``<loc0000>`` ... ``<loc1023>``, which
+captions never hold. As they are ordinary prompt tokens, no forward pass, mask or cache needs to know. PEFT's
+``TrainableTokens`` would do the same with a copy of the whole embedding matrix (1 GB) at every call, and train the tied
 language-model head along; here rows are looked up beside the matrix and the head stays what it is.
 """
 

@@ -125,7 +125,7 @@ def test_wrong_fractions(text):
 
 
 def test_clean_splits_pass_the_leakage_check(toy_rows):
-    check_leakage(select_splits(read_form(toy_rows), ["train", "val"], None, 0))
+    assert check_leakage(select_splits(read_form(toy_rows), ["train", "val"], None, 0)) is None
 
 
 def test_leak_by_id(toy_rows):
@@ -154,7 +154,7 @@ def test_a_leak_is_told_once_and_five_are_shown():
 def test_unreadable_images_are_no_leak(toy_rows):
     for number in (2, 9):
         toy_rows[number]["image"] = {"bytes": None, "path": "/absent.png"}
-    check_leakage(select_splits(read_form(toy_rows), ["train", "val"], None, 0))
+    assert check_leakage(select_splits(read_form(toy_rows), ["train", "val"], None, 0)) is None
 
 
 def test_real_pack_has_no_leak_and_one_pair_of_equal_images(shared_data):

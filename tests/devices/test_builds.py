@@ -50,3 +50,4 @@ def test_a_build_that_goes_on_is_left_alone(build):
 def test_nothing_was_ever_built(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "absent"))
     clear_abandoned_builds()
+    assert not (tmp_path / "absent").exists()

@@ -16,30 +16,30 @@ def advantages(baseline: str, sampled: list[list[float]], greedy: list[float]) -
     return compute_advantages(baseline, torch.tensor(sampled), torch.tensor(greedy))
 
 
-def close(actual: torch.Tensor, expected: list[list[float]]) -> None:
+def assert_close(actual: torch.Tensor, expected: list[list[float]]) -> None:
     torch.testing.assert_close(actual, torch.tensor(expected), rtol=0, atol=1e-6)
 
 
 def test_greedy():
     # image 0: 1.0 - 0.5 = 0.5, 0.2 - 0.5 = -0.3; image 1: 0.0 - 0.4 = -0.4, 0.4 - 0.4 = 0
-    close(advantages("greedy", [[1.0, 0.2], [0.0, 0.4]], [0.5, 0.4]), [[0.5, -0.3], [-0.4, 0.0]])
+    assert_close(advantages("greedy", [[1.0, 0.2], [0.0, 0.4]], [0.5, 0.4]), [[0.5, -0.3], [-0.4, 0.0]])
 
 
 def test_greedy_works_with_one_sample():
-    close(advantages("greedy", [[0.9]], [0.4]), [[0.5]])
+    assert_close(advantages("greedy", [[0.9]], [0.4]), [[0.5]])
 
 
 def test_leave_one_out():
     # others' means of (1, 2, 6): (2 + 6) / 2 = 4, (1 + 6) / 2 = 3.5, (1 + 2) / 2 = 1.5
     # 1 - 4 = -3, 2 - 3.5 = -1.5, 6 - 1.5 = 4.5; the greedy reward plays no part
     for greedy in (0.0, 9.0):
-        close(advantages("leave_one_out", [[1.0, 2.0, 6.0]], [greedy]), [[-3.0, -1.5, 4.5]])
+        assert_close(advantages("leave_one_out", [[1.0, 2.0, 6.0]], [greedy]), [[-3.0, -1.5, 4.5]])
 
 
 def test_group():
     # mean of (1, 2, 6) is 3; variance ((-2)^2 + (-1)^2 + 3^2) / (3 - 1) = 7, sqrt 7 = 2.6457513; epsilon 1e-4
     # -2 / 2.6458513 = -0.7559003, -1 / 2.6458513 = -0.3779502, 3 / 2.6458513 = 1.1338505
-    close(advantages("group", [[1.0, 2.0, 6.0]], [0.0]), [[-0.7559003, -0.3779502, 1.1338505]])
+    assert_close(advantages("group", [[1.0, 2.0, 6.0]], [0.0]), [[-0.7559003, -0.3779502, 1.1338505]])
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
@@ -64,26 +64,26 @@ def test_a_sample_without_opinion_is_as_if_it_had_not_been_drawn(baseline):
     with_gap = advantages(baseline, [[1.0, NAN, 2.0, 6.0]], [0.5])
     without = advantages(baseline, [[1.0, 2.0, 6.0]], [0.5])
     assert with_gap[0, 1] == 0
-    close(with_gap[:, [0, 2, 3]], without.tolist())
+    assert_close(with_gap[:, [0, 2, 3]], without.tolist())
 
 
 def test_leave_one_out_with_no_opinion_literally():
     # opinions 1 and 3: each is compared with the other one: 1 - 3 = -2, 3 - 1 = 2
-    close(advantages("leave_one_out", [[1.0, NAN, 3.0]], [0.0]), [[-2.0, 0.0, 2.0]])
+    assert_close(advantages("leave_one_out", [[1.0, NAN, 3.0]], [0.0]), [[-2.0, 0.0, 2.0]])
 
 
 @pytest.mark.parametrize("baseline", ["leave_one_out", "group"])
 def test_a_single_opinion_has_nothing_to_be_compared_with(baseline):
-    close(advantages(baseline, [[NAN, 3.0, NAN]], [1.0]), [[0.0, 0.0, 0.0]])
+    assert_close(advantages(baseline, [[NAN, 3.0, NAN]], [1.0]), [[0.0, 0.0, 0.0]])
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_no_opinion_at_all_gives_zeros(baseline):
-    close(advantages(baseline, [[NAN, NAN], [1.0, 3.0]], [NAN, 2.0])[:1], [[0.0, 0.0]])
+    assert_close(advantages(baseline, [[NAN, NAN], [1.0, 3.0]], [NAN, 2.0])[:1], [[0.0, 0.0]])
 
 
 def test_greedy_without_an_opinion_on_the_greedy_caption_gives_zeros():
-    close(advantages("greedy", [[1.0, 2.0], [1.0, 2.0]], [NAN, 1.0]), [[0.0, 0.0], [0.0, 1.0]])
+    assert_close(advantages("greedy", [[1.0, 2.0], [1.0, 2.0]], [NAN, 1.0]), [[0.0, 0.0], [0.0, 1.0]])
 
 
 @pytest.mark.parametrize("baseline", ["leave_one_out", "group"])

@@ -32,7 +32,7 @@ def random_example(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     return logprobs, ref_logprobs, torch.arange(6) < lengths
 
 
-def close(actual: torch.Tensor, expected: list) -> None:
+def assert_close(actual: torch.Tensor, expected: list) -> None:
     torch.testing.assert_close(actual, torch.tensor(expected), rtol=0, atol=1e-6)
 
 
@@ -40,14 +40,14 @@ def test_policy_gradient_loss_literally():
     # -2 * (-0.1 - 0.2) = 0.6; the third token is padding
     # -(-0.5) * (-0.5 - 0.3 - 0.4) = -0.6
     logprobs, mask = example()
-    close(policy_gradient_loss(logprobs, mask, torch.tensor([[2.0, -0.5]])), [[0.6, -0.6]])
+    assert_close(policy_gradient_loss(logprobs, mask, torch.tensor([[2.0, -0.5]])), [[0.6, -0.6]])
 
 
 def test_policy_gradient_is_minus_the_advantage_on_every_token_that_counts():
     logprobs, mask = example()
     advantages = torch.tensor([[2.0, -0.5]], requires_grad=True)
     policy_gradient_loss(logprobs, mask, advantages).sum().backward()
-    close(logprobs.grad, [[[-2.0, -2.0, 0.0], [0.5, 0.5, 0.5]]])
+    assert_close(logprobs.grad, [[[-2.0, -2.0, 0.0], [0.5, 0.5, 0.5]]])
     assert advantages.grad is None, "the advantage is a constant"
 
 
@@ -90,7 +90,7 @@ def test_kl_divergence_literally():
     log_2 = math.log(2)
     logprobs = torch.tensor([[[-1.0, -1.0, -1.0]]])
     ref_logprobs = logprobs + torch.tensor([log_2, -log_2, 5.0])
-    close(kl_divergence(logprobs, ref_logprobs, torch.tensor([[[True, True, False]]])), [[0.5]])
+    assert_close(kl_divergence(logprobs, ref_logprobs, torch.tensor([[[True, True, False]]])), [[0.5]])
 
 
 def test_kl_divergence_is_never_negative_and_zero_at_equality():
@@ -112,7 +112,7 @@ def test_kl_penalty_literally():
     # each minus the other's: 0.2 + 0.3 = 0.5 and -0.5
     logprobs, mask = example()
     ref_logprobs = torch.tensor([[[-0.3, -0.2, 0.0], [-0.4, -0.3, -0.2]]])
-    close(kl_penalty(logprobs, ref_logprobs, mask), [[0.5, -0.5]])
+    assert_close(kl_penalty(logprobs, ref_logprobs, mask), [[0.5, -0.5]])
 
 
 def test_kl_penalty_is_centred_and_zero_at_equality():
@@ -127,7 +127,7 @@ def test_kl_penalty_of_a_single_sample_is_its_log_ratio():
     # nothing to centre on: -0.3 + 0.5 = 0.2
     logprobs, mask = example()
     ref_logprobs = torch.tensor([[[-0.3, -0.2, 0.0]]])
-    close(kl_penalty(logprobs[:, :1], ref_logprobs, mask[:, :1]), [[0.2]])
+    assert_close(kl_penalty(logprobs[:, :1], ref_logprobs, mask[:, :1]), [[0.2]])
 
 
 def test_divergences_carry_no_gradient():
@@ -144,7 +144,7 @@ def test_importance_ratios_by_hand():
     sampled = torch.tensor([[[-1.0, -0.7, 0.0], [-1.0, -1.0, -1.0], [0.0, 0.0, 0.0]]])
     mask = torch.tensor([[[True, True, False], [True, True, True], [False, False, False]]])
     ratios = importance_ratios(logprobs, sampled, mask)
-    close(ratios, [[math.exp(-0.2), math.exp(0.5), 1.0]])
+    assert_close(ratios, [[math.exp(-0.2), math.exp(0.5), 1.0]])
     assert not ratios.requires_grad
 
 
