@@ -28,7 +28,7 @@ def measure(count: int, steps: int, permutations: int) -> dict[str, dict[str, li
 
     from scst.evaluation.captioning import caption_images
     from scst.models.loading import EMBEDDED_MODEL, load_model, load_processor
-    from tests.explain.objects import LIMIT, PAINTERS, PLACES, PROMPT, one_object, with_random_weights
+    from tests.support.objects import LIMIT, PAINTERS, PLACES, PROMPT, one_object, with_random_weights
 
     model, processor = load_model(EMBEDDED_MODEL, quantization="none"), load_processor(EMBEDDED_MODEL)
     models = {"trained": model, "random": with_random_weights(model)}
@@ -50,7 +50,7 @@ def shares_of(model, processor, scene, caption: str, steps: int, permutations: i
     from scst.explain.attention import attention_rollout
     from scst.explain.gradients import grad_cam, integrated_gradients
     from scst.explain.shapley import segment_shapley_values
-    from tests.explain.objects import occluder_of, share_on, subject_of
+    from tests.support.objects import occluder_of, share_on, subject_of
 
     subject = subject_of(model, processor, scene.image, caption)
     maps = {"grad_cam": grad_cam(subject, 0), "attention_rollout": attention_rollout(subject)[0]}
@@ -90,7 +90,7 @@ def main() -> int:
     options = parser.parse_args()
     import torch
 
-    from scst.records import versions, write_json
+    from scst.training.run_record import versions, write_json
 
     torch.set_num_threads(1)
     shares = measure(options.scenes, options.steps, options.permutations)

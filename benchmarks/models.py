@@ -62,8 +62,8 @@ def build_processor(num_tokens: int) -> Any:
     """
     from transformers import GemmaTokenizer
 
-    from tests.tiny import build_processor as build_tiny_processor
-    from tests.tiny import build_tokenizer
+    from tests.support.tiny import build_processor as build_tiny_processor
+    from tests.support.tiny import build_tokenizer
 
     model = json.loads(build_tokenizer().backend_tokenizer.to_str())["model"]
     vocabulary = dict(model["vocab"])
@@ -89,7 +89,7 @@ def build_config(shape: ModelShape, processor: Any) -> Any:
     """The configuration of a shape."""
     if shape.size == "3b":
         return _config_3b(shape, processor)
-    from tests.tiny import build_config as build_tiny_config
+    from tests.support.tiny import build_config as build_tiny_config
 
     decoder = dict(MIDDLE_DECODERS[shape.version])
     return build_tiny_config(
@@ -184,7 +184,7 @@ def load_adapted(folder: Path, *, precision: str, quantization: str, rank: int =
     """
     import torch
 
-    from scst.models.adapters import add_lora
+    from scst.adapters.lora import add_lora
     from scst.models.loading import load_model
 
     model = load_model(str(folder), precision=precision, quantization=quantization)

@@ -21,7 +21,7 @@ def set_up(threads: int) -> None:
 
 def circumstances() -> dict[str, Any]:
     """Versions of the libraries, the machine in words, the date."""
-    from scst.records import versions
+    from scst.training.run_record import versions
 
     return {"versions": versions(), "machine": cpu(), "date": time.strftime("%Y-%m-%d")}
 
@@ -33,7 +33,7 @@ def cpu() -> str:
 
 def write(path: Path | None, record: dict[str, Any]) -> None:
     """Write a record where a file was asked for."""
-    from scst.records import write_json
+    from scst.training.run_record import write_json
 
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def read_references(path: str | None) -> list[list[str]]:
     """Five references of every image."""
     if path is None:
-        from scst.data.scenes import scene_rows
+        from scst.data.scenes.dataset import scene_rows
 
         groups = [list(row["references"]) for row in scene_rows("train")]
     else:
@@ -107,8 +107,8 @@ def usual_whole(captions: list[str], references: list[list[str]]) -> list[float]
 
 def check_equal(captions: list[str], references: list[list[str]]) -> float:
     """Largest difference when both count the batch; refuses to go on above 1e-9."""
-    from rewards.cider import CiderD
-    from rewards.document_frequencies import DocumentFrequencies
+    from rewards.scorers.cider import CiderD
+    from rewards.scorers.document_frequencies import DocumentFrequencies
 
     ours = CiderD(DocumentFrequencies.from_references(references, eos="omitted")).scores(captions, references)
     theirs = usual_whole(captions, references)
@@ -120,8 +120,8 @@ def check_equal(captions: list[str], references: list[list[str]]) -> float:
 
 def measure_size(groups: list[list[str]], table: Any, size: int, repetitions: int) -> dict[str, Any]:
     """Best times of every way for one number of captions, and their ratios."""
-    from rewards.cider import CiderD
-    from rewards.tokenizer import tokenize
+    from rewards.scorers.cider import CiderD
+    from rewards.scorers.tokenizer import tokenize
 
     times: dict[str, list[float]] = {
         "usual_scorer": [],
@@ -157,7 +157,7 @@ def measure_size(groups: list[list[str]], table: Any, size: int, repetitions: in
 
 def measure_memory(groups: list[list[str]], table: Any, images: int = 1000) -> dict[str, float]:
     """Megabytes of Python memory of a scorer: for its table, and for the references of 1,000 images."""
-    from rewards.cider import CiderD
+    from rewards.scorers.cider import CiderD
 
     tracemalloc.start()
     scorer = CiderD(table)
@@ -173,8 +173,8 @@ def measure_meteor(groups: list[list[str]], size: int) -> dict[str, float]:
     """Start and throughput of METEOR: one long-lived process of ours, against pycocoevalcap's `Meteor`."""
     from pycocoevalcap.meteor.meteor import Meteor
 
-    from rewards.meteor import MeteorService
-    from rewards.tokenizer import tokenize
+    from rewards.scorers.meteor import MeteorService
+    from rewards.scorers.tokenizer import tokenize
 
     captions, references = new_captions(groups, size, seed=0)
     tokens = [" ".join(tokenize(c)) for c in captions]
@@ -203,7 +203,7 @@ def measure_meteor(groups: list[list[str]], size: int) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, and write."""
     options = parse(argv)
-    from rewards.document_frequencies import DocumentFrequencies
+    from rewards.scorers.document_frequencies import DocumentFrequencies
 
     groups = read_references(options.captions)
     building, table = seconds(lambda: DocumentFrequencies.from_references(groups, eos="emitted"))

@@ -57,7 +57,7 @@ def build_policy(version: int, options: argparse.Namespace) -> tuple[Any, Any]:
     """A random policy with the proportions of :data:`MIDDLE_DECODERS`, and its processor."""
     from scst.models.policy import Policy
     from scst.models.prompts import forbidden_token_mask
-    from tests.tiny import build_model, build_processor
+    from tests.support.tiny import build_model, build_processor
 
     decoder = dict(MIDDLE_DECODERS[version])
     processor = build_processor(image_size=IMAGE_SIZE, patch=PATCH)
@@ -79,11 +79,11 @@ def build_policy(version: int, options: argparse.Namespace) -> tuple[Any, Any]:
 
 def build_ways(version: int, options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """Name -> a function that makes one rollout and returns the greedy token ids (B, T)."""
-    from scst import ops
     from scst.models.prompts import encode_prompts, prompt_batch
+    from scst.rollout import distribution
     from scst.rollout.decode import rollout
     from scst.types import Sampling
-    from tests.tiny import noise_images
+    from tests.support.tiny import noise_images
 
     policy, processor = build_policy(version, options)
     images = noise_images(options.images, IMAGE_SIZE)
@@ -91,7 +91,7 @@ def build_ways(version: int, options: argparse.Namespace) -> dict[str, Callable[
     inputs = encode_prompts(processor, images, prompts)
     batch = prompt_batch(processor, images, prompts)
     sampling = Sampling(options.samples, max_new_tokens=options.tokens, min_new_tokens=options.tokens)
-    uniforms = ops.rollout_uniforms(
+    uniforms = distribution.rollout_uniforms(
         [f"image-{i}" for i in range(options.images)],
         seed=0,
         step=0,

@@ -70,9 +70,9 @@ def build_model(sizes: dict[str, int], image_size: int) -> tuple[Any, Any]:
     """A random model with a new adapter, and its processor."""
     import torch
 
-    from scst.models.adapters import add_lora
-    from tests.tiny import build_model as build_tiny_model
-    from tests.tiny import build_processor
+    from scst.adapters.lora import add_lora
+    from tests.support.tiny import build_model as build_tiny_model
+    from tests.support.tiny import build_processor
 
     decoder = dict(DECODERS[sizes["version"]])
     processor = build_processor(image_size=image_size, patch=PATCH)
@@ -98,9 +98,9 @@ def build_step(sizes: dict[str, int], output_dir: str) -> tuple[Any, dict[str, A
     from rewards.mixture import RewardMixture
     from rewards.registry import build_rewards
     from scst.data.collate import SCSTCollator
-    from scst.trainer import Objective, SCSTTrainer
+    from scst.rl.trainer import Objective, SCSTTrainer
     from scst.types import Sampling
-    from tests.tiny import noise_images
+    from tests.support.tiny import noise_images
 
     image_size = PATCH * round(sizes["image_tokens"] ** 0.5)
     model, processor = build_model(sizes, image_size)

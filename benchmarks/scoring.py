@@ -66,7 +66,7 @@ def build_policy(version: int, options: argparse.Namespace) -> tuple[Any, Any]:
     from transformers import PaliGemmaForConditionalGeneration
 
     from benchmarks.models import ModelShape, build_config, build_processor
-    from scst.models.adapters import add_lora
+    from scst.adapters.lora import add_lora
     from scst.models.policy import Policy
     from scst.models.prompts import forbidden_token_mask
 
@@ -90,9 +90,9 @@ def build_ways(version: int, options: argparse.Namespace) -> tuple[Any, dict[str
     import torch
 
     from scst.models.prompts import prompt_batch
-    from scst.rollout.scoring import score
+    from scst.scoring.score import score
     from scst.types import Sampling
-    from tests.tiny import noise_images
+    from tests.support.tiny import noise_images
 
     policy, processor = build_policy(version, options)
     batch = prompt_batch(processor, noise_images(options.images, 224), ["caption en"] * options.images)
@@ -167,7 +167,7 @@ def run(policy: Any, way: Callable[[], Any]) -> dict[str, Any]:
     """Forward and backward once: CPU seconds, wall-clock seconds, growth of memory, logprobs, gradient."""
     import torch
 
-    from scst.memory import PhaseMeter
+    from scst.training.memory import PhaseMeter
 
     policy.model.zero_grad()
     before = memory_in_use(policy.device)  # of the last way nothing may be left over to be used again
@@ -191,7 +191,7 @@ def memory_in_use(device: Any) -> float:
     """Gigabytes of tensors on the card, or of the process."""
     import torch
 
-    from scst.memory import GB
+    from scst.training.memory import GB
 
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / GB

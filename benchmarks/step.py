@@ -84,7 +84,7 @@ def build_world(options: argparse.Namespace, folder: Path) -> Any:
     from benchmarks.ways import Stopwatch, World
     from scst.models.loading import load_processor
     from scst.types import Sampling
-    from tests.tiny import noise_images
+    from tests.support.tiny import noise_images
 
     PartialState(cpu=options.device == "cpu")
     shape = ModelShape(options.version, options.shape, options.width, options.vocabulary, options.layers)
@@ -113,9 +113,9 @@ def write_references(world: Any, model: Any) -> None:
     """
     import torch
 
-    from scst import ops
     from scst.models.policy import Policy
     from scst.models.prompts import forbidden_token_mask, prompt_batch
+    from scst.rollout import distribution
     from scst.rollout.decode import rollout
     from scst.types import Sampling
 
@@ -129,7 +129,7 @@ def write_references(world: Any, model: Any) -> None:
             world.processor,
             prompt_batch(world.processor, [row["image"] for row in world.rows], ["caption en"] * len(ids)),
             Sampling(4, max_new_tokens=length, min_new_tokens=length),
-            ops.rollout_uniforms(ids, seed=1, step=0, num_samples=4, length=length),
+            distribution.rollout_uniforms(ids, seed=1, step=0, num_samples=4, length=length),
         )
     for row, greedy, samples in zip(world.rows, written.greedy_captions, written.captions, strict=True):
         row["references"] = [greedy, *samples]
@@ -256,7 +256,7 @@ def record_of(
 ) -> dict[str, Any]:
     """The measurements with what is needed to repeat them."""
     from benchmarks.models import IMAGE_TOKENS
-    from scst.records import versions
+    from scst.training.run_record import versions
 
     def ratio(name: str, key: str = "seconds") -> float | None:
         return round(results[name][key] / results["ours"][key], 3) if name in results else None
@@ -369,7 +369,7 @@ def main(argv: list[str] | None = None) -> int:
     record = run(options, argv)
     print_table(record, options)
     if options.json:
-        from scst.records import write_json
+        from scst.training.run_record import write_json
 
         write_json(options.json, record)
     return 0

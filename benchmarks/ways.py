@@ -20,14 +20,14 @@ from transformers import TrainingArguments
 from benchmarks.models import load_adapted
 from benchmarks.naive import NaiveSCST
 from benchmarks.trl_paligemma import build_trainer
-from rewards.cider import CiderDReward
 from rewards.mixture import RewardMixture
 from rewards.registry import build_rewards
+from rewards.scorers.cider import CiderDReward
 from scst.data.collate import SCSTCollator
-from scst.memory import PhaseMeter
 from scst.models.policy import Policy
 from scst.models.prompts import decode_captions
-from scst.trainer import Objective, SCSTTrainer
+from scst.rl.trainer import Objective, SCSTTrainer
+from scst.training.memory import PhaseMeter
 from scst.types import PromptBatch, Rollout, Sampling
 
 PROMPT = "caption en"
@@ -335,7 +335,7 @@ class Switch:
     """Our step with one optimisation off (or none).
 
     Attributes:
-        objective: settings of :class:`scst.trainer.Objective`.
+        objective: settings of :class:`scst.rl.trainer.Objective`.
         reward: an entry of ``rewards:`` in a recipe.
         trainer: its class.
         flushes_denormals: on the CPU.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # launch/ itself would shadow the package `scst`
 
-from launch.arguments import Arguments, main, print_dry_run
+from scst.cli.arguments import Arguments, main, print_dry_run
 
 
 def run(arguments: Arguments) -> None:
@@ -22,11 +22,11 @@ def run(arguments: Arguments) -> None:
     if arguments.dry_run:
         print_dry_run(recipe, {"pictures": len(pictures)})
         return
-    from launch import build
-    from scst.data.shares import done_together
+    from scst.config import build
+    from scst.distributed.sharded_loader import done_together
     from scst.evaluation.captioning import caption_images
     from scst.evaluation.decoding import get_decoding
-    from scst.records import write_jsonl
+    from scst.training.run_record import write_jsonl
 
     build.prepare_libraries()
     decoding = get_decoding(recipe.decoding)

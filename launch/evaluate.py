@@ -14,22 +14,22 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # launch/ itself would shadow the package `scst`
 
-from launch.arguments import Arguments, answer_dry_run, main, refuse_positional
+from scst.cli.arguments import Arguments, answer_dry_run, main, refuse_positional
 
 
 def run(arguments: Arguments) -> None:
     """Evaluate the base model or an adapter on one split."""
     recipe = arguments.recipe
     if recipe.compare:
-        from launch.build_metrics import print_comparison
+        from scst.config.build_metrics import print_comparison
 
         print_comparison(recipe, [*recipe.compare, *arguments.positional])
         return
     refuse_positional(arguments)
     if answer_dry_run(arguments):
         return
-    from launch import build
-    from launch.build_evaluate import Evaluator
+    from scst.config import build
+    from scst.config.build_evaluate import Evaluator
 
     build.prepare_libraries()
     Evaluator(build.make_console()).run(recipe)

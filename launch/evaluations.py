@@ -17,7 +17,7 @@ def main(files: list[str]) -> int:
     if not files or {"--help", "-h"} & set(files):
         print(__doc__.strip(), file=sys.stdout if files else sys.stderr)
         return 0 if files else 2
-    from launch.build_evaluate import evaluate_files
+    from scst.config.build_evaluate import evaluate_files
     from scst.errors import ScstError
 
     try:

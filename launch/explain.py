@@ -13,13 +13,13 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # launch/ itself would shadow the package `scst`
 
-from launch.arguments import Arguments, main, print_dry_run
+from scst.cli.arguments import Arguments, main, print_dry_run
 
 
 def run(arguments: Arguments) -> None:
     """Explain one picture under one or more models."""
     recipe = arguments.recipe
-    from launch import build_explain
+    from scst.config import build_explain
     from scst.data.pictures import open_picture
 
     path = build_explain.one_picture(arguments.positional)
@@ -29,7 +29,7 @@ def run(arguments: Arguments) -> None:
     if arguments.dry_run:
         print_dry_run(recipe, {"picture": str(path), "size": f"{image.width} x {image.height}"})
         return
-    from launch import build
+    from scst.config import build
 
     build.prepare_libraries()
     if not build.PartialState().is_main_process:

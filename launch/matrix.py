@@ -14,13 +14,13 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # launch/ itself would shadow the package `scst`
 
-from launch.arguments import Arguments, main, refuse_positional
+from scst.cli.arguments import Arguments, main, refuse_positional
 
 
 def run(arguments: Arguments) -> None:
     """Check the whole matrix, then run it."""
     refuse_positional(arguments)
-    from launch import build_matrix
+    from scst.config import build_matrix
 
     plan = build_matrix.checked_plan(arguments.recipe)
     if arguments.dry_run:

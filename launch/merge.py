@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # launch/ itself would shadow the package `scst`
 
-from launch.arguments import Arguments, main, print_dry_run, refuse_positional
+from scst.cli.arguments import Arguments, main, print_dry_run, refuse_positional
 from scst.errors import RecipeError
 
 
@@ -22,8 +22,8 @@ def run(arguments: Arguments) -> None:
     refuse_positional(arguments)
     if recipe.adapter is None:
         raise RecipeError("adapter: missing; give the output folder of launch/sft.py or launch/scst.py")
-    from launch import build
-    from scst.models.merging import check_mergeable, write_merged
+    from scst.adapters.merging import check_mergeable, write_merged
+    from scst.config import build
 
     build.prepare_libraries()
     check_mergeable(recipe.adapter)

@@ -18,14 +18,14 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # launch/ itself would shadow the package `scst`
 
-from launch.arguments import Arguments, answer_dry_run, main, refuse_positional
+from scst.cli.arguments import Arguments, answer_dry_run, main, refuse_positional
 from scst.errors import RecipeError
 
 
 def run(arguments: Arguments) -> None:
     """Inspect, clean, choose, split, write, report."""
     refuse_positional(arguments)
-    from launch import build_prepare
+    from scst.config import build_prepare
 
     build_prepare.check_settings(arguments.recipe)
     if not answer_dry_run(arguments):
@@ -38,7 +38,7 @@ def document_frequencies(arguments: Arguments) -> None:
     if arguments.recipe.dataset is None:
         raise RecipeError("dataset: missing; give the dataset whose references are counted")
     if not answer_dry_run(arguments):
-        from launch.build_captions import write_document_frequencies
+        from scst.config.build_captions import write_document_frequencies
 
         write_document_frequencies(arguments.recipe)
 

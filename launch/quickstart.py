@@ -52,7 +52,7 @@ def summarise(seconds: float) -> None:
     """The metrics of the three models, some captions side by side, and where the files are."""
     from rich.console import Console
 
-    from scst.evaluation.compare import captions_table, comparison_table
+    from scst.evaluation.side_by_side import captions_table, comparison_table
 
     console = Console()
     runs = {name: ROOT / OUTPUT / name for name in ("base", "sft", "scst")}

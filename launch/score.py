@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # launch/ itself would shadow the package `scst`
 
-from launch.arguments import Arguments, main, print_dry_run
+from scst.cli.arguments import Arguments, main, print_dry_run
 from scst.errors import RecipeError
 
 
@@ -27,9 +27,9 @@ def run(arguments: Arguments) -> None:
         raise RecipeError("predictions: missing; give a caption file, an evaluation's folder, or - for stdin")
     from rich.console import Console
 
-    from launch.build_metrics import metric_settings
-    from scst.evaluation.metrics import check_corpus, metrics_json, score_captions
+    from scst.config.build_metrics import metric_settings
     from scst.evaluation.score_files import read_corpus, write_per_caption
+    from scst.metrics.bootstrap import check_corpus, metrics_json, score_captions
 
     files = recipe.predictions, [*recipe.references, *arguments.positional]
     settings = metric_settings(recipe)
@@ -49,7 +49,7 @@ def run(arguments: Arguments) -> None:
 
 def list_metrics(arguments: Arguments) -> None:
     """Name every metric and what it needs."""
-    from launch.build_metrics import metric_list
+    from scst.config.build_metrics import metric_list
 
     print(metric_list())
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # launch/ itself would shadow the package `scst`
 
-from launch.arguments import Arguments, answer_dry_run, main, refuse_positional
+from scst.cli.arguments import Arguments, answer_dry_run, main, refuse_positional
 
 
 def run(arguments: Arguments) -> None:
@@ -23,30 +23,30 @@ def run(arguments: Arguments) -> None:
     recipe = arguments.recipe
     refuse_positional(arguments)
     started = time.time()
-    from launch import build, build_scst, plan
+    from scst.config import build, build_rl, measured_plan
     from scst.data.collate import SCSTCollator
 
     build.prepare_libraries()
-    build_scst.check_settings(recipe)
-    reward = build_scst.build_reward(recipe)
+    build_rl.check_settings(recipe)
+    reward = build_rl.build_reward(recipe)
     if answer_dry_run(arguments):
         return
     console = build.make_console(quiet=bool(arguments.plan))
     base = build.check_inputs(recipe)
-    with closing(reward), plan.recipe_to_run(arguments) as recipe:
+    with closing(reward), measured_plan.recipe_to_run(arguments) as recipe:
         build.open_output_dir(recipe)
         data = build.load_data(recipe, build.training_splits(recipe), console)
-        build_scst.training_arguments(recipe)  # a wrong one is refused before the model is loaded
+        build_rl.training_arguments(recipe)  # a wrong one is refused before the model is loaded
         model, processor = build.build_policy(recipe, base, trainable=True)
-        build_scst.setup_reward(reward, data.splits[recipe.train_split], recipe)
+        build_rl.setup_reward(reward, data.splits[recipe.train_split], recipe)
         build.preview(recipe, data, processor, console)
         collator = SCSTCollator(processor, recipe.prompt, recipe.prompts, recipe.seed)
 
         def trainer_of(recipe):
-            args = build_scst.training_arguments(recipe)
-            return build_scst.build_trainer(recipe, args, model, processor, collator, reward, data, console)
+            args = build_rl.training_arguments(recipe)
+            return build_rl.build_trainer(recipe, args, model, processor, collator, reward, data, console)
 
-        if not plan.answer_plan(arguments, recipe, trainer_of, data, stage="scst", started=started):
+        if not measured_plan.answer_plan(arguments, recipe, trainer_of, data, stage="scst", started=started):
             trainer = trainer_of(recipe)
             build.run_training(trainer, recipe, data, stage="scst", console=console, started=started)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # launch/ itself would shadow the package `scst`
 
-from launch.arguments import Arguments, answer_dry_run, main, refuse_positional
+from scst.cli.arguments import Arguments, answer_dry_run, main, refuse_positional
 
 
 def run(arguments: Arguments) -> None:
@@ -23,12 +23,12 @@ def run(arguments: Arguments) -> None:
     if answer_dry_run(arguments):
         return
     started = time.time()
-    from launch import build, build_sft, plan
+    from scst.config import build, build_sft, measured_plan
 
     build.prepare_libraries()
     console = build.make_console(quiet=bool(arguments.plan))
     base = build.check_inputs(recipe)
-    with plan.recipe_to_run(arguments) as recipe:
+    with measured_plan.recipe_to_run(arguments) as recipe:
         build.open_output_dir(recipe)
         data = build.load_data(recipe, build.training_splits(recipe), console)
         build_sft.training_arguments(recipe)  # a wrong one is refused before the model is loaded
@@ -38,7 +38,7 @@ def run(arguments: Arguments) -> None:
         def trainer_of(recipe):
             return build_sft.build_trainer(recipe, model, processor, data, console)
 
-        if not plan.answer_plan(arguments, recipe, trainer_of, data, stage="sft", started=started):
+        if not measured_plan.answer_plan(arguments, recipe, trainer_of, data, stage="sft", started=started):
             trainer = trainer_of(recipe)
             build.run_training(trainer, recipe, data, stage="sft", console=console, started=started)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rewards.batch import Batch
-from rewards.calls import RewardCalls
 from rewards.errors import RewardError
+from rewards.execution.batch import Batch
+from rewards.execution.calls import RewardCalls
 from rewards.moments import Moments
 from rewards.registry import WeightedReward
 

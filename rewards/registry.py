@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from rewards.bleu import BleuReward
-from rewards.cider import CiderDReward
-from rewards.clipscore import ClipScoreReward
 from rewards.errors import RewardError
-from rewards.meteor import MeteorReward
-from rewards.rouge import RougeLReward
-from rewards.scene import CountAccuracyReward, EntityRecallReward
-from rewards.sentence_similarity import SentenceSimilarityReward
+from rewards.scorers.bleu import BleuReward
+from rewards.scorers.cider import CiderDReward
+from rewards.scorers.clipscore import ClipScoreReward
+from rewards.scorers.meteor import MeteorReward
+from rewards.scorers.rouge import RougeLReward
+from rewards.scorers.scene import CountAccuracyReward, EntityRecallReward
+from rewards.scorers.sentence_similarity import SentenceSimilarityReward
 from rewards.simple import BadEndingPenalty, LengthReward, RepetitionPenalty
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Small rewards that need no references: length, repetition, unfinished captions. All are 0 at best.
 
 They are meant beside a reward that knows what is in the image: optimised alone, each is satisfied by the same
-sentence for every image. Words are those of :func:`rewards.text.words`, as in the logged text statistics.
+sentence for every image. Words are those of :func:`rewards.scorers.text.words`, as in the logged text statistics.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rewards.errors import RewardError
-from rewards.text import caption_texts, has_bad_ending, repeated_share, words
+from rewards.scorers.text import caption_texts, has_bad_ending, repeated_share, words
 
 
 class LengthReward:
@@ -58,7 +58,7 @@ class RepetitionPenalty:
 class BadEndingPenalty:
     """-1 for a caption that stops on an article, preposition, conjunction ..., else 0.
 
-    Such captions are what CIDEr without an end-of-sequence word pays for; see ``rewards.text.BAD_ENDINGS``. A
+    Such captions are what CIDEr without an end-of-sequence word pays for; see ``rewards.scorers.text.BAD_ENDINGS``. A
     caption without a word has no ending: 0.
     """
 

@@ -13,8 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from tests.browser import chromium
-from tests.tiny import build_model, build_processor, noise_images
+from tests.support.browser import chromium
+from tests.support.tiny import build_model, build_processor, noise_images
 
 torch.set_num_threads(1)
 

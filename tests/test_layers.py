@@ -13,20 +13,40 @@ ROOT = Path(__file__).resolve().parents[1]
 
 GROUND = {
     "scst",
-    "scst.checkpoints",
-    "scst.config",
-    "scst.recipe_keys",
-    "scst.recipes",
+    "scst.training.checkpoints",
+    "scst.config.reader",
+    "scst.config.keys",
+    "scst.config.recipes",
     "scst.errors",
-    "scst.ops",
-    "scst.page",
-    "scst.records",
+    "scst.rollout.distribution",
+    "scst.report.page",
+    "scst.training.run_record",
     "scst.types",
 }
-PARTS = ("scst.data", "scst.memory", "scst.models", "scst.objective", "scst.processes", "scst.rollout")
-STAGES = ("scst.sft", "scst.trainer", "scst.plan", "scst.watch", "scst.validation")
-STAGES += ("scst.spread", "scst.callbacks", "scst.evaluation", "scst.explain", "scst.sane", "scst.signals")
-STAGES += ("scst.collapse", "scst.matrix")
+PARTS = (
+    "scst.data",
+    "scst.training.memory",
+    "scst.models",
+    "scst.objective",
+    "scst.distributed.processes",
+    "scst.rollout",
+)
+STAGES = (
+    "scst.sft.trainer",
+    "scst.rl.trainer",
+    "scst.training.plan",
+    "scst.training.hacking_monitor",
+    "scst.training.validation",
+)
+STAGES += (
+    "scst.training.sharded_batches",
+    "scst.rl.progress",
+    "scst.evaluation",
+    "scst.explain",
+    "scst.training.non_finite",
+    "scst.training.signals",
+)
+STAGES += ("scst.training.collapse_monitor", "scst.experiments")
 CONTRACTS = ("document_frequencies", "errors", "metrics", "mixture", "text")
 REWARD_CONTRACTS = {f"rewards.{name}" for name in CONTRACTS}
 NEURAL = {f"rewards.{name}" for name in ("encoders", "clipscore", "sentence_similarity", "bertscore")}
@@ -77,7 +97,7 @@ def test_rewards_stand_on_their_own(module):
 
 
 def test_rewards_load_no_torch_until_a_model_is_asked_for():
-    code = "import sys, rewards.registry, rewards.metrics; sys.exit('torch' in sys.modules)"
+    code = "import sys, rewards.registry, scst.metrics.suite; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from rewards.text import bad_ending_rate, mean_length, repetition_rate, vocabulary_size
-from scst.evaluation.compare import read_metrics, read_predictions
+from rewards.scorers.text import bad_ending_rate, mean_length, repetition_rate, vocabulary_size
+from scst.evaluation.side_by_side import read_metrics, read_predictions
 
 ROWS = ("base", "sft", "control", "scst")
 METRICS = ("cider_d", "bleu_4", "rouge_l", "meteor")

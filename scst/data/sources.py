@@ -116,7 +116,7 @@ def _check_risc(dataset: str) -> dict:
 
 
 def _read_embedded(dataset: str) -> datasets.Dataset:
-    from scst.data.scenes import scene_rows
+    from scst.data.scenes.dataset import scene_rows
 
     rows = [row | {"split": split} for split in EMBEDDED_SPLITS for row in scene_rows(split)]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != "image"}
@@ -124,7 +124,7 @@ def _read_embedded(dataset: str) -> datasets.Dataset:
 
 
 def _check_embedded(dataset: str) -> dict:
-    from scst.data.scenes import SPLIT_SEEDS
+    from scst.data.scenes.dataset import SPLIT_SEEDS
 
     return {"form": "embedded", "splits": {split: len(SPLIT_SEEDS[split]) for split in EMBEDDED_SPLITS}}
 

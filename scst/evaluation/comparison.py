@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rewards.metrics import METRICS, Corpus, Scores
 from scst.errors import DataError
 from scst.evaluation.caption_files import CaptionPairs, read_pairs
-from scst.evaluation.metrics import MetricDifference, metric_scores, paired_differences
 from scst.evaluation.score_files import in_order_of
+from scst.metrics.bootstrap import MetricDifference, metric_scores, paired_differences
+from scst.metrics.suite import METRICS, Corpus, Scores
 
 
 @dataclass(frozen=True)

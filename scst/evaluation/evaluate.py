@@ -13,15 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rewards.metrics import METRICS, Corpus, MetricSettings
-from scst.data.shares import done_together
+from scst.distributed.sharded_loader import done_together
 from scst.errors import DataError
 from scst.evaluation.caption_files import PREDICTIONS, CaptionPairs
 from scst.evaluation.captioning import Caption, caption_images
 from scst.evaluation.comparison import compare_with, other_evaluation
 from scst.evaluation.decoding import Decoding, get_decoding
-from scst.evaluation.metrics import MetricResult, check_metrics, metric_results, metric_scores, metrics_json
-from scst.evaluation.report import Report, report_html
+from scst.evaluation.evaluation_page import Report, report_html
 from scst.evaluation.samples import (
     ScoredSamples,
     check_report_samples,
@@ -31,7 +29,9 @@ from scst.evaluation.samples import (
     training_sampling,
 )
 from scst.evaluation.training_log import TrainingStage, training_stages
-from scst.records import write_json, write_jsonl, write_text
+from scst.metrics.bootstrap import MetricResult, check_metrics, metric_results, metric_scores, metrics_json
+from scst.metrics.suite import METRICS, Corpus, MetricSettings
+from scst.training.run_record import write_json, write_jsonl, write_text
 
 REPORT, METRICS_FILE = "report.html", "metrics.json"
 
@@ -43,7 +43,7 @@ class Evaluation:
     Attributes:
         prompt: instruction without the image token.
         output_dir: made if it does not exist.
-        metrics: names in ``rewards.metrics.METRICS``.
+        metrics: names in ``scst.metrics.suite.METRICS``.
         decoding, max_new_tokens, min_new_tokens, batch_size: as in :func:`caption_images`.
         seed: of sampled captions and of the bootstrap.
         settings: models and tables that metrics need.

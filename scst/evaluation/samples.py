@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rewards.metrics import METRICS, Corpus
 from scst.errors import RecipeError
 from scst.evaluation.captioning import evaluation_mode
-from scst.memory import FittingParts
+from scst.metrics.suite import METRICS, Corpus
 from scst.models.policy import policy_for
 from scst.models.prompts import prompt_batch
-from scst.ops import rollout_uniforms
 from scst.rollout.decode import rollout
+from scst.rollout.distribution import rollout_uniforms
+from scst.training.memory import FittingParts
 from scst.types import Sampling
 
 SAMPLES = 4

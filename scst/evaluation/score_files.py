@@ -8,12 +8,12 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from rewards.metrics import METRICS, Corpus, MetricSettings
 from scst.data.pictures import PictureFiles, pictures_by_id
 from scst.errors import DataError
 from scst.evaluation.caption_files import CaptionPairs, read_pairs
-from scst.evaluation.metrics import MetricDifference, MetricResult, compare_captions
-from scst.records import write_jsonl
+from scst.metrics.bootstrap import MetricDifference, MetricResult, compare_captions
+from scst.metrics.suite import METRICS, Corpus, MetricSettings
+from scst.training.run_record import write_jsonl
 
 
 def read_corpus(
@@ -77,7 +77,7 @@ def compare_files(
 
     Args:
         first, second: A and B: files, or output folders of evaluations.
-        metrics, settings, bootstrap_samples, seed: as in :func:`scst.evaluation.metrics.compare_captions`.
+        metrics, settings, bootstrap_samples, seed: as in :func:`scst.metrics.bootstrap.compare_captions`.
 
     Raises:
         DataError: files that cannot be used, or that are not about the same images and references.

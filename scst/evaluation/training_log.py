@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scst.records import RECORD_NAME
+from scst.training.run_record import RECORD_NAME
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from scst.explain.attribution_target import CaptionSubject
 from scst.explain.gradients import enlarge
-from scst.explain.subject import CaptionSubject
 
 
 def attention_rollout(subject: CaptionSubject) -> np.ndarray:

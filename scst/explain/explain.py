@@ -12,11 +12,11 @@ from PIL import Image
 
 from scst.errors import RecipeError
 from scst.explain.attention import attention_rollout
+from scst.explain.attribution_target import CaptionSubject
 from scst.explain.faithfulness import FaithfulnessCurve, faithfulness_curve
 from scst.explain.gradients import grad_cam, integrated_gradients
 from scst.explain.segments import Occluder, cut_into_segments, hidden_picture, segment_means
 from scst.explain.shapley import segment_shapley_values
-from scst.explain.subject import CaptionSubject
 
 METHODS = {
     "shap": "SHAP on segments",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from scst.explain.attribution_target import CaptionSubject
 from scst.explain.segments import Occluder
-from scst.explain.subject import CaptionSubject
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from captum.attr import IntegratedGradients, LayerGradCam
 from torch.nn.functional import interpolate
 
-from scst.explain.subject import CaptionSubject
+from scst.explain.attribution_target import CaptionSubject
 
 
 def integrated_gradients(

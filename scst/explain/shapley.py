@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from captum.attr import ShapleyValueSampling
 
+from scst.explain.attribution_target import CaptionSubject
 from scst.explain.segments import Occluder
-from scst.explain.subject import CaptionSubject
 
 
 def segment_shapley_values(

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from scst.distributed.sharded_weights import is_divided, whole_weights
 from scst.models import masks
 from scst.models.prompts import forbidden_token_mask
-from scst.models.sharding import is_divided, whole_weights
 from scst.types import PromptBatch
 
 

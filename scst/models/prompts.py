@@ -22,7 +22,7 @@ def encode_prompts(
 
     Args:
         processor: a PaliGemma processor; the virtual tokens that an adapter was given for it
-            (:func:`scst.models.prompt_tuning.use_virtual_tokens`) come before every instruction.
+            (:func:`scst.adapters.prompt_tuning.use_virtual_tokens`) come before every instruction.
         images: B pictures of any mode and size.
         prompts: B instructions without the image token, e.g. ``caption en``.
 

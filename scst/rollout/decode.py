@@ -18,7 +18,7 @@ from scst.models import masks
 from scst.models.policy import Policy
 from scst.models.prompts import decode_captions
 from scst.rollout.cache import RolloutCache, prefill
-from scst.rollout.rows import Rows, Slots
+from scst.rollout.decode_state import Rows, Slots
 from scst.rollout.static import steps_for
 from scst.types import PromptBatch, Rollout, Sampling
 
@@ -40,8 +40,8 @@ def rollout(
         processor: decodes token ids to text.
         prompts: B prompts.
         sampling: K and the sampling distribution.
-        uniforms: (B, K, T) numbers in [0, 1) that decide every draw (:func:`scst.ops.rollout_uniforms`).
-        image_features: (B, N, D) when they are known (:mod:`scst.rollout.features`); computed here when None.
+        uniforms: (B, K, T) numbers in [0, 1) that decide every draw (:func:`scst.rollout.distribution.rollout_uniforms`).
+        image_features: (B, N, D) when they are known (:mod:`scst.rollout.feature_cache`); computed here when None.
         keep_prompt_cache: leave the prompts' keys and values in the rollout, to score with them.
 
     Returns:

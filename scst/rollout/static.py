@@ -16,7 +16,7 @@ import torch
 from scst.models import masks
 from scst.models.policy import Policy
 from scst.rollout.cache import BufferedLayer, RolloutCache, prefill
-from scst.rollout.rows import Slots
+from scst.rollout.decode_state import Slots
 from scst.types import PromptBatch
 
 logger = logging.getLogger(__name__)

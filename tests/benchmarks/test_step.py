@@ -14,16 +14,16 @@ from trl import GRPOTrainer, RLOOTrainer
 from benchmarks.models import VOCABULARY_3B, ModelShape, build_config, build_processor
 from benchmarks.naive import NaiveSCST, coco_cider
 from benchmarks.trl_paligemma import TRAINERS, build_trainer
-from rewards.cider import CiderD, CiderDReward
-from rewards.document_frequencies import DocumentFrequencies
-from scst.models.adapters import add_lora
+from rewards.scorers.cider import CiderD, CiderDReward
+from rewards.scorers.document_frequencies import DocumentFrequencies
+from scst.adapters.lora import add_lora
 from scst.models.policy import Policy
 from scst.models.prompts import encode_prompts, forbidden_token_mask, prompt_batch
-from scst.rollout.scoring import score
+from scst.scoring.score import score
 from scst.types import PromptBatch, Sampling
 from tests.conftest import ROOT
-from tests.tiny import SENTENCES, build_model, noise_images
-from tests.tiny import build_processor as build_tiny_processor
+from tests.support.tiny import SENTENCES, build_model, noise_images
+from tests.support.tiny import build_processor as build_tiny_processor
 
 PROMPT, NUM_SAMPLES, LENGTH = "caption en", 3, 6
 IMAGES = noise_images(2)

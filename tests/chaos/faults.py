@@ -21,7 +21,7 @@ SLOW = 0.15
 
 
 def _slowly(rank: int) -> None:
-    from scst.trainer_checkpoints import CheckpointMixin
+    from scst.training.checkpointer import CheckpointMixin
 
     original = CheckpointMixin.get_batch_samples
 
@@ -70,7 +70,7 @@ def told_twice(lab: Lab) -> Outcome:
     """The second SIGINT ends the process at once, in the middle of a step that would last for long."""
 
     def setup(rank: int) -> None:
-        from scst.trainer_checkpoints import CheckpointMixin
+        from scst.training.checkpointer import CheckpointMixin
 
         original = CheckpointMixin.get_batch_samples
 
@@ -119,7 +119,7 @@ def full_disk(lab: Lab) -> Outcome:
     with _small_disk(folder, 3000) as mounted:
 
         def setup(rank: int) -> None:
-            from scst.trainer_checkpoints import CheckpointMixin
+            from scst.training.checkpointer import CheckpointMixin
 
             original = CheckpointMixin._save_checkpoint
 
@@ -170,7 +170,7 @@ def read_only_output(lab: Lab) -> Outcome:
             return Outcome("read-only output", 0, 0, [], "this system forbids to mount a file system")
 
         def setup(rank: int) -> None:
-            from scst.trainer_checkpoints import CheckpointMixin
+            from scst.training.checkpointer import CheckpointMixin
 
             original = CheckpointMixin._save_checkpoint
 
@@ -248,7 +248,7 @@ def dying_rank(lab: Lab, how: str) -> Outcome:
     workload, output = Workload("scst", 2), f"dying-{how}"
 
     def setup(rank: int) -> None:
-        from scst.trainer import SCSTTrainer
+        from scst.rl.trainer import SCSTTrainer
 
         original = SCSTTrainer.training_step
 
@@ -351,8 +351,8 @@ def _ruin_gradients(steps: set[int]) -> None:
 BREAKING = """
 import os, sys
 from launch import scst
-from launch.arguments import main
-from scst.trainer import SCSTTrainer
+from scst.cli.arguments import main
+from scst.rl.trainer import SCSTTrainer
 
 def training_step(self, *args, original=SCSTTrainer.training_step, **kwargs):
     if os.environ["RANK"] == "1" and self.state.global_step == 2:
@@ -366,7 +366,7 @@ sys.exit(main("scst", scst.run, usage=""))
 
 def launcher(lab: Lab) -> Outcome:
     """Under torchrun a process fails: its traceback is shown as the root cause."""
-    from tests.worlds import write_recipe
+    from tests.support.worlds import write_recipe
 
     recipe = write_recipe(
         lab.folder / "torchrun.yaml", **lab.keys("scst", "torchrun", per_device_train_batch_size=2)

@@ -98,7 +98,7 @@ class Lab:
 
     def build(self) -> None:
         """Write model, dataset and the adapter that SCST starts from; in processes of their own."""
-        from tests.worlds import write_model, write_risc
+        from tests.support.worlds import write_model, write_risc
 
         pid = os.fork()
         if pid == 0:
@@ -148,7 +148,7 @@ class Lab:
         self, stage: str, output: str, *, processes: int = 1, setup: Setup | None = None, **keys: Any
     ) -> Run:
         """Start a training command; its log is ``<output>.log``."""
-        from tests.worlds import write_recipe
+        from tests.support.worlds import write_recipe
 
         self.counter += 1
         settings = self.keys(stage, output, **keys)
@@ -169,7 +169,7 @@ class Lab:
 
     def newest(self, output: str) -> int:
         """Step of the newest complete checkpoint; 0 when there is none."""
-        from scst.checkpoints import newest_complete, read_seal
+        from scst.training.checkpoints import newest_complete, read_seal
 
         folder = newest_complete(self.folder / output)
         return read_seal(folder)["step"] if folder else 0
@@ -209,7 +209,7 @@ def _become(
             setup(rank)
         import importlib
 
-        from launch.arguments import main
+        from scst.cli.arguments import main
 
         code = main(
             stage, importlib.import_module(f"launch.{stage}").run, usage="", argv=["--config", str(recipe)]
@@ -225,7 +225,7 @@ def _become(
 
 
 def _report_progress(progress: mmap.mmap) -> None:
-    from scst.trainer_checkpoints import CheckpointMixin
+    from scst.training.checkpointer import CheckpointMixin
 
     original = CheckpointMixin._maybe_log_save_evaluate
 

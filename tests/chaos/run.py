@@ -70,7 +70,7 @@ def _import_everything() -> None:
     import torch
 
     torch.set_num_threads(1)
-    import tests.tiny  # noqa: F401
+    import tests.support.tiny  # noqa: F401
 
 
 def _outcomes(lab: Lab, options: argparse.Namespace) -> Iterator[Outcome]:

@@ -7,9 +7,9 @@ import types
 import numpy as np
 import pytest
 
-from scst.data import cleaning
-from scst.data.cleaning import Step, clean_captions, degenerate_kind, parse_steps, vocabulary
-from scst.data.synonyms import replace_words, synonym_map, synonym_step, wordnet_related
+from scst.data.preparation import cleaning
+from scst.data.preparation.cleaning import Step, clean_captions, degenerate_kind, parse_steps, vocabulary
+from scst.data.preparation.synonyms import replace_words, synonym_map, synonym_step, wordnet_related
 from scst.errors import DataError, RecipeError
 
 

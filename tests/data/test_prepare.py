@@ -4,8 +4,15 @@ import datasets
 import pytest
 from PIL import Image
 
-from scst.data.cleaning import parse_steps
-from scst.data.facts import (
+from scst.data.preparation.cleaning import parse_steps
+from scst.data.preparation.inspection import Example, image_scores, inspect
+from scst.data.preparation.prepared_dataset import (
+    form_to_write,
+    prepare,
+    split_examples,
+    without_repeated_images,
+)
+from scst.data.preparation.statistics import (
     agreement,
     caption_facts,
     category_counts,
@@ -13,9 +20,7 @@ from scst.data.facts import (
     seen_in_training,
     top_words,
 )
-from scst.data.inspect import Example, image_scores, inspect
-from scst.data.prepare import form_to_write, prepare, split_examples, without_repeated_images
-from scst.data.streams import RowStream
+from scst.data.preparation.streams import RowStream
 from scst.errors import DataError, RecipeError
 from tests.data.conftest import CAPTIONS, encoded, rows_of, write_risc
 

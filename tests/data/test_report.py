@@ -6,18 +6,18 @@ from html.parser import HTMLParser
 
 import pytest
 
-from scst.data import charts
-from scst.data.charts import bars, histogram, word_cloud
-from scst.data.cleaning import parse_steps
-from scst.data.facts import Agreement
-from scst.data.inspect import Example, Inspected, inspect
-from scst.data.prepare import prepare
-from scst.data.report import DataReport, report_json, summary_rows
-from scst.data.report_page import report_html
-from scst.data.streams import RowStream
+from scst.data.preparation.cleaning import parse_steps
+from scst.data.preparation.data_report import DataReport, report_json, summary_rows
+from scst.data.preparation.inspection import Example, Inspected, inspect
+from scst.data.preparation.prepared_dataset import prepare
+from scst.data.preparation.statistics import Agreement
+from scst.data.preparation.streams import RowStream
 from scst.data.validate import BadExample
-from tests.browser import OpenPage
+from scst.report import charts
+from scst.report.charts import bars, histogram, word_cloud
+from scst.report.data_page import report_html
 from tests.data.conftest import rows_of, write_risc
+from tests.support.browser import OpenPage
 
 VOID = {"meta", "img", "br", "rect", "path"}
 

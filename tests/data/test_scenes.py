@@ -8,9 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from scst.data.scene_captions import NO_STOP_RATE, NOUNS
-from scst.data.scene_painters import PAINTERS
-from scst.data.scenes import (
+from scst.data.scenes.dataset import (
     LAYOUTS,
     PRETRAIN_SEEDS,
     SCENE_KINDS,
@@ -20,6 +18,8 @@ from scst.data.scenes import (
     render_scene,
     scene_rows,
 )
+from scst.data.scenes.painters import PAINTERS
+from scst.data.scenes.scene_captions import NO_STOP_RATE, NOUNS
 
 KEYWORDS = {
     "port": ("port", "pier"),

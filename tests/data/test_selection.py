@@ -3,8 +3,8 @@
 import pytest
 from datasets import Dataset
 
-from launch.build_captions import consensus_scores
-from scst.data.selection import (
+from scst.config.build_captions import consensus_scores
+from scst.data.preparation.selection import (
     SELECTIONS,
     choose_captions,
     consensus_first,

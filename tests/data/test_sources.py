@@ -60,13 +60,13 @@ def test_file_name_serves_as_id_when_there_is_none(tmp_path, toy_rows):
 
 
 def test_embedded_scenes_become_png_bytes(monkeypatch):
-    stub = types.ModuleType("scst.data.scenes")
+    stub = types.ModuleType("scst.data.scenes.dataset")
     stub.SPLIT_SEEDS = {"train": range(2), "val": range(2), "test": range(2)}
     stub.scene_rows = lambda split: [
         {"image": picture(n), "references": ["a river ."], "image_id": f"{split}_{n}", "kind": "river"}
         for n in (0, 1)
     ]
-    monkeypatch.setitem(sys.modules, "scst.data.scenes", stub)
+    monkeypatch.setitem(sys.modules, "scst.data.scenes.dataset", stub)
     rows = read_rows("embedded:scenes")
     assert rows["split"][:] == ["train", "train", "val", "val", "test", "test"]
     assert rows[3]["image"]["bytes"] == encoded(1)
@@ -75,7 +75,7 @@ def test_embedded_scenes_become_png_bytes(monkeypatch):
 
 
 def test_the_real_embedded_scenes_have_the_promised_shape():
-    scenes = pytest.importorskip("scst.data.scenes")
+    scenes = pytest.importorskip("scst.data.scenes.dataset")
     row = scenes.scene_rows("val")[0]
     assert {"image", "references", "image_id", "kind"} <= set(row)
     assert len(row["references"]) == 5

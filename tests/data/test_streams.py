@@ -7,9 +7,9 @@ import datasets
 import pytest
 
 from scst.data.images import content_hash
+from scst.data.preparation.streams import ParquetSink, Row, RowStream
+from scst.data.preparation.writers import RiscWriter, ending, make_writer
 from scst.data.sources import read_rows
-from scst.data.streams import ParquetSink, Row, RowStream
-from scst.data.writers import RiscWriter, ending, make_writer
 from scst.errors import DataError
 from tests.data.conftest import PROJECT_ROOT, dataset_of, encoded, rows_of, write_risc
 
@@ -130,7 +130,7 @@ def test_no_rows_and_wrong_columns(tmp_path):
 MEASURE = """
 import os, resource, sys
 from pathlib import Path
-from scst.data.streams import ParquetSink, Row, RowStream
+from scst.data.preparation.streams import ParquetSink, Row, RowStream
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 folder, count = Path(sys.argv[1]), 600
 sink = ParquetSink(folder / "train.parquet", {})

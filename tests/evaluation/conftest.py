@@ -6,10 +6,10 @@ import pytest
 from datasets import Dataset
 from datasets import Image as ImageFeature
 
-from rewards.metrics import Corpus
-from scst.evaluation.metrics import score_captions
-from tests.evaluation.golden import CAPTIONS, EXPECTED, REFERENCES
-from tests.tiny import noise_images
+from scst.metrics.bootstrap import score_captions
+from scst.metrics.suite import Corpus
+from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES
+from tests.support.tiny import noise_images
 
 
 @pytest.fixture(scope="session")

@@ -10,14 +10,14 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from rewards.metrics import METRICS as REGISTRY
-from rewards.metrics import Corpus, MetricSettings
 from scst.errors import DataError, RecipeError
 from scst.evaluation import evaluate as evaluation
 from scst.evaluation.captioning import Caption
-from scst.evaluation.compare import captions_table, comparison_table
 from scst.evaluation.evaluate import evaluate
-from scst.evaluation.report import Report, report_html
+from scst.evaluation.evaluation_page import Report, report_html
+from scst.evaluation.side_by_side import captions_table, comparison_table
+from scst.metrics.suite import METRICS as REGISTRY
+from scst.metrics.suite import Corpus, MetricSettings
 
 METRICS = ("bleu_1", "cider_d", "bad_ending_rate", "truncation_rate")
 SETTINGS = {"prompt": "caption en", "max_new_tokens": 5, "metrics": METRICS, "bootstrap_samples": 50}

@@ -11,26 +11,26 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from rewards.metrics import METRICS, Corpus, MetricSettings
 from scst.errors import DataError, RecipeError
 from scst.evaluation import evaluate as evaluation
 from scst.evaluation.captioning import Caption
 from scst.evaluation.comparison import compare_with, other_evaluation
-from scst.evaluation.curves import lines
 from scst.evaluation.evaluate import evaluate
-from scst.evaluation.metrics import compare_captions, metric_results, metric_scores
-from scst.evaluation.report import Report, rankings, report_html
-from scst.evaluation.report_training import _ends, rewards_section, training_section
+from scst.evaluation.evaluation_page import Report, rankings, report_html
 from scst.evaluation.samples import ScoredSamples, sample_captions, spread_indices, training_sampling
 from scst.evaluation.training_log import TrainingStage, training_stages
+from scst.evaluation.training_section import _ends, rewards_section, training_section
+from scst.metrics.bootstrap import compare_captions, metric_results, metric_scores
+from scst.metrics.suite import METRICS, Corpus, MetricSettings
 from scst.models.policy import policy_for
 from scst.models.prompts import prompt_batch
-from scst.records import write_jsonl
+from scst.report.curves import lines
 from scst.rollout.greedy import greedy_captions
+from scst.training.run_record import write_jsonl
 from scst.types import Sampling
-from tests.browser import DESKTOP, PHONE, OpenPage
-from tests.evaluation.golden import CAPTIONS, REFERENCES
-from tests.tiny import build_model
+from tests.support.browser import DESKTOP, PHONE, OpenPage
+from tests.support.golden import CAPTIONS, REFERENCES
+from tests.support.tiny import build_model
 
 IDS = [f"img_{i}" for i in range(5)]
 QUALITY = ("cider_d", "bleu_4", "rouge_l")

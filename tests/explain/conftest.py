@@ -7,7 +7,7 @@ import torch
 
 from scst.evaluation.captioning import caption_images
 from scst.models.loading import EMBEDDED_MODEL, load_model, load_processor
-from tests.explain.objects import (
+from tests.support.objects import (
     LIMIT,
     PAINTERS,
     PLACES,

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch.arguments import main
-from scst.config import read_recipe_file
+from scst.adapters.lora import add_lora
+from scst.cli.arguments import main
+from scst.config.reader import read_recipe_file
 from scst.explain.explain import METHODS, Settings, explain
-from scst.explain.files import explanation_record, write_overlays
+from scst.explain.explanation_files import explanation_record, write_overlays
+from scst.explain.explanation_page import explanation_page, times
 from scst.explain.overlay import AGAINST, FOR, LONGEST_SIDE, overlay
-from scst.explain.page import explanation_page, times
-from scst.models.adapters import add_lora
 from scst.models.loading import load_model
-from tests.browser import OpenPage
-from tests.worlds import write_model, write_recipe
+from tests.support.browser import OpenPage
+from tests.support.worlds import write_model, write_recipe
 
 CAPTION = "two planes <b>are</b> near a road"
 KEYS = {"quantization": "none", "precision": "fp32", "max_new_tokens": 6}
@@ -30,7 +30,7 @@ FEW = Settings(num_segments=6, permutations=1, ig_steps=2, curve_steps=3)
 
 @pytest.fixture(scope="module")
 def explanation(request):
-    from tests.tiny import build_model, build_processor, noise_images
+    from tests.support.tiny import build_model, build_processor, noise_images
 
     processor = build_processor()
     model = build_model(processor).requires_grad_(False)
@@ -168,7 +168,7 @@ def test_files_hold_what_the_page_shows(explanation, tmp_path):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    from tests.tiny import noise_images
+    from tests.support.tiny import noise_images
 
     folder = tmp_path_factory.mktemp("world")
     write_model(folder / "model")

@@ -12,8 +12,8 @@ from scst.errors import RecipeError
 from scst.explain.explain import Settings
 from scst.explain.faithfulness import FaithfulnessCurve, faithfulness_curve
 from scst.explain.segments import OCCLUSIONS, Occluder, cut_into_segments, hidden_picture, segment_means
-from tests.explain.objects import court, one_object
 from tests.explain.test_sanity import ToySubject, toy_occluder
+from tests.support.objects import court, one_object
 
 
 def colours(image) -> np.ndarray:

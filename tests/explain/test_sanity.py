@@ -11,7 +11,7 @@ from torch import nn
 from scst.explain.attention import attention_rollout
 from scst.explain.gradients import grad_cam, integrated_gradients
 from scst.explain.shapley import segment_shapley_values
-from tests.explain.objects import occluder_of, share_on, subject_of
+from tests.support.objects import occluder_of, share_on, subject_of
 
 
 def shapley_map(subject, occluder) -> np.ndarray:

@@ -8,14 +8,14 @@ import torch
 
 from scst.errors import DataError, RecipeError
 from scst.explain.attention import _rollout, attention_rollout
+from scst.explain.attribution_target import CaptionSubject
 from scst.explain.gradients import integrated_gradients
-from scst.explain.subject import CaptionSubject
 from scst.models.policy import Policy
 from scst.models.prompts import forbidden_token_mask
-from scst.rollout.scoring import score
+from scst.scoring.score import score
 from scst.types import Sampling
-from tests.adapted import KINDS, adapted
-from tests.tiny import build_model
+from tests.support.adapted import KINDS, adapted
+from tests.support.tiny import build_model
 
 CAPTION = "two planes are parked near a road"
 

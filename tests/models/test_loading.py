@@ -6,8 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from scst.errors import RecipeError
-from scst.models.adapters import (
+from scst.adapters.lora import (
     LORA_TARGETS,
     LORA_VARIANTS,
     AdapterSnapshot,
@@ -17,8 +16,9 @@ from scst.models.adapters import (
     disable_dropout,
     load_adapter,
 )
+from scst.errors import RecipeError
 from scst.models.loading import attention_kernel, check_model_exists, load_model
-from tests.worlds import write_model
+from tests.support.worlds import write_model
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from scst.models.prompts import (
     forbidden_token_ids,
     prompt_batch,
 )
-from tests.tiny import SENTENCES, build_model
+from tests.support.tiny import SENTENCES, build_model
 
 PROMPTS = ["caption en", "describe the harbour in this image"]
 CAPTIONS = [SENTENCES[0], SENTENCES[2]]

@@ -19,15 +19,15 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from scst import ops
 from scst.models.policy import Policy
 from scst.models.prompts import prompt_batch
 from scst.objective.advantages import compute_advantages
 from scst.objective.losses import importance_ratios, kl_penalty, policy_gradient_loss
+from scst.rollout import distribution
 from scst.rollout.decode import rollout
-from scst.rollout.scoring import score
+from scst.scoring.score import score
 from scst.types import PromptBatch, Sampling
-from tests.tiny import build_model, build_processor, noise_images
+from tests.support.tiny import build_model, build_processor, noise_images
 
 PAD, EOS = 0, 1
 LENGTH = 3
@@ -67,7 +67,7 @@ class TabularPolicy:
 
     def draw(self, num_images: int, sampling: Sampling, seed: int = 0) -> Draws:
         names = [str(i) for i in range(num_images)]
-        uniforms = ops.rollout_uniforms(
+        uniforms = distribution.rollout_uniforms(
             names, seed=seed, step=0, num_samples=sampling.num_samples, length=LENGTH
         )
         sampled = self._decode(sampling, uniforms.flatten(0, 1)).view(num_images, -1)
@@ -80,7 +80,7 @@ class TabularPolicy:
         prefix_rows = torch.tensor([[self.rows.get(c[:t], 0) for t in range(LENGTH)] for c in self.captions])
         images = torch.arange(len(numbers)).view(-1, 1, 1)
         logits = self._shaped(leaf[images, prefix_rows[numbers]], sampling, ids)
-        return ops.token_logprobs(logits, ids.clamp(min=1)).masked_fill(~mask, 0.0), leaf
+        return distribution.token_logprobs(logits, ids.clamp(min=1)).masked_fill(~mask, 0.0), leaf
 
     def _decode(self, sampling: Sampling, uniforms: torch.Tensor | None) -> torch.Tensor:
         """Numbers of the captions drawn with ``uniforms`` (N, T); the greedy one without."""
@@ -89,7 +89,7 @@ class TabularPolicy:
         for step in range(LENGTH):
             rows = torch.tensor([self.rows.get(prefix, 0) for prefix in prefixes])
             logits = self._shaped(self.table[rows].unsqueeze(1).expand(-1, LENGTH, -1), sampling)[:, step]
-            tokens = logits.argmax(-1) if uniforms is None else ops.draw(logits, uniforms[:, step])
+            tokens = logits.argmax(-1) if uniforms is None else distribution.draw(logits, uniforms[:, step])
             prefixes = [
                 prefix if prefix[-1:] == (EOS,) else (*prefix, token)
                 for prefix, token in zip(prefixes, tokens.tolist(), strict=True)
@@ -100,7 +100,7 @@ class TabularPolicy:
     def _shaped(
         self, logits: torch.Tensor, sampling: Sampling, keep_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return ops.policy_logits(
+        return distribution.policy_logits(
             logits,
             positions=torch.arange(LENGTH).expand(logits.shape[:-1]),
             sampling=sampling,
@@ -142,7 +142,7 @@ class TinyPaliGemma:
         parts = []
         for start in range(0, num_images, 512):
             names = [str(i) for i in range(start, min(start + 512, num_images))]
-            uniforms = ops.rollout_uniforms(
+            uniforms = distribution.rollout_uniforms(
                 names, seed=seed, step=0, num_samples=sampling.num_samples, length=LENGTH
             )
             result = rollout(self.policy, self.processor, self._prompts(len(names)), sampling, uniforms)

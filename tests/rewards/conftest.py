@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.rewards.fake_java import FakeJava
+from tests.support.fake_java import FakeJava
 
 
 @pytest.fixture

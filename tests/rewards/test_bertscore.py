@@ -18,11 +18,11 @@ from transformers import (
     RobertaTokenizer,
 )
 
-from rewards.bertscore import BertScorer
 from rewards.errors import RewardError
-from rewards.sentence_similarity import bundled_model
-from tests.rewards.tiny_clip import BERT_SIZE, save_bert
-from tests.tiny import SENTENCES
+from rewards.scorers.bertscore import BertScorer
+from rewards.scorers.sentence_similarity import bundled_model
+from tests.support.tiny import SENTENCES
+from tests.support.tiny_clip import BERT_SIZE, save_bert
 
 bert_score = pytest.importorskip("bert_score")
 
@@ -269,7 +269,7 @@ def test_the_layer_of_common_models_is_known(monkeypatch):
 
 
 def test_without_the_package_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("rewards.encoders.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("rewards.scorers.encoders.importlib.util.find_spec", lambda name: None)
     with pytest.raises(RewardError, match="not installed: pip install bert-score"):
         BertScorer("roberta-large")
 

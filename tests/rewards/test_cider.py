@@ -10,9 +10,9 @@ from itertools import pairwise
 import pytest
 from pycocoevalcap.cider.cider import Cider as PycocoCider
 
-from rewards.cider import MAXIMUM, Cider, CiderD, CiderDReward
-from rewards.document_frequencies import DocumentFrequencies
-from rewards.tokenizer import tokenize
+from rewards.scorers.cider import MAXIMUM, Cider, CiderD, CiderDReward
+from rewards.scorers.document_frequencies import DocumentFrequencies
+from rewards.scorers.tokenizer import tokenize
 
 CORPUS = [
     [

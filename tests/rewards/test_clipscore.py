@@ -22,12 +22,12 @@ from transformers import (
     Siglip2Model,
 )
 
-from rewards.clipscore import ClipScorer, ClipScoreReward, harmonic_mean, scaled
-from rewards.encoders import EmbeddingCache, encodable, find_model
 from rewards.errors import RewardError
 from rewards.registry import build_rewards
-from tests.rewards.tiny_clip import save_clip, save_siglip, save_siglip2
-from tests.tiny import noise_images
+from rewards.scorers.clipscore import ClipScorer, ClipScoreReward, harmonic_mean, scaled
+from rewards.scorers.encoders import EmbeddingCache, encodable, find_model
+from tests.support.tiny import noise_images
+from tests.support.tiny_clip import save_clip, save_siglip, save_siglip2
 
 CAPTIONS = ["a road", "two planes near a long building", "", "many trees"]
 ODD = ["", " .", "🙂👩\u200d👧", "a\nroad", "a ||| b", "<|endoftext|>", "<pad>", "\ud83d half", "tree " * 400]
@@ -323,7 +323,7 @@ def test_a_reward_without_images_is_refused(clip, images):
 
 def test_by_import_path_from_a_recipe(clip, images):
     entry = {
-        "import_path": "rewards.clipscore:ClipScoreReward",
+        "import_path": "rewards.scorers.clipscore:ClipScoreReward",
         "kwargs": {"model_name_or_path": clip, "form": "scaled"},
     }
     (reward,) = build_rewards([entry])
@@ -391,7 +391,7 @@ def test_lone_surrogates_become_encodable():
 
 def test_importing_the_scorers_loads_no_torch():
     code = (
-        "import sys, rewards.clipscore, rewards.sentence_similarity, rewards.bertscore; "
+        "import sys, rewards.scorers.clipscore, rewards.scorers.sentence_similarity, rewards.scorers.bertscore; "
         "sys.exit(bool({'torch', 'transformers', 'bert_score', 'sentence_transformers'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from rewards.diversity import TrainingText, caption_ngrams, distinct_n
 from rewards.errors import RewardError
+from rewards.scorers.diversity import TrainingText, caption_ngrams, distinct_n
 
 DEGENERATE = ["", " .", "1 .", "a 🌊 river\nnear ||| trees", "road " * 400]
 

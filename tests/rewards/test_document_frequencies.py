@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from rewards.document_frequencies import EOS_WORD, DocumentFrequencies, ngrams
+from rewards.scorers.document_frequencies import EOS_WORD, DocumentFrequencies, ngrams
 
 CORPUS = [
     ["a road .", "a road near a river ."],

@@ -8,9 +8,9 @@ import random
 import numpy as np
 import pytest
 
-from rewards.metrics import METRICS, Corpus, MetricSettings
 from rewards.mixture import RewardMixture
 from rewards.registry import REWARDS, build_rewards
+from scst.metrics.suite import METRICS, Corpus, MetricSettings
 
 WORDS = ["a", "the", "two", "3", "many", "of", "with", "green", "tree", "trees", "river", "1,000", "1/2"]
 WORDS += ["'", '"', ".", ",", "-", "--", "(", ")", "'s", "n't"]

@@ -7,11 +7,11 @@ import json
 import pytest
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from rewards import java
 from rewards.errors import RewardError
-from rewards.java import find_java, ptb_tokenize
-from rewards.meteor import MeteorReward, meteor_scores
-from tests.evaluation.golden import CAPTIONS
+from rewards.scorers import java
+from rewards.scorers.java import find_java, ptb_tokenize
+from rewards.scorers.meteor import MeteorReward, meteor_scores
+from tests.support.golden import CAPTIONS
 
 
 def test_without_java_the_message_says_how_to_get_it(monkeypatch):

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 from pycocoevalcap.meteor.meteor import Meteor
 
-from rewards import java, meteor
 from rewards.errors import RewardError
-from rewards.java import find_java, ptb_tokenize
-from rewards.meteor import MeteorReward, MeteorService, meteor_value
 from rewards.mixture import RewardMixture
 from rewards.registry import WeightedReward, build_rewards
-from rewards.tokenizer import tokenize
-from tests.evaluation.golden import CAPTIONS, EXPECTED, REFERENCES
-from tests.rewards.fake_java import ODD, ends_within
+from rewards.scorers import java, meteor
+from rewards.scorers.java import find_java, ptb_tokenize
+from rewards.scorers.meteor import MeteorReward, MeteorService, meteor_value
+from rewards.scorers.tokenizer import tokenize
+from tests.support.fake_java import ODD, ends_within
+from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,10 @@ def test_reward_runs_beside_the_others(fake):
         time.sleep(1.0)
         return [1.0] * len(completions)
 
-    entry = {"import_path": "rewards.meteor:MeteorReward", "kwargs": {"java": fake.path, "timeout_s": 20}}
+    entry = {
+        "import_path": "rewards.scorers.meteor:MeteorReward",
+        "kwargs": {"java": fake.path, "timeout_s": 20},
+    }
     mixture = RewardMixture([*build_rewards([entry]), WeightedReward("slow", slow)])
     started = time.monotonic()
     mixture.setup({"references": [["a"]]})

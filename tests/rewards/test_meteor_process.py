@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from rewards.errors import RewardError
-from rewards.meteor import CHUNK, MeteorService
-from tests.rewards.fake_java import FakeJava, ends_within, fake_score, is_alive
+from rewards.scorers.meteor import CHUNK, MeteorService
+from tests.support.fake_java import FakeJava, ends_within, fake_score, is_alive
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -148,7 +148,7 @@ def test_it_ends_with_the_last_reference(fake):
 
 PARENT = """
 import os, signal, sys, time
-from rewards.meteor import MeteorService
+from rewards.scorers.meteor import MeteorService
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start background jobs without it
 service = MeteorService({java!r})
 how = {how!r}

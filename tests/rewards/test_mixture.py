@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from rewards.calls import is_async
-from rewards.cider import CiderDReward
-from rewards.document_frequencies import FILE_NAME, DocumentFrequencies
 from rewards.errors import RewardError
+from rewards.execution.calls import is_async
+from rewards.execution.threads import CallThread
 from rewards.mixture import RewardMixture
 from rewards.registry import WeightedReward, build_rewards
-from rewards.threads import CallThread
+from rewards.scorers.cider import CiderDReward
+from rewards.scorers.document_frequencies import FILE_NAME, DocumentFrequencies
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -197,7 +197,7 @@ def test_two_tables_do_not_overwrite_each_other(tmp_path):
     """CIDEr-D with and without the end of sequence: two tables of one name."""
     entries = [
         {"name": "cider_d"},
-        {"import_path": "rewards.cider:CiderDReward", "kwargs": {"eos": "omitted"}},
+        {"import_path": "rewards.scorers.cider:CiderDReward", "kwargs": {"eos": "omitted"}},
     ]
     mixed = RewardMixture(build_rewards(entries))
     mixed.setup({"references": [["a river goes by ."], ["a long road is near trees ."]]})

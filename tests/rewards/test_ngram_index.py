@@ -7,9 +7,9 @@ import random
 import numpy as np
 import pytest
 
-from rewards.cider import CiderD
-from rewards.document_frequencies import MAX_ORDER, DocumentFrequencies
-from rewards.ngram_index import NgramIndex
+from rewards.scorers.cider import CiderD
+from rewards.scorers.document_frequencies import MAX_ORDER, DocumentFrequencies
+from rewards.scorers.ngrams import NgramIndex
 
 WORDS = ["a", "road", "river", "tree", "house", "near"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from scst.models.adapters import add_lora
+from scst.adapters.lora import add_lora
 from scst.models.loading import load_model
-from tests.worlds import write_model, write_recipe, write_risc
+from tests.support.worlds import write_model, write_recipe, write_risc
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "reward_package"

@@ -11,9 +11,9 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from rewards import registry
-from rewards.cider import CiderDReward
 from rewards.errors import RewardError
 from rewards.registry import REWARDS, build_rewards
+from rewards.scorers.cider import CiderDReward
 
 
 def brevity(completions, target=12, **columns):

@@ -9,8 +9,8 @@ import pytest
 from pycocoevalcap.rouge.rouge import Rouge
 
 from rewards.errors import RewardError
-from rewards.rouge import BETA, RougeLReward, rouge_l_scores
-from rewards.tokenizer import tokenize
+from rewards.scorers.rouge import BETA, RougeLReward, rouge_l_scores
+from rewards.scorers.tokenizer import tokenize
 
 
 def tokens(texts):

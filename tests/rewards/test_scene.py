@@ -9,7 +9,7 @@ import random
 import pytest
 
 from rewards.errors import RewardError
-from rewards.scene import (
+from rewards.scorers.scene import (
     MANY,
     CountAccuracyReward,
     EntityRecallReward,

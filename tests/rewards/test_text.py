@@ -7,7 +7,7 @@ import json
 import pytest
 
 from rewards.registry import build_rewards
-from rewards.text import (
+from rewards.scorers.text import (
     bad_ending_rate,
     caption_statistics,
     caption_texts,

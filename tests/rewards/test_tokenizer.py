@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
 
-from rewards import tokenizer
-from rewards.java import PTB_JAR, find_java, ptb_tokenize
-from rewards.tokenizer import tokenize
+from rewards.scorers import tokenizer
+from rewards.scorers.java import PTB_JAR, find_java, ptb_tokenize
+from rewards.scorers.tokenizer import tokenize
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reference" / "ptb_tokens.json"
 NEUTRAL = "' \"x"

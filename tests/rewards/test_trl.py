@@ -10,9 +10,9 @@ import torch
 from transformers import GemmaConfig, GemmaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from rewards.cider import CiderDReward
 from rewards.registry import build_rewards
-from tests.tiny import SENTENCES, build_tokenizer
+from rewards.scorers.cider import CiderDReward
+from tests.support.tiny import SENTENCES, build_tokenizer
 
 ROWS = {
     "prompt": ["caption en\n" + SENTENCES[i][:12] for i in range(4)],

@@ -14,12 +14,12 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from rewards.batch import Batch
-from rewards.cider import CiderDReward
 from rewards.errors import RewardError
+from rewards.execution.batch import Batch
+from rewards.execution.workers import WorkerPool
 from rewards.mixture import RewardMixture
 from rewards.registry import WeightedReward
-from rewards.workers import WorkerPool
+from rewards.scorers.cider import CiderDReward
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = ["a river", "", " .", "word " * 400, "🙂 a\nb|||c", "a long road near a river", "a river"]
@@ -203,8 +203,8 @@ def test_what_cannot_be_sent_is_refused(mixture):
 
 PARENT = """
 import os, signal, sys, threading, time
-from rewards.batch import Batch
-from rewards.workers import WorkerPool
+from rewards.execution.batch import Batch
+from rewards.execution.workers import WorkerPool
 from tests.rewards.test_workers import Recorder, hanging
 
 if __name__ == "__main__":

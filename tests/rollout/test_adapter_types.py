@@ -7,11 +7,10 @@ import torch
 
 from scst.models.prompts import encode_prompts, prompt_batch
 from scst.rollout.decode import rollout
-from scst.rollout.scoring import LAYOUTS, score
+from scst.scoring.score import LAYOUTS, score
 from scst.types import Sampling
-from tests.adapted import KINDS, adapted, policy_of
 from tests.rollout.test_rollout import uniforms
-from tests.rollout.test_scoring import (
+from tests.scoring.test_scoring import (
     PADDED,
     UNPADDED,
     assert_same_gradient,
@@ -21,7 +20,8 @@ from tests.rollout.test_scoring import (
     usual_scores,
     weights_of,
 )
-from tests.tiny import build_model
+from tests.support.adapted import KINDS, adapted, policy_of
+from tests.support.tiny import build_model
 
 
 @pytest.fixture(params=[1, 2], ids=["paligemma1", "paligemma2"])

@@ -5,15 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scst import ops
 from scst.models import masks
 from scst.models.prompts import prompt_batch
-from scst.rollout import rows
+from scst.rollout import decode_state, distribution
 from scst.rollout.cache import RolloutCache
 from scst.rollout.decode import rollout
 from scst.types import PromptBatch, Sampling
 from tests.rollout.test_rollout import PROMPTS, make_policy, policy, uniforms  # noqa: F401
-from tests.tiny import build_model, noise_images
+from tests.support.tiny import build_model, noise_images
 
 
 def plain_rollout(policy, prompts: PromptBatch, sampling: Sampling, uniforms: torch.Tensor):  # noqa: F811
@@ -32,15 +31,15 @@ def plain_rollout(policy, prompts: PromptBatch, sampling: Sampling, uniforms: to
         positions = torch.cat([every.position_ids, last + torch.arange(1, step + 1)], 1)
         allowed = masks.suffix_mask(every, torch.ones_like(ids).bool())
         logits = policy.forward(inputs, allowed, positions, keep=1)[:, -1]
-        shaped = ops.policy_logits(
+        shaped = distribution.policy_logits(
             logits,
             positions=torch.full((len(every),), step),
             sampling=sampling,
             forbidden=policy.forbidden,
             eos_token_id=policy.eos_token_id,
         )
-        tokens = torch.where(greedy, shaped.argmax(-1), ops.draw(shaped, draws[:, step]))
-        chosen = ops.token_logprobs(shaped, tokens).masked_fill(ended, 0.0)
+        tokens = torch.where(greedy, shaped.argmax(-1), distribution.draw(shaped, draws[:, step]))
+        chosen = distribution.token_logprobs(shaped, tokens).masked_fill(ended, 0.0)
         tokens = tokens.masked_fill(ended, policy.pad_token_id)
         ids = torch.cat([ids, tokens[:, None]], 1)
         mask, logprobs = torch.cat([mask, ~ended[:, None]], 1), torch.cat([logprobs, chosen[:, None]], 1)
@@ -132,7 +131,7 @@ def test_ended_rows_and_images_cost_nothing(tiny_processor, images, passes):
     sampling = Sampling(num_samples=3, max_new_tokens=6)
     batch, noise = prompt_batch(tiny_processor, images, PROMPTS), uniforms(sampling, 4)
     limits = torch.tensor([[1, 1, 1, 1], [6, 2, 2, 2], [3, 3, 1, 1], [2, 2, 2, 2]])
-    choose = rows.Rows._choose
+    choose = decode_state.Rows._choose
 
     def forced(self, *args):
         image, row = self.active.nonzero(as_tuple=True)
@@ -141,7 +140,7 @@ def test_ended_rows_and_images_cost_nothing(tiny_processor, images, passes):
         return torch.where(limits[image, row] <= self.step + 1, self.policy.eos_token_id, words), logprobs
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows.Rows, "_choose", forced)
+        patch.setattr(decode_state.Rows, "_choose", forced)
         result = rollout(model_policy, tiny_processor, batch, sampling, noise)
     mask = torch.cat([result.greedy_mask[:, None], result.completion_mask], 1)
     assert torch.equal(mask.sum(-1), limits)
@@ -170,7 +169,7 @@ def test_drawing_in_chunks_changes_nothing(policy, tiny_processor, images, monke
     sampling = Sampling(num_samples=4, max_new_tokens=6, top_p=0.9)
     batch, noise = prompt_batch(tiny_processor, images, PROMPTS), uniforms(sampling, 4)
     whole = rollout(policy, tiny_processor, batch, sampling, noise)
-    monkeypatch.setattr(rows, "MAX_DRAWN_LOGITS", 3 * policy.text_config.vocab_size)
+    monkeypatch.setattr(decode_state, "MAX_DRAWN_LOGITS", 3 * policy.text_config.vocab_size)
     chunked = rollout(policy, tiny_processor, batch, sampling, noise)
     assert torch.equal(whole.completion_ids, chunked.completion_ids)
     assert torch.equal(whole.sampled_logprobs, chunked.sampled_logprobs)

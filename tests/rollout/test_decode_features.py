@@ -11,11 +11,11 @@ import torch
 
 from scst.errors import RecipeError
 from scst.models.prompts import prompt_batch
-from scst.rollout import features as module
-from scst.rollout.features import FeatureCache
+from scst.rollout import feature_cache as module
+from scst.rollout.feature_cache import FeatureCache
 from tests.rollout.test_rollout import PROMPTS, make_policy
-from tests.tiny import build_model, noise_images
-from tests.trainer.conftest import run_stage, sft_adapter, world  # noqa: F401
+from tests.support.tiny import build_model, noise_images
+from tests.training.conftest import run_stage, sft_adapter, world  # noqa: F401
 
 IDS = ["d", "b", "c", "a"]
 
@@ -124,7 +124,7 @@ def test_a_full_disk_ends_the_storing_and_not_the_run(tiny_processor, pixels, ca
 
 
 def _fill(folder, seed):
-    from tests.tiny import build_processor
+    from tests.support.tiny import build_processor
 
     torch.set_num_threads(1)
     processor = build_processor()
@@ -185,8 +185,8 @@ def test_training_with_the_cache_is_training_without(run_stage, sft_adapter, tmp
 
 
 def test_the_key_wants_a_folder():
-    from launch.build_scst import check_settings
-    from scst.config import build_recipe
+    from scst.config.build_rl import check_settings
+    from scst.config.reader import build_recipe
 
     for off in (False, "off"):
         check_settings(build_recipe("scst", {"adapter": "somewhere", "feature_cache": off}))

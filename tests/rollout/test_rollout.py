@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scst import ops
 from scst.models.policy import Policy
 from scst.models.prompts import encode_prompts, forbidden_token_mask, prompt_batch
+from scst.rollout import distribution
 from scst.rollout.decode import rollout
-from scst.rollout.scoring import LAYOUTS, score
+from scst.scoring.score import LAYOUTS, score
 from scst.types import Sampling
 
 PROMPTS = ["caption en", "caption en", "describe this image in detail", "caption en"]
@@ -18,7 +18,7 @@ PROMPTS = ["caption en", "caption en", "describe this image in detail", "caption
 @pytest.fixture(params=[1, 2], ids=["paligemma1", "paligemma2"])
 def policy(request, tiny_processor):
     """A policy of each PaliGemma version."""
-    from tests.tiny import build_model
+    from tests.support.tiny import build_model
 
     return make_policy(build_model(tiny_processor, version=request.param), tiny_processor)
 
@@ -30,7 +30,7 @@ def make_policy(model, processor) -> Policy:
 
 def uniforms(sampling: Sampling, count: int, seed: int = 0) -> torch.Tensor:
     ids = [f"image-{i}" for i in range(count)]
-    return ops.rollout_uniforms(
+    return distribution.rollout_uniforms(
         ids, seed=seed, step=0, num_samples=sampling.num_samples, length=sampling.max_new_tokens
     )
 
@@ -121,7 +121,7 @@ def test_padding_and_neighbours_change_no_caption(policy, tiny_processor, images
 
 def test_forbidden_tokens_are_never_sampled(tiny_processor, images):
     """A model that puts nearly all its mass on <image>, <loc> and padding still writes words."""
-    from tests.tiny import build_model
+    from tests.support.tiny import build_model
 
     policy = make_policy(build_model(tiny_processor), tiny_processor)
     head = policy.inner.lm_head
@@ -142,7 +142,7 @@ def test_forbidden_tokens_are_never_sampled(tiny_processor, images):
 
 
 def test_completion_mask_counts_eos_and_nothing_after(tiny_processor, images):
-    from tests.tiny import build_model
+    from tests.support.tiny import build_model
 
     policy = make_policy(build_model(tiny_processor), tiny_processor)
     handle = policy.inner.lm_head.register_forward_hook(

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from scst.config import build_recipe
+from scst.config.reader import build_recipe
 from scst.errors import RecipeError
 from scst.models.prompts import prompt_batch
 from scst.rollout import static
@@ -16,7 +16,7 @@ from scst.rollout.decode import rollout
 from scst.rollout.static import StaticSteps
 from scst.types import Rollout, Sampling
 from tests.rollout.test_rollout import PROMPTS, make_policy, uniforms
-from tests.tiny import build_model, noise_images
+from tests.support.tiny import build_model, noise_images
 
 SAMPLING = Sampling(num_samples=3, max_new_tokens=6)
 
@@ -141,7 +141,7 @@ def test_what_cannot_be_recorded_is_decoded_without(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_recipe_cannot_ask_for_it_without_a_gpu():
-    from launch.build_scst import check_settings
+    from scst.config.build_rl import check_settings
 
     with pytest.raises(RecipeError, match="cuda_graphs: there is no CUDA device here"):
         check_settings(build_recipe("scst", {"adapter": "somewhere", "cuda_graphs": True}))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.worlds import write_model, write_risc
+from tests.support.worlds import write_model, write_risc
 
 
 class _Payload:

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launch.arguments import Arguments, parse
-from scst.checkpoints import read_seal, seal
-from scst.config import build_recipe
+from scst.adapters.lora import check_adapter_exists, load_adapter
+from scst.cli.arguments import Arguments, parse
+from scst.config.reader import build_recipe
 from scst.errors import RecipeError
-from scst.models.adapters import check_adapter_exists, load_adapter
 from scst.models.loading import allow_deepspeed_states, check_model_exists, load_model, load_processor
+from scst.training.checkpoints import read_seal, seal
 
 
 def train(world, output_dir, **keys) -> None:

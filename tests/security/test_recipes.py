@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rewards.registry import build_rewards
-from scst.config import read_recipe_file
+from scst.config.reader import read_recipe_file
 from scst.errors import RecipeError
 
 ROOT = Path(__file__).resolve().parents[2]

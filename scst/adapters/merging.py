@@ -1,0 +1,65 @@
+"""An adapter written into the weights of its base model: a checkpoint that any PaliGemma program loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from scst.adapters.lora import check_adapter_exists, load_adapter
+from scst.adapters.prompt_tuning import virtual_tokens_of
+from scst.errors import RecipeError
+from scst.models.loading import load_model, load_processor
+from scst.training.checkpoints import ASIDE, move_files, sweep
+
+UNMERGEABLE = {
+    "prefix_tuning": "no weight of the base model holds keys and values that belong to no token",
+    "bottleneck": "the nonlinear network behind a layer cannot be part of that layer's weights",
+}
+"""Adapter type -> why there is nothing to merge it into."""
+
+
+def check_mergeable(adapter: str) -> None:
+    """Refuse what cannot be merged before any model is loaded.
+
+    Raises:
+        RecipeError: when the folder holds no adapter, or one that the base model has no place for.
+    """
+    kind = check_adapter_exists(adapter)
+    if kind in UNMERGEABLE:
+        raise RecipeError(
+            f"adapter: {kind} cannot be merged: {UNMERGEABLE[kind]}. Deploy it as it is (--adapter "
+            f"{adapter}): it is small and costs little"
+        )
+
+
+def merged_model(base: str, adapter: str, *, precision: str) -> tuple[nn.Module, list[str]]:
+    """The base model with the adapter in its weights, and the virtual tokens that prompts must begin with.
+
+    Never merged into quantised weights: they would be rounded once more. LoRA is added to the weights; the
+    rows of virtual tokens replace those of reserved tokens, in the language-model head too where it is tied
+    to the embeddings (captions are forbidden to hold such tokens).
+
+    Args:
+        base: name or folder of the base model.
+        adapter: folder of the adapter.
+        precision: of the result: ``auto``, ``bf16``, ``fp16`` or ``fp32``.
+    """
+    check_mergeable(adapter)
+    model = load_model(base, quantization="none", precision=precision)
+    adapted = load_adapter(model, adapter, trainable=False)
+    tokens = virtual_tokens_of(adapted)
+    return adapted.merge_and_unload(safe_merge=True), tokens
+
+
+def write_merged(base: str, adapter: str, output_dir: str | Path, *, precision: str) -> list[str]:
+    """Merge and write weights, configuration and processor; returns the virtual tokens of the prompt."""
+    model, tokens = merged_model(base, adapter, precision=precision)
+    output_dir = Path(output_dir)
+    sweep(output_dir)
+    aside = output_dir / ASIDE / "merged"
+    model.save_pretrained(aside)
+    load_processor(base).save_pretrained(aside)
+    move_files(aside, output_dir)
+    sweep(output_dir)
+    return tokens

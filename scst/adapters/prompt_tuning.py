@@ -1,0 +1,184 @@
+"""Prompt tuning: tokens of the vocabulary that no text uses, placed in the prompt, with trained embeddings.
+
+PaliGemma's processors always have ``<seg000>`` ... ``<seg127>`` and ``<loc0000>`` ... ``<loc1023>``, which
+captions never hold. As they are ordinary prompt tokens, no forward pass, mask or cache needs to know. PEFT's
+``TrainableTokens`` would do the same with a copy of the whole embedding matrix (1 GB) at every call, and train the tied
+language-model head along; here rows are looked up beside the matrix and the head stays what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from scst.adapters.peft_methods import AdapterLayer, LayerConfig, LayerTuner, register
+from scst.errors import RecipeError
+from scst.models.policy import base_model
+
+PEFT_TYPE = "SCST_PROMPT"
+_EMBEDDINGS = ["language_model.embed_tokens"]  # as an expression PEFT would save the whole matrix, too
+RESERVED = (*(f"<seg{i:03}>" for i in range(128)), *(f"<loc{i:04}>" for i in range(1024)))
+"""Tokens to take, in this order."""
+
+
+@dataclass
+class PromptConfig(LayerConfig):
+    """Settings of virtual tokens.
+
+    Attributes:
+        virtual_tokens: the N reserved tokens whose embeddings are trained, in the order of the prompt.
+        token_ids: their numbers.
+        width: of an embedding.
+    """
+
+    virtual_tokens: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    width: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PEFT_TYPE
+
+
+class VirtualTokens(nn.Module):
+    """Embeddings (N, D) of some tokens, on the scale of the embedding matrix.
+
+    Args:
+        token_ids: N token numbers.
+        width: D.
+    """
+
+    def __init__(self, token_ids: Sequence[int], width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(len(token_ids), width))
+        self.register_buffer("token_ids", torch.tensor(token_ids), persistent=False)
+
+    def forward(self, ids: torch.Tensor, embeddings: torch.Tensor, scale: Any) -> torch.Tensor:
+        """``embeddings`` (..., D) of ``ids`` (...), other ones at the virtual tokens."""
+        places = ids.unsqueeze(-1) == self.token_ids
+        rows = nn.functional.embedding(places.int().argmax(-1), self.weight)
+        return torch.where(places.any(-1, keepdim=True), (rows * scale).to(embeddings.dtype), embeddings)
+
+
+class PromptLayer(AdapterLayer):
+    """The embedding matrix, with other rows for the virtual tokens."""
+
+    adapter_layer_names = ("virtual_prompt_rows",)
+
+    def new_weights(self, config: PromptConfig) -> VirtualTokens:
+        """Rows that :func:`add_prompt_tuning` or a checkpoint fills."""
+        return VirtualTokens(config.token_ids, config.width)
+
+    def update_layer(self, adapter_name: str, config: PromptConfig) -> None:
+        """As for every layer; the token numbers stay integers."""
+        super().update_layer(adapter_name, config)
+        rows = self._weights()[adapter_name]
+        rows.token_ids = torch.tensor(config.token_ids, device=rows.weight.device)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """(..., D) embeddings of ids (...)."""
+        embeddings = self.base_layer(ids)
+        for rows in self.active_weights():
+            embeddings = rows(ids, embeddings, self._scale())
+        return embeddings
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Write the rows into the matrix, and so into a language-model head that is tied to it."""
+        for rows in self.active_weights():
+            table = self.base_layer.weight.data
+            table[rows.token_ids] = rows.weight.data.to(table.dtype)
+        self.merged_adapters = list(self.active_adapters)
+
+    def _scale(self) -> Any:
+        """What the embedding layer multiplies its rows with, in versions of transformers where it does."""
+        return getattr(self.base_layer, "embed_scale", 1.0)
+
+
+class PromptTuner(LayerTuner):
+    """PEFT's side of it."""
+
+    prefix = "virtual_prompt_"
+    tuner_layer_cls = PromptLayer
+
+    def _get_tied_target_modules(self, *args: Any, **kwargs: Any) -> list[str]:
+        return []
+
+    def _check_tied_modules(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT would warn that the head is tied to what is adapted: it is tied to what is frozen."""
+
+
+register(PromptConfig, PromptTuner, PEFT_TYPE)
+
+
+def add_prompt_tuning(model: nn.Module, processor: Any, token_ids: torch.Tensor) -> PeftModel:
+    """Wrap a frozen model with N new virtual tokens (Lester et al. 2021, arXiv:2104.08691).
+
+    Call :func:`use_virtual_tokens` to have them in every prompt.
+
+    Args:
+        model: a PaliGemma.
+        processor: its processor.
+        token_ids: (N,) tokens whose embeddings the virtual ones begin with.
+
+    Raises:
+        RecipeError: when the vocabulary has fewer reserved tokens.
+    """
+    names = reserved_tokens(processor, len(token_ids))
+    table = base_model(model).get_input_embeddings().weight
+    config = PromptConfig(
+        task_type="CAUSAL_LM",
+        target_modules=_EMBEDDINGS,
+        virtual_tokens=names,
+        token_ids=processor.tokenizer.convert_tokens_to_ids(names),
+        width=table.shape[1],
+    )
+    first = table.detach()[token_ids.to(table.device)].float()
+    adapted = get_peft_model(model, config)
+    rows = next(module for module in adapted.modules() if isinstance(module, VirtualTokens))
+    rows.weight.data.copy_(first)
+    return adapted
+
+
+def reserved_tokens(processor: Any, count: int) -> list[str]:
+    """The first ``count`` tokens of the vocabulary that no caption uses.
+
+    Raises:
+        RecipeError: when it has fewer.
+    """
+    vocabulary = processor.tokenizer.get_added_vocab()
+    present = [token for token in RESERVED if token in vocabulary]
+    if count > len(present):
+        raise RecipeError(
+            f"num_virtual_tokens: the vocabulary has {len(present)} reserved tokens (<seg000>, ..., "
+            f"<loc0000>, ...), but {count} are asked for"
+        )
+    return present[:count]
+
+
+def virtual_tokens_of(model: nn.Module) -> list[str]:
+    """The virtual tokens of a model's adapter, in the order of the prompt; none where it has none."""
+    configs = getattr(model, "peft_config", None) or {}
+    return [token for c in configs.values() if isinstance(c, PromptConfig) for token in c.virtual_tokens]
+
+
+def use_virtual_tokens(processor: Any, model: nn.Module) -> None:
+    """Let a processor put the virtual tokens of a model's adapter before every prompt, or none.
+
+    :func:`scst.models.prompts.encode_prompts`, through which every prompt goes, reads them off the processor.
+
+    Raises:
+        RecipeError: when the processor's vocabulary is not the one the adapter was trained with.
+    """
+    tokens = virtual_tokens_of(model)
+    ids = [i for c in getattr(model, "peft_config", {}).values() for i in getattr(c, "token_ids", ())]
+    if processor.tokenizer.convert_tokens_to_ids(tokens) != ids:
+        raise RecipeError(
+            f"adapter: its virtual tokens {tokens[0]}, ... have other numbers in this model's vocabulary: "
+            "give the base model that it was trained on"
+        )
+    processor.virtual_tokens = "".join(tokens)

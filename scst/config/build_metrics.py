@@ -1,0 +1,87 @@
+"""What scripts that score share: from recipe keys to what metrics need, and what is printed of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+
+from scst.errors import RecipeError
+from scst.evaluation.caption_files import read_captions
+from scst.evaluation.score_files import compare_files, differences_table
+from scst.metrics.bootstrap import check_metrics, comparison_json
+from scst.metrics.suite import METRICS, NOVELTY, MetricSettings
+
+
+def checked_settings(recipe: Any) -> MetricSettings:
+    """Settings for captioning a dataset and scoring it, when decoding and metrics are such as can be.
+
+    Raises:
+        RecipeError: unknown decoding, or a metric that is unknown or lacks something.
+    """
+    from scst.evaluation.decoding import get_decoding  # imports torch
+
+    get_decoding(recipe.decoding)
+    settings = metric_settings(recipe)
+    if settings.training_captions is None and set(NOVELTY) & set(recipe.metrics):
+        settings = replace(settings, training_captions=_training_captions(recipe))
+    check_metrics(recipe.metrics, settings, columns=("images", "ended_by_eos"))
+    return settings
+
+
+def _training_captions(recipe: Any) -> list[str]:
+    """All captions of the training split."""
+    from scst.data.loading import load_splits
+
+    train = load_splits(
+        recipe.dataset,
+        [recipe.train_split],
+        fractions=recipe.split_fractions,
+        split_seed=recipe.split_seed,
+        on_bad_example=recipe.on_bad_example,
+    ).splits[recipe.train_split]
+    return [caption for group in train["references"] for caption in group]
+
+
+def metric_settings(recipe: Any) -> MetricSettings:
+    """Models and tables of a recipe with metric keys.
+
+    Raises:
+        DataError: when the file of training captions cannot be used.
+    """
+    captions = read_captions(recipe.training_captions) if recipe.training_captions else None
+    return MetricSettings(
+        frequencies=recipe.frequencies,
+        clip_model=recipe.clip_model,
+        sentence_model=recipe.sentence_model,
+        bertscore_model=recipe.bertscore_model,
+        bertscore_layers=recipe.bertscore_layers,
+        training_captions=captions,
+    )
+
+
+def metric_list() -> str:
+    """Every metric, a line each: name, title, and what it is or needs."""
+    return "\n".join(f"{name:20} {metric.title:18} {metric.help}" for name, metric in METRICS.items())
+
+
+def print_comparison(recipe: Any, files: Sequence[str]) -> None:
+    """Paired bootstrap of two evaluations: a table on standard error, JSON on standard output.
+
+    Raises:
+        RecipeError: not two of them. DataError: they are not about the same images.
+    """
+    if len(files) != 2:
+        raise RecipeError(f"compare: expected two output folders or prediction files, got {list(files)}")
+    differences = compare_files(
+        *files,
+        recipe.metrics,
+        settings=metric_settings(recipe),
+        bootstrap_samples=recipe.bootstrap_samples,
+        seed=recipe.seed,
+    )
+    Console(stderr=True).print(differences_table(differences, *files))
+    print(json.dumps(comparison_json(differences), indent=2, ensure_ascii=False))

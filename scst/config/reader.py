@@ -1,0 +1,220 @@
+"""Recipes: flat YAML files whose every key can be overridden on the command line, or by a recipe that extends
+another.
+
+The keys are those of :mod:`scst.config.recipes`. Training stages also take every name of
+``transformers.TrainingArguments``; those names are read from the library's source, so that parsing a recipe
+imports neither torch nor transformers and a typo is answered at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import functools
+import importlib.util
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scst.config.recipes import RECIPES
+from scst.errors import RecipeError
+
+OWNED_TRAINING_ARGUMENTS = {
+    "bf16": "precision",
+    "fp16": "precision",
+    "resume_from_checkpoint": "resume",
+    "remove_unused_columns": None,
+    "label_names": None,
+    "predict_with_generate": None,
+    "do_train": None,
+    "do_eval": None,
+    "do_predict": None,
+}
+"""TrainingArguments that a recipe may not set, and the key to use instead."""
+
+
+def build_recipe(stage: str, settings: dict[str, Any]) -> Any:
+    """The recipe of a stage from flat keys.
+
+    Args:
+        stage: a name in :data:`RECIPES`.
+        settings: keys and values, as read from YAML and flags.
+
+    Raises:
+        RecipeError: on an unknown key or a wrong value; the message names the key.
+    """
+    recipe_class = RECIPES[stage]
+    is_training = "training" in _fields(recipe_class)
+    own, training = {}, {}
+    for name, value in settings.items():
+        if name in _fields(recipe_class) and name != "training":
+            own[name] = _convert(name, value, recipe_class)
+        elif is_training:
+            training[name] = _training_argument(stage, name, value)
+        elif name not in _all_keys():
+            raise _unknown_key(stage, name)
+    _check_prompts(own.get("prompts", []))
+    if is_training:
+        _check_trained_prompts(own.get("prompts", []))
+    return recipe_class(**own, **({"training": training} if is_training else {}))
+
+
+def _check_prompts(prompts: list[Any]) -> None:
+    """Instructions are texts, and each is there once: one that stood twice would be drawn twice as often."""
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise RecipeError(f"prompts: expected a list of texts, got {prompt!r} in it")
+        if prompts.count(prompt) > 1:
+            raise RecipeError(f"prompts: {prompt!r} stands there twice; give each once")
+
+
+def _check_trained_prompts(prompts: list[str]) -> None:
+    if blank := [prompt for prompt in prompts if not prompt.strip()]:
+        raise RecipeError(
+            f"prompts: {blank[0]!r} is empty; give texts, or leave prompts out and write prompt: ''"
+        )
+
+
+def read_recipe_file(path: str | Path) -> dict[str, Any]:
+    """The flat keys of a YAML file, over those of the files that it extends.
+
+    ``extends: other.yaml`` (or a list, the last one counting most) begins with the keys of other recipes;
+    their paths are relative to the file that names them.
+
+    Raises:
+        RecipeError: when a file is missing, no YAML, no flat mapping, or extends itself.
+    """
+    return _read_recipe_file(Path(path), ())
+
+
+def _read_recipe_file(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+    own = _read_yaml(path, readers)
+    names = own.pop("extends", [])
+    if isinstance(names, str):
+        names = [names]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RecipeError(f"extends: expected a file or a list of files in {str(path)!r}, got {names!r}")
+    settings: dict[str, Any] = {}
+    for name in names:
+        settings |= _read_recipe_file(path.parent / name, (*readers, path))
+    return settings | own
+
+
+def _read_yaml(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+    place = f"extends (in {str(readers[-1])!r})" if readers else "--config"
+    if path.resolve() in [reader.resolve() for reader in readers]:
+        raise RecipeError(f"{place}: {str(path)!r} extends itself")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"{place}: there is no file {str(path)!r}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"{place}: {str(path)!r} is no readable YAML file: {error}") from error
+    if content is not None and not isinstance(content, dict):
+        raise RecipeError(
+            f"{place}: {str(path)!r} must hold `key: value` lines, got a {type(content).__name__}"
+        )
+    return content or {}
+
+
+def resolved(recipe: Any) -> dict[str, Any]:
+    """The flat keys of a recipe with all defaults filled in; `build_recipe` of them gives the same recipe."""
+    settings = dataclasses.asdict(recipe)
+    return settings | settings.pop("training", {})
+
+
+def from_run_record(adapter: str | Path) -> dict[str, Any]:
+    """The keys an adapter was trained with, from the ``run.json`` beside or above it; else none."""
+    for folder in (Path(adapter), Path(adapter).parent):
+        record = folder / "run.json"
+        if record.is_file():
+            return json.loads(record.read_text(encoding="utf-8"))["recipe"]
+    return {}
+
+
+@functools.cache
+def training_argument_names() -> dict[str, str]:
+    """Name -> annotation of every field of the installed ``transformers.TrainingArguments``."""
+    folder = Path(importlib.util.find_spec("transformers").origin).parent
+    tree = ast.parse((folder / "training_args.py").read_text(encoding="utf-8"))
+    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "TrainingArguments")
+    return {
+        node.target.id: ast.unparse(node.annotation)
+        for node in body
+        if isinstance(node, ast.AnnAssign) and not node.target.id.startswith("_")
+    }
+
+
+def _training_argument(stage: str, name: str, value: Any) -> Any:
+    if name in OWNED_TRAINING_ARGUMENTS:
+        instead = OWNED_TRAINING_ARGUMENTS[name]
+        advice = f"use `{instead}`" if instead else "the project sets it"
+        raise RecipeError(f"{name}: not a recipe key; {advice}")
+    if name not in training_argument_names():
+        raise _unknown_key(stage, name)
+    annotation = training_argument_names()[name]
+    if value is False and "Strategy" in annotation:
+        return "no"  # YAML reads a bare `no` as false
+    for kind in (int, float):
+        if kind.__name__ in annotation and isinstance(value, str):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+    return value
+
+
+@functools.cache
+def _all_keys() -> frozenset[str]:
+    """Every key that some stage knows."""
+    own = {name for recipe in RECIPES.values() for name in _fields(recipe)} - {"training"}
+    return frozenset(own | set(training_argument_names()))
+
+
+def _unknown_key(stage: str, name: str) -> RecipeError:
+    owners = [other for other, recipe in RECIPES.items() if name in _fields(recipe) and other != stage]
+    if owners:
+        return RecipeError(f"{name}: a key of launch/{owners[0]}.py, not of launch/{stage}.py")
+    known = set(_fields(RECIPES[stage])) | _all_keys()
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"see launch/{stage}.py --help"
+    return RecipeError(f"{name}: unknown key; {hint}")
+
+
+def _fields(recipe_class: type) -> dict[str, dataclasses.Field]:
+    return {f.name: f for f in dataclasses.fields(recipe_class)}
+
+
+def _convert(name: str, value: Any, recipe_class: type) -> Any:
+    """The value in the type of its key; YAML reads 1e-5 as text and flags come as text."""
+    annotation = typing.get_type_hints(recipe_class)[name]
+    kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    choices = _fields(recipe_class)[name].metadata["choices"]
+    if choices and value not in choices:
+        raise RecipeError(f"{name}: must be one of {', '.join(choices)}; got {value!r}")
+    if list in kinds and isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    for kind in kinds:
+        if kind is types.NoneType and value is None:
+            return None
+        if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+            return value
+        if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
+            try:
+                return _number(value, kind)
+            except ValueError:
+                continue
+    expected = " or ".join("nothing" if kind is types.NoneType else kind.__name__ for kind in kinds)
+    raise RecipeError(f"{name}: expected {expected}, got {value!r}")
+
+
+def _number(value: int | float | str, kind: type) -> int | float:
+    number = float(value)
+    if kind is int and number != int(number):
+        raise ValueError
+    return kind(number)

@@ -1,0 +1,84 @@
+"""Several evaluations side by side: their metrics, and some of their captions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from scst.errors import DataError
+from scst.metrics.suite import METRICS
+
+
+def comparison_table(runs: Mapping[str, str | Path], *, title: str = "") -> Table:
+    """Metrics of several runs with their 95 % intervals, a column each; a changed signature is marked.
+
+    Args:
+        runs: output folder of ``evaluate`` by the name of its column, e.g. ``base``, ``sft``, ``scst``.
+        title: of the table.
+
+    Raises:
+        DataError: a folder without ``metrics.json``.
+    """
+    metrics = {name: read_metrics(folder) for name, folder in runs.items()}
+    table = Table("metric", *(escape(name) for name in runs), title=title or None)
+    for key in dict.fromkeys(key for run in metrics.values() for key in run):
+        signatures = {run[key]["signature"] for run in metrics.values() if key in run}
+        comparable = len(signatures) == 1
+        label = METRICS[key].title if key in METRICS else escape(key)
+        mark = "" if comparable else " (!)"
+        table.add_row(label + mark, *(_metric_cell(run.get(key)) for run in metrics.values()))
+        if not comparable:
+            table.caption = "(!) signatures differ: these values must not be compared"
+    return table
+
+
+def _metric_cell(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "-"
+    low, high = entry["ci95"]
+    return f"{entry['value']:.3f}\n[dim]{low:.3f} - {high:.3f}[/dim]"
+
+
+def captions_table(runs: Mapping[str, str | Path], *, images: int = 4, title: str = "") -> Table:
+    """Captions of the same images by several runs, with one of their references.
+
+    Args:
+        runs: as in :func:`comparison_table`.
+        images: how many, spread evenly over those that every run captioned.
+        title: of the table.
+    """
+    predictions = {name: read_predictions(folder) for name, folder in runs.items()}
+    rows = {name: {row["image_id"]: row for row in run} for name, run in predictions.items()}
+    first = next(iter(rows.values()))
+    shared = [image_id for image_id in first if all(image_id in run for run in rows.values())]
+    table = Table("image", "by", "caption", title=title or None)
+    for image_id in shared[:: max(len(shared) // images, 1)][:images]:
+        table.add_section()
+        reference = escape(first[image_id]["references"][0])
+        table.add_row(escape(str(image_id)), "[dim]reference", f"[dim]{reference}")
+        for name, run in rows.items():
+            table.add_row("", escape(name), escape(run[image_id]["caption"]) or "(empty)")
+    return table
+
+
+def read_metrics(folder: str | Path) -> dict[str, Any]:
+    """``metrics.json`` of an output folder."""
+    return json.loads(_existing(folder, "metrics.json").read_text(encoding="utf-8"))
+
+
+def read_predictions(folder: str | Path) -> list[dict[str, Any]]:
+    """``predictions.jsonl`` of an output folder."""
+    with _existing(folder, "predictions.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
+def _existing(folder: str | Path, name: str) -> Path:
+    path = Path(folder) / name
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: expected the output folder of a finished evaluation")
+    return path

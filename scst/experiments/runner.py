@@ -1,0 +1,245 @@
+"""Runs what a plan still lacks, each run in a process of its own, and survives their ends and its own."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from scst.errors import Interrupted, RunStopped
+from scst.experiments.matrix_plan import RECIPE_FILE, Cell, Plan, Run, group_by_adapter
+from scst.training.run_record import write_text
+
+LOG_FILE, ERROR_FILE = "log.txt", "error.txt"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here, not between fork and exec
+_LOCK_PATIENCE_S = 120
+_NOT_RUN = "not run: "
+
+
+@dataclass
+class Outcome:
+    """What became of the runs of a matrix.
+
+    Attributes:
+        errors: folder of a failed run -> what went wrong.
+        seconds: folder of a run made now -> how long it took.
+    """
+
+    errors: dict[Path, str] = field(default_factory=dict)
+    seconds: dict[Path, float] = field(default_factory=dict)
+
+
+class Runner:
+    """Trains and evaluates, model by model.
+
+    A run that fails is recorded and the others go on; those that build upon it fail with it. Runs are started
+    with ``--resume true``, so that one which was killed continues from its newest checkpoint. Children end
+    with this process (SIGTERM on Linux, after which they save), and a lock keeps a second matrix out of the
+    folder until they have.
+
+    Args:
+        scripts: the launch script of "sft", "scst" and "evaluate"; the last takes several recipe files.
+        launcher: what starts them, e.g. ``accelerate launch --num_processes 2``.
+        console: where progress goes.
+    """
+
+    def __init__(self, scripts: dict[str, Path], launcher: str, console: Console):
+        self.scripts = scripts
+        self.launcher = launcher_command(launcher)
+        self.console = console
+        self.outcome = Outcome()
+        self._child: subprocess.Popen | None = None
+        self._stopped_by: int | None = None
+        self._lock: tuple[int, ...] = ()
+
+    def run(self, plan: Plan, root: Path, after_each: Callable[[Outcome], None]) -> Outcome:
+        """Run everything that is not complete.
+
+        Args:
+            plan: of the matrix.
+            root: its output folder.
+            after_each: called when all cells of a model are done.
+
+        Raises:
+            Interrupted: after SIGTERM or SIGINT. RunStopped: another process works in the folder.
+        """
+        total = len(plan.trainings) + len(plan.evaluations)
+        with ExitStack() as stack:
+            self._lock = (stack.enter_context(_locked(root, self.console)),)
+            stack.enter_context(self._forwarding_signals())
+            advance = stack.enter_context(self._progress(total))
+            for cells in group_by_adapter(plan.cells):
+                for training in cells[0].run.chain():
+                    self._train(training, advance)
+                self._evaluate(cells, advance)
+                after_each(self.outcome)
+        return self.outcome
+
+    def _train(self, run: Run, advance: Callable[..., None]) -> None:
+        if run.folder in self.outcome.errors or run.folder in self.outcome.seconds:
+            return
+        if run.is_complete:
+            advance(run, seen=True)
+            return
+        if run.after and run.after.folder in self.outcome.errors:
+            self.outcome.errors[run.folder] = self._blame(run.after)
+        else:
+            advance(run, starting=True)
+            started, log = time.time(), self._start(run.stage, [run], run.folder / LOG_FILE)
+            if run.is_complete:
+                self.outcome.seconds[run.folder] = time.time() - started
+            else:
+                self.outcome.errors[run.folder] = log
+        advance(run)
+
+    def _evaluate(self, cells: Sequence[Cell], advance: Callable[..., None]) -> None:
+        """All missing evaluations of a model in one process; each tells its own error."""
+        runs = list({cell.run.folder: cell.run for cell in cells}.values())
+        missing = [run for run in runs if not run.is_complete]
+        failed = runs[0].after and runs[0].after.folder in self.outcome.errors
+        log = self._blame(runs[0].after) if failed else ""
+        if missing and not failed:
+            advance(missing[0], starting=True)
+            for run in missing:
+                (run.folder / ERROR_FILE).unlink(missing_ok=True)
+            log = self._start("evaluate", missing, missing[0].folder / LOG_FILE)
+        for run in runs:
+            if not run.is_complete:
+                told = run.folder / ERROR_FILE
+                self.outcome.errors[run.folder] = told.read_text("utf-8").strip() if told.is_file() else log
+            advance(run)
+
+    def _blame(self, training: Run) -> str:
+        """Why nothing that builds upon a failed training was run."""
+        error = self.outcome.errors[training.folder]
+        return error if error.startswith(_NOT_RUN) else f"{_NOT_RUN}{training.folder.name} failed: {error}"
+
+    def _start(self, stage: str, runs: Sequence[Run], log: Path) -> str:
+        """Run a script with the recipes of runs to its end; returns what it said last."""
+        for run in runs:
+            write_text(run.folder / RECIPE_FILE, yaml.safe_dump(dict(run.keys), sort_keys=False))
+        files = [str(run.folder / RECIPE_FILE) for run in runs]
+        arguments = files if stage == "evaluate" else ["--config", *files]
+        with log.open("ab") as output:
+            begin = output.tell()
+            self._child = subprocess.Popen(
+                [*self.launcher, str(self.scripts[stage]), *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches this process alone, which hands it on once
+                preexec_fn=_end_with_parent if _LIBC else None,
+                pass_fds=self._lock,
+            )
+            code = self._child.wait()
+        if self._stopped_by is not None:
+            name = signal.Signals(self._stopped_by).name
+            raise Interrupted(f"{name}: stopped; repeat the command to go on", self._stopped_by)
+        return _last_words(log, begin) or f"exit code {code}"
+
+    @contextmanager
+    def _forwarding_signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT go to the running script, which saves; then this process ends."""
+
+        def stop(number: int, frame: Any) -> None:
+            if self._stopped_by is None and self._child and self._child.poll() is None:
+                self._stopped_by = number
+                self._child.send_signal(signal.SIGTERM)
+            elif self._child is None or self._child.poll() is not None:
+                raise Interrupted(f"{signal.Signals(number).name}: stopped", number)
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def _progress(self, total: int) -> Iterator[Callable[..., None]]:
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task, done = progress.add_task("matrix", total=total), set()
+
+            def advance(run: Run, *, starting: bool = False, seen: bool = False) -> None:
+                if starting:
+                    progress.update(task, description=f"{run.stage}: {run.folder.name}")
+                    self.console.print(f"{run.stage}: {run.folder.name}", highlight=False)
+                    return
+                if run.folder not in done:
+                    done.add(run.folder)
+                    progress.advance(task)
+                error = "" if seen else self.outcome.errors.get(run.folder, "")
+                if error and not error.startswith(_NOT_RUN):
+                    self.console.print(f"[red]failed[/red] {run.folder.name}: {error}", highlight=False)
+
+            yield advance
+
+
+def launcher_command(launcher: str) -> list[str]:
+    """What stands before a script; ``python`` and ``accelerate`` are those of this environment."""
+    first, *rest = shlex.split(launcher) or ["python"]
+    if first == "python":
+        return [sys.executable, *rest]
+    if first == "accelerate":
+        return [sys.executable, "-m", "accelerate.commands.accelerate_cli", *rest]
+    return [first, *rest]
+
+
+def _end_with_parent() -> None:
+    """In the child: SIGTERM when the parent dies, however it does."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _last_words(log: Path, begin: int) -> str:
+    """Of what was written since ``begin``: the line that says error, else the last one."""
+    with log.open("rb") as file:
+        file.seek(begin)
+        lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or [""])[-1]
+
+
+@contextmanager
+def _locked(root: Path, console: Console) -> Iterator[int]:
+    """One matrix at a time in a folder; children of one that was killed hold the lock until they end."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as file:
+        _acquire(file.fileno(), root, console)
+        yield file.fileno()
+
+
+def _acquire(descriptor: int, root: Path, console: Console) -> None:
+    """Take the lock, waiting for children that are still ending.
+
+    Raises:
+        RunStopped: when it stays taken.
+    """
+    until, told = time.monotonic() + _LOCK_PATIENCE_S, False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > until:
+                message = (
+                    f"output_dir: another matrix is at work in {root}; wait for it, or give another folder"
+                )
+                raise RunStopped(message) from None
+        if not told:
+            console.print(f"waiting for the runs of another process in {root}")
+            told = True
+        time.sleep(0.2)

@@ -1,0 +1,221 @@
+"""Checkpoints on disk: complete or absent, verified before they are trusted, pruned without losing the last.
+
+A checkpoint is written into the hidden folder ``.aside`` of a run, sealed with a list of its files and their
+SHA-256 sums, flushed to the disk, and then renamed to ``checkpoint-<step>``. A process that dies on the way
+leaves nothing that looks like a checkpoint; a file that is damaged later no longer agrees with the list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from scst.errors import RecipeError
+from scst.training.run_record import write_json
+
+PREFIX = "checkpoint-"
+SEAL = "complete.json"
+"""Written last, inside the checkpoint: its files with sizes and sums."""
+ASIDE = ".aside"
+"""Folder of a run that holds what is not finished yet, or no longer wanted."""
+
+_WRITE_FAILURES = (
+    "No space left on device",
+    "Read-only file system",
+    "PytorchStreamWriter",  # torch.save tells neither errno nor path
+    "inline_container",
+    "I/O error",  # safetensors
+)
+
+
+def numbered_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
+    """(step, folder) of everything that is called a checkpoint, newest first; nothing is verified."""
+    folders = [p for p in Path(output_dir).glob(f"{PREFIX}*") if p.is_dir()]
+    found = [(re.fullmatch(rf"{PREFIX}(\d+)", p.name), p) for p in folders]
+    return sorted(((int(m.group(1)), p) for m, p in found if m), reverse=True)
+
+
+def seal(folder: Path, **record: Any) -> None:
+    """Flush every file of a folder to the disk and write down what it holds.
+
+    Args:
+        folder: everything of a checkpoint.
+        record: further plain values to keep in the seal.
+    """
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SEAL):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    write_json(folder / SEAL, {**record, "files": files})
+    for directory in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
+        _flush_folder(directory)
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Move a sealed folder to its name, and an earlier one of that name out of the way."""
+    if target.exists():
+        discard(target)
+    os.replace(folder, target)
+    _flush_folder(target.parent)
+
+
+def move_files(folder: Path, target: Path) -> None:
+    """Move the files of a folder into another one; each replaces its predecessor in one instant."""
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        place = target / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, place)
+    _flush_folder(target)
+
+
+def discard(folder: Path) -> None:
+    """Delete a checkpoint so that no moment shows half of it: it first loses its name."""
+    trash = folder.parent / ASIDE / f"deleted-{folder.name}"
+    trash.parent.mkdir(exist_ok=True)
+    shutil.rmtree(trash, ignore_errors=True)
+    os.replace(folder, trash)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def sweep(output_dir: str | Path) -> None:
+    """Remove what a process that died has left aside."""
+    shutil.rmtree(Path(output_dir) / ASIDE, ignore_errors=True)
+
+
+def read_seal(folder: str | Path) -> dict[str, Any]:
+    """What :func:`seal` wrote."""
+    return json.loads((Path(folder) / SEAL).read_text(encoding="utf-8"))
+
+
+def fault_of(folder: str | Path, *, sums: bool = True) -> str | None:
+    """Why a folder is no complete checkpoint; None when it is one.
+
+    Args:
+        folder: the checkpoint.
+        sums: read every file and compare its sum; else sizes only.
+    """
+    folder = Path(folder)
+    try:
+        files = read_seal(folder)["files"]
+    except FileNotFoundError:
+        return f"there is no {SEAL} in it: it was not written to its end"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"its {SEAL} cannot be read"
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} holds {path.stat().st_size} bytes instead of {expected['bytes']}"
+        if sums and _sum(path) != expected["sha256"]:
+            return f"{name} is damaged (its SHA-256 sum has changed)"
+    return None
+
+
+def newest_complete(
+    output_dir: str | Path, passed_over: Callable[[Path, str], None] = lambda folder, fault: None
+) -> Path | None:
+    """The newest checkpoint whose files are all there and unchanged.
+
+    Args:
+        output_dir: of the run.
+        passed_over: told about every newer one that is not, and why.
+    """
+    for _, folder in numbered_checkpoints(output_dir):
+        if (fault := fault_of(folder)) is None:
+            return folder
+        passed_over(folder, fault)
+    return None
+
+
+def checkpoint_to_resume(
+    output_dir: str, resume: bool | str, say: Callable[[str], None] = lambda line: None
+) -> str | None:
+    """The checkpoint that ``resume`` asks for; None starts from the beginning.
+
+    Args:
+        output_dir: of the run.
+        resume: True for the newest complete checkpoint, False for none, or a folder.
+        say: told about checkpoints that are passed over.
+
+    Raises:
+        RecipeError: when a named checkpoint is not complete.
+    """
+    if isinstance(resume, str):
+        if fault := fault_of(resume):
+            raise RecipeError(f"resume: {resume!r} is no complete checkpoint: {fault}")
+        return resume
+    if not resume:
+        return None
+    newest = newest_complete(
+        output_dir,
+        lambda folder, fault: say(f"resume: {folder.name} is passed over for the one before: {fault}"),
+    )
+    return str(newest) if newest else None
+
+
+def prune(output_dir: str | Path, limit: int | None, protected: Collection[int] = ()) -> list[Path]:
+    """Delete the oldest checkpoints beyond a limit; never the newest complete one, never a protected one.
+
+    Folders that are no complete checkpoints do not count; those older than the newest complete one go too.
+
+    Args:
+        output_dir: of the run.
+        limit: checkpoints to keep, protected ones among them; None or 0: all.
+        protected: steps that stay: the best one.
+
+    Returns:
+        What was deleted.
+    """
+    if not limit or limit < 0:
+        return []
+    everything = numbered_checkpoints(output_dir)
+    complete = [(step, p) for step, p in everything if fault_of(p, sums=False) is None]
+    if not complete:
+        return []
+    newest = complete[0][0]
+    kept = {newest} | {step for step, _ in complete if step in protected}
+    for step, _ in complete:
+        if len(kept) < limit:
+            kept.add(step)
+    doomed = [p for step, p in everything if step < newest and step not in kept]
+    for folder in doomed:
+        discard(folder)
+    return doomed
+
+
+def is_write_failure(error: BaseException) -> bool:
+    """Whether an exception says that a disk is full, read-only or broken.
+
+    ``torch.save`` and ``safetensors`` raise exceptions of their own, which only their texts tell apart.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) or any(text in str(seen) for text in _WRITE_FAILURES):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make renames inside a folder last: on most file systems the folder is flushed by itself."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

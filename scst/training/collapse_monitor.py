@@ -1,0 +1,126 @@
+"""Learning that collapses: the policy writes one thing only, nothing, or the same words over and over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scst.training import checkpoints
+from scst.training.hacking_monitor import TRUSTED, WatchAlarm
+
+ENTROPY_SHARE = 0.05
+"""Of the entropy at the beginning; below it the policy no longer draws."""
+LENGTH_SHARE = 0.2
+"""Of the caption length at the beginning."""
+SAME_CAPTION = 0.95
+"""Share of the most frequent caption among all samples of a step."""
+REPETITION_RISE = 0.5
+"""More captions that repeat themselves than at the beginning, as a share of all."""
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """A step metric that went where no learning goes, and stayed.
+
+    Attributes:
+        metric: its name in the log.
+        step: of the log that raised the alarm.
+        values: the metric at the beginning and now.
+    """
+
+    metric: str
+    step: int
+    values: tuple[float, float]
+
+    def __str__(self) -> str:
+        meaning = {
+            "entropy": "the policy draws the same tokens whatever the chance",
+            "caption_length": "captions have become empty",
+            "most_common_caption": "all captions are equal",
+            "repetition_rate": "captions repeat themselves",
+        }[self.metric]
+        was, now = self.values
+        return f"collapse at step {self.step}: {meaning} ({self.metric} went from {was:.3f} to {now:.3f})"
+
+
+def has_collapsed(metric: str, first: float, now: float) -> bool:
+    """Whether a value, compared with that at the beginning of the run, is one of a collapsed policy."""
+    if metric == "entropy":
+        return now < ENTROPY_SHARE * first
+    if metric == "caption_length":
+        return now < LENGTH_SHARE * first
+    if metric == "most_common_caption":
+        return now >= SAME_CAPTION > first
+    return now > first + REPETITION_RISE
+
+
+METRICS = ("entropy", "caption_length", "most_common_caption", "repetition_rate")
+
+
+@dataclass
+class CollapseWatch:
+    """Compares every log with the first one. An alarm is raised once, until the metric has recovered.
+
+    Args:
+        patience: logs in a row before the alarm.
+    """
+
+    patience: int = 5
+    first: dict[str, float] = field(default_factory=dict)
+    in_a_row: dict[str, int] = field(default_factory=dict)
+    healthy_step: int = 0
+    alarms: list[Collapse] = field(default_factory=list)
+
+    def observe(self, step: int, values: Mapping[str, float]) -> list[Collapse]:
+        """Take a log in; returns the alarms it raises. Metrics that a log does not have are as they were."""
+        raised = []
+        for metric in METRICS:
+            if metric not in values:
+                continue
+            now = float(values[metric])
+            first = self.first.setdefault(metric, now)
+            fell = has_collapsed(metric, first, now)
+            self.in_a_row[metric] = self.in_a_row.get(metric, 0) + 1 if fell else 0
+            if self.in_a_row[metric] == self.patience:
+                raised.append(Collapse(metric, step, (first, now)))
+        if not any(self.in_a_row.values()):
+            self.healthy_step = step
+        self.alarms += raised
+        return raised
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs, as plain values."""
+        alarms = [vars(alarm) for alarm in self.alarms]
+        plain = {"first": self.first, "in_a_row": self.in_a_row, "healthy_step": self.healthy_step}
+        return plain | {"alarms": alarms}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+        self.first, self.in_a_row = dict(state["first"]), dict(state["in_a_row"])
+        self.healthy_step = state["healthy_step"]
+        self.alarms = [Collapse(a["metric"], a["step"], tuple(a["values"])) for a in state["alarms"]]
+
+
+class CollapseAlarm(WatchAlarm):
+    """Asks a :class:`CollapseWatch` about every log.
+
+    A run that is ended has the adapter of the last evaluation without suspicion (``trusted/``) or, where none
+    is kept, of the newest checkpoint from before the collapse.
+    """
+
+    FILE_NAME = "collapse.json"
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.say(self.watch.observe(state.global_step, logs), control)
+
+    def sound_adapter(self, output_dir: Path) -> tuple[Path, str] | None:
+        """``trusted/``, or a checkpoint."""
+        if (output_dir / TRUSTED).is_dir():
+            return output_dir / TRUSTED, TRUSTED
+        steps = checkpoints.numbered_checkpoints(output_dir)
+        sound = (folder for step, folder in steps if step <= self.watch.healthy_step)
+        found = next((folder for folder in sound if checkpoints.fault_of(folder) is None), None)
+        return found and (found, found.name)

@@ -1,0 +1,156 @@
+"""SIGTERM, SIGINT and the clock: save at the end of the step, and leave when told to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import TrainerCallback
+
+from scst.distributed.processes import flags_of_all_processes
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SECONDS_UNDER_LAUNCHER = 25.0
+"""torchrun kills what is still there 30 s after its SIGTERM."""
+
+
+class StopSignals:
+    """Remembers the first SIGTERM or SIGINT instead of dying of it. A second SIGINT ends the process at once.
+
+    Attributes:
+        received: number of the signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._owner = os.getpid()
+
+    @contextmanager
+    def installed(self) -> Iterator[StopSignals]:
+        """Handle the signals inside; afterwards they do what they did before. Main thread only."""
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        try:
+            with _leaving_with_launcher():
+                yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._owner:  # a forked helper: its parent ends it, with SIGTERM
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
+        if number == self.received == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        if self.received is None:
+            self.received = number
+            again = "; again to leave at once" if number == signal.SIGINT else ""
+            text = f"\n{signal.Signals(number).name}: saving at the end of this step{again}\n"
+            os.write(2, text.encode())  # print is not safe within a handler
+
+
+class SaveAndStop(TrainerCallback):
+    """Checkpoints by the clock, and the last one of a run that is told to stop; all processes together.
+
+    Both wait for the end of the optimizer step; in the last step of an epoch for what the epoch's end brings
+    (evaluation), so that the checkpoint holds it and a resumed run goes on with the next epoch.
+
+    Args:
+        accelerator: of the trainer.
+        signals: what was received.
+        save_minutes: wall-clock minutes between checkpoints; 0: none by the clock.
+        clock: seconds.
+
+    Attributes:
+        interrupted_by: the signal that ended training early, or None.
+    """
+
+    def __init__(
+        self,
+        accelerator: Any,
+        signals: StopSignals,
+        save_minutes: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.accelerator, self.signals, self.clock = accelerator, signals, clock
+        self.seconds = save_minutes * 60
+        self.interrupted_by: int | None = None
+        self._saved_step: int | None = None
+        self._epoch_is_over = False
+        self._saved_at = clock()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._saved_at = self.clock()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._epoch_is_over = False
+        told = bool(self.signals.received)
+        told, due = flags_of_all_processes(self.accelerator, told, self._is_due(state))
+        if told and not control.should_training_stop:
+            self.interrupted_by = self.signals.received or signal.SIGTERM  # another process was told
+            control.should_epoch_stop = True  # training is not over: a checkpoint may say so
+        if due and not _ends_epoch(state):
+            control.should_save = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if control.should_training_stop:
+            self.interrupted_by = None  # an evaluation of this step has ended training by its own rules
+        self._epoch_is_over = True
+        if self.interrupted_by:
+            if not _ends_epoch(state):
+                control.should_evaluate = control.should_log = False
+            control.should_save = control.should_evaluate or self._saved_step != state.global_step
+            control.should_training_stop = not control.should_save
+        elif not control.should_save:
+            (control.should_save,) = flags_of_all_processes(self.accelerator, self._is_due(state))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._saved_step, self._saved_at = state.global_step, self.clock()
+        if control.should_training_stop:
+            self.interrupted_by = None
+        elif self.interrupted_by and self._epoch_is_over:
+            control.should_training_stop = True
+
+    def _is_due(self, state: Any) -> bool:
+        return state.is_world_process_zero and 0 < self.seconds <= self.clock() - self._saved_at
+
+
+def _ends_epoch(state: Any) -> bool:
+    return abs(state.epoch - round(state.epoch)) < 1e-6
+
+
+@contextmanager
+def _leaving_with_launcher() -> Iterator[None]:
+    """Under torchrun, leave in time after SIGTERM even when the main thread cannot answer.
+
+    torchrun sends SIGTERM to all processes when one of them dies. The others may wait for the dead one within
+    an operation on the GPU, where no handler of Python's runs; a thread hears of the signal through a pipe.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    before = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+    over = threading.Event()
+    threading.Thread(target=_leave_when_told, args=(ours, over), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(before)
+        os.close(theirs)  # ends the thread
+
+
+def _leave_when_told(pipe: int, over: threading.Event) -> None:
+    while numbers := os.read(pipe, 1):
+        if numbers[0] == signal.SIGTERM and not over.wait(SECONDS_UNDER_LAUNCHER):
+            os._exit(128 + signal.SIGTERM)

@@ -1,0 +1,278 @@
+"""The launch scripts as users start them: by path, with -m, under accelerate; help, dry runs, exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from scst.config.recipes import EvaluateRecipe
+from tests.support.worlds import write_model, write_recipe, write_risc
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ("sft", "scst", "evaluate", "caption", "explain")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_model(folder / "model")
+    write_risc(folder / "data")
+    return folder
+
+
+def start(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """Run Python in the project's root."""
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def call(script: str, *flags: str) -> int:
+    """A launch script in this process: its exit code."""
+    module = importlib.import_module(f"launch.{script}")
+    from scst.cli.arguments import main
+
+    return main(script, module.run, usage=module.__doc__, argv=list(flags))
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "matrix", "merge"])
+def test_help_imports_no_torch_and_is_quick(script):
+    code = (
+        "import runpy, sys; sys.argv = ['x', '--help']\n"
+        f"try: runpy.run_path('launch/{script}.py', run_name='__main__')\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    started = time.perf_counter()
+    done = start("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "--config RECIPE.yaml" in done.stdout
+    assert "output_dir" in done.stdout
+    assert time.perf_counter() - started < 20
+
+
+@pytest.mark.parametrize(
+    "how", [["launch/sft.py"], ["-m", "launch.sft"], ["launch/scst.py"], ["-m", "launch.scst"]]
+)
+def test_by_path_and_by_module(how):
+    """`python launch/scst.py` puts launch/ first on the path, where scst.py shadows the package."""
+    done = start(*how, "--dry_run", "--seed", "7")
+    assert done.returncode == 0, done.stderr
+    resolved = yaml.safe_load(done.stdout)
+    assert resolved["seed"] == 7
+    assert resolved["model_name_or_path"] == "embedded:scenes-paligemma"
+
+
+def test_by_path_from_another_folder(tmp_path):
+    done = start(str(ROOT / "launch" / "scst.py"), "--dry_run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_whole_job_under_accelerate(world, tmp_path):
+    """accelerate launch sft, accelerate launch scst on its adapter, evaluate, caption: as the README says."""
+    shared = {
+        "model_name_or_path": str(world / "model"),
+        "dataset": str(world / "data"),
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "quantization": "none",
+        "max_new_tokens": 12,
+    }
+    sft = write_recipe(tmp_path / "sft.yaml", **shared, output_dir=str(tmp_path / "sft"), lora_rank=4)
+    scst = write_recipe(tmp_path / "scst.yaml", **shared, output_dir=str(tmp_path / "scst"), table_steps=1)
+    accelerate = ["-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate/cpu.yaml"]
+    for arguments in (
+        [*accelerate, "launch/sft.py", "--config", str(sft)],
+        [*accelerate, "launch/scst.py", "--config", str(scst), "--adapter", str(tmp_path / "sft")],
+        [
+            "launch/evaluate.py",
+            "--adapter",
+            str(tmp_path / "scst"),
+            "--output_dir",
+            str(tmp_path / "evaluation"),
+        ],
+    ):
+        done = start(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+    metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert set(metrics) == set(EvaluateRecipe().metrics)
+    assert set(metrics) >= {"bleu_1", "bleu_4", "rouge_l", "cider_d", "meteor", "bad_ending_rate"}
+    assert all(set(entry) >= {"value", "ci95", "signature"} for entry in metrics.values())
+    rows = [
+        json.loads(line) for line in (tmp_path / "evaluation" / "predictions.jsonl").read_text().splitlines()
+    ]
+    assert [row["image_id"] for row in rows] == [f"tile_{i}" for i in range(12, 16)], (
+        "the adapter's own dataset"
+    )
+
+    picture = tmp_path / "a picture.png"
+    Image.new("L", (50, 40), 128).save(picture)
+    done = start(
+        "launch/caption.py",
+        "--adapter",
+        str(tmp_path / "scst"),
+        str(picture),
+        str(world / "data" / "resized"),
+    )
+    assert done.returncode == 0, done.stderr
+    captions = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(captions) == 17
+    assert captions[0]["image"] == str(picture)
+
+
+def test_zero_shot_evaluation_needs_no_adapter(world, tmp_path, capsys):
+    code = call(
+        "evaluate",
+        *(
+            "--model_name_or_path",
+            str(world / "model"),
+            "--dataset",
+            str(world / "data"),
+            "--eval_split",
+            "val",
+        ),
+        *("--quantization", "none", "--metrics", "[cider_d]", "--max_new_tokens", "8", "--decoding", "beam"),
+        *("--output_dir", str(tmp_path)),
+    )
+    assert code == 0, capsys.readouterr().err
+    assert set(json.loads((tmp_path / "metrics.json").read_text())) == {"cider_d"}
+
+
+def test_a_training_recipe_serves_evaluation(world):
+    """Keys of the training stages are passed over; a key that no stage knows is not."""
+    assert call("evaluate", "--config", "recipes/quickstart/sft.yaml", "--dry_run") == 0
+    assert (
+        call(
+            "caption",
+            "--config",
+            "recipes/quickstart/scst.yaml",
+            "--dry_run",
+            str(world / "data" / "resized"),
+        )
+        == 0
+    )
+    assert call("evaluate", "--config", "recipes/quickstart/sft.yaml", "--lora_rnk", "3", "--dry_run") == 2
+
+
+def test_dry_run_checks_settings_too(capsys):
+    assert call("scst", "--temperature", "0", "--dry_run") == 2
+    assert "temperature must be above 0" in capsys.readouterr().err
+    assert call("scst", "--rewards", "[{name: spice_girls}]", "--dry_run") == 2
+
+
+WRONG = {
+    "unknown key": ("sft", ["--lora_rnk", "8"], "did you mean lora_rank"),
+    "key of another stage": ("sft", ["--num_samples", "8"], "a key of launch/scst.py"),
+    "value of another type": ("sft", ["--lora_rank", "many"], "lora_rank: expected int, got 'many'"),
+    "value outside the choices": (
+        "scst",
+        ["--baseline", "beam"],
+        "must be one of greedy, leave_one_out, group",
+    ),
+    "owned by the project": ("sft", ["--bf16", "true"], "use `precision`"),
+    "training argument": ("sft", ["--max_steps", "1", "--save_strategy", "sometimes"], "training arguments:"),
+    "stray argument": ("sft", ["lora_rank", "8"], "unexpected argument 'lora_rank'"),
+    "missing config": ("sft", ["--config", "nowhere.yaml"], "there is no file 'nowhere.yaml'"),
+    "no dataset": ("sft", ["--dataset", "/nowhere", "--dry_run"], "/nowhere"),
+    "no model": ("sft", ["--model_name_or_path", "/nowhere"], "no model configuration found at '/nowhere'"),
+    "no adapter": ("scst", ["--adapter", "/nowhere"], "holds no adapter_config.json"),
+    "adapter left out": ("scst", ["--adapter", "null"], "adapter: missing"),
+    "too few samples": ("scst", ["--baseline", "group", "--num_samples", "1"], "needs at least 2"),
+    "temperature": ("scst", ["--temperature", "0"], "temperature must be above 0"),
+    "unknown reward": (
+        "scst",
+        ["--rewards", "[{name: spice_girls}]"],
+        "unknown reward 'spice_girls'; known: bad_ending, bleu, cider_d",
+    ),
+    "reward import": ("scst", ["--rewards", "[{import_path: 'no.such:thing'}]"], "cannot be imported"),
+    "unknown metric": ("evaluate", ["--metrics", "[cider_e]"], "cider_e"),
+    "unknown decoding": ("evaluate", ["--decoding", "lucky"], "lucky"),
+    "unknown split": ("evaluate", ["--eval_split", "tset"], "tset"),
+    "no picture": ("caption", [], "no picture given"),
+    "missing picture": ("caption", ["/nowhere.png"], "'/nowhere.png' does not exist"),
+    "unwritable output": ("sft", ["--output_dir", "/proc/nowhere"], "cannot be written"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_exits_2_and_names_what_is_wrong(case, capsys, monkeypatch, tmp_path):
+    """Before any model is loaded."""
+    script, flags, message = WRONG[case]
+    monkeypatch.setattr("scst.models.loading.load_model", lambda *a, **k: pytest.fail("a model was loaded"))
+    if script == "scst" and "--adapter" not in flags:
+        (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        flags = ["--adapter", str(tmp_path), *flags]
+    if "--output_dir" not in flags:
+        flags = [*flags, "--output_dir", str(tmp_path / "out")]
+    assert call(script, *flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+
+
+BAD_DATA = {
+    "missing image": lambda d: (d / "resized" / "tile_3.png").unlink(),
+    "corrupt image": lambda d: (d / "resized" / "tile_3.png").write_bytes(b"not an image"),
+    "truncated image": lambda d: (d / "resized" / "tile_3.png").write_bytes(
+        (d / "resized" / "tile_3.png").read_bytes()[:200]
+    ),
+    "empty captions": lambda d: rewrite(d, "tile_3.png", ["", "", "", "", ""]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_example_is_refused_or_skipped(case, world, tmp_path, capsys):
+    write_risc(tmp_path / "data")
+    BAD_DATA[case](tmp_path / "data")
+    flags = [
+        "--model_name_or_path",
+        str(world / "model"),
+        "--dataset",
+        str(tmp_path / "data"),
+        "--quantization",
+        "none",
+    ]
+    flags += [
+        "--max_steps",
+        "1",
+        "--save_strategy",
+        "no",
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--max_new_tokens",
+        "8",
+    ]
+    assert call("sft", *flags) == 2
+    assert "tile_3" in capsys.readouterr().err
+    assert call("sft", *flags, "--on_bad_example", "skip") == 0
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["images"] == {"train": 11}
+
+
+def rewrite(folder: Path, image: str, captions: list[str]) -> None:
+    """Replace the captions of one image."""
+    lines = (folder / "captions.csv").read_text().splitlines()
+    lines = [",".join([*line.split(",")[:3], *captions]) if f",{image}," in line else line for line in lines]
+    (folder / "captions.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_not_utf8_and_wrong_header(tmp_path, capsys):
+    write_risc(tmp_path / "data")
+    table = tmp_path / "data" / "captions.csv"
+    good = table.read_bytes()
+    table.write_bytes(good.replace(b"airport", b"a\xe9roport", 1))
+    assert call("sft", "--dataset", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")) == 2
+    assert "UTF-8" in capsys.readouterr().err
+    table.write_bytes(good.replace(b"source,split,image", b"source,split,picture", 1))
+    assert call("sft", "--dataset", str(tmp_path / "data"), "--dry_run") == 2
+    assert "picture" in capsys.readouterr().err
+
+
+def test_empty_folder_says_what_is_accepted(tmp_path, capsys):
+    assert call("sft", "--dataset", str(tmp_path), "--dry_run") == 2
+    assert "captions.csv" in capsys.readouterr().err

@@ -1,0 +1,378 @@
+"""Scoring against the library's own forward pass: every switch on and off, one gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from scst.adapters.lora import add_lora
+from scst.models.masks import prompt_mask
+from scst.models.policy import Policy
+from scst.models.prompts import encode_prompts, forbidden_token_mask, prompt_batch
+from scst.rollout import distribution
+from scst.scoring.score import LAYOUTS, distinct_captions, score, without_zero_advantages
+from scst.types import Sampling
+from tests.support.tiny import build_model
+
+UNPADDED = ["caption en"] * 4
+PADDED = ["caption en", "caption en", "describe this image in detail", "caption en"]
+EOS, PAD = 1, 0
+
+
+def make_policy(processor, *, version: int = 1, checkpointing: bool = False, **config) -> Policy:
+    """A policy with a LoRA that does something, ready for training."""
+    model = build_model(processor, version=version, **config)
+    model = add_lora(model, targets="decoder-attention-mlp", rank=4, alpha=8.0)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.1, generator=generator)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    forbidden = forbidden_token_mask(processor, model.config.get_text_config().vocab_size)
+    return Policy(model.train(), forbidden, EOS, PAD)
+
+
+@pytest.fixture(params=[1, 2], ids=["paligemma1", "paligemma2"])
+def policy(request, tiny_processor):
+    """A policy of each PaliGemma version."""
+    return make_policy(tiny_processor, version=request.param)
+
+
+def random_captions(num_captions: int, num_images: int = 4, length: int = 8, seed: int = 0):
+    """Ids and mask (B, K, T): captions of 1 to T tokens, the shorter ones with <eos> at their end."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_images, num_captions, length)
+    ids = torch.randint(300, 380, shape, generator=generator)
+    lengths = torch.randint(1, length + 1, shape[:2], generator=generator).unsqueeze(-1)
+    lengths[0, 0] = length
+    place = torch.arange(length)
+    ids = ids.masked_fill((place == lengths - 1) & (lengths < length) & (lengths > 1), EOS)
+    mask = place < lengths
+    return ids.masked_fill(~mask, PAD), mask
+
+
+def usual_logits(policy: Policy, processor, images, prompts, ids) -> torch.Tensor:
+    """(B, K, T, V) logits by the library's own forward from pixels, the prompt repeated for every caption."""
+    inputs = encode_prompts(processor, images, prompts)
+    num_captions, length = ids.shape[1:]
+    rows = {name: tensor.repeat_interleave(num_captions, 0) for name, tensor in inputs.items()}
+    captions = ids.flatten(0, 1)
+    attention = torch.cat([rows["attention_mask"], torch.ones_like(captions)], 1)
+    logits = policy.inner(
+        input_ids=torch.cat([rows["input_ids"], captions], 1),
+        attention_mask=attention,
+        token_type_ids=torch.cat([rows["token_type_ids"], torch.ones_like(captions)], 1),
+        position_ids=attention.cumsum(1).clamp(min=1),
+        pixel_values=rows["pixel_values"],
+    ).logits
+    return logits[:, -length - 1 : -1].unflatten(0, ids.shape[:2])
+
+
+def usual_scores(policy, logits, ids, mask, sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logprobs and entropy (B, K, T) of full logits, all at once."""
+    shaped = distribution.policy_logits(
+        logits,
+        positions=torch.arange(ids.shape[-1]).expand_as(ids),
+        sampling=sampling,
+        forbidden=policy.forbidden,
+        eos_token_id=EOS,
+        keep_ids=ids,
+    )
+    shaped = torch.where(mask.unsqueeze(-1), shaped, 0.0)
+    return (
+        distribution.token_logprobs(shaped, ids).masked_fill(~mask, 0.0),
+        distribution.token_entropy(shaped).masked_fill(~mask, 0.0),
+    )
+
+
+def gradient(policy: Policy, loss: torch.Tensor) -> torch.Tensor:
+    """The gradient of all trainable weights in one vector."""
+    policy.model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.requires_grad])
+
+
+def assert_same_gradient(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+    assert expected.norm() > 0
+    assert (actual - expected).norm() / expected.norm() < tolerance
+
+
+def weights_of(ids: torch.Tensor) -> torch.Tensor:
+    """(B, K, 1) weights that no accident makes equal."""
+    return torch.randn(*ids.shape[:2], 1, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointing"])
+@pytest.mark.parametrize("num_captions", [1, 8])
+@pytest.mark.parametrize("prompts", [UNPADDED, PADDED], ids=["unpadded", "padded"])
+@pytest.mark.parametrize("version", [1, 2], ids=["paligemma1", "paligemma2"])
+def test_scores_and_gradients_are_those_of_the_usual_way(
+    tiny_processor, images, version, prompts, num_captions, checkpointing, layout
+):
+    policy = make_policy(tiny_processor, version=version, checkpointing=checkpointing)
+    ids, mask = random_captions(num_captions)
+    sampling, weights = Sampling(num_samples=num_captions, temperature=1.2), weights_of(ids)
+    logits = usual_logits(policy, tiny_processor, images, prompts, ids)
+    logprobs, entropy = usual_scores(policy, logits, ids, mask, sampling)
+    expected = gradient(policy, (weights * logprobs).sum() + 0.3 * entropy.sum())
+    batch = prompt_batch(tiny_processor, images, prompts)
+    scores = score(policy, batch, ids, mask, sampling, layout=layout, head_chunk=16)
+    torch.testing.assert_close(scores.logprobs, logprobs.detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores.entropy, entropy.detach(), rtol=0, atol=1e-5)
+    assert_same_gradient(
+        gradient(policy, (weights * scores.logprobs).sum() + 0.3 * scores.entropy.sum()), expected
+    )
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 10_000])
+@pytest.mark.parametrize(
+    "shape", [{}, {"top_k": 7, "temperature": 0.8}, {"top_p": 0.9, "min_new_tokens": 3}], ids=str
+)
+def test_chunks_of_the_head_change_nothing(policy, tiny_processor, images, shape, chunk):
+    ids, mask = random_captions(3)
+    ids = ids.masked_fill(ids == EOS, 301) if "min_new_tokens" in shape else ids
+    sampling, weights = Sampling(num_samples=3, **shape), weights_of(ids)
+    batch = prompt_batch(tiny_processor, images, PADDED)
+    results = {}
+    for size in (0, chunk):
+        scores = score(policy, batch, ids, mask, sampling, head_chunk=size)
+        loss = (weights * scores.logprobs).sum() + scores.entropy.sum()
+        results[size] = scores, gradient(policy, loss)
+    torch.testing.assert_close(results[chunk][0].logprobs, results[0][0].logprobs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(results[chunk][0].entropy, results[0][0].entropy, rtol=0, atol=1e-5)
+    assert_same_gradient(results[chunk][1], results[0][1])
+
+
+@pytest.mark.parametrize("chunk", [0, 16])
+def test_entropy_without_gradient(policy, tiny_processor, images, chunk):
+    """Only its gradient goes: value and policy gradient are the same bit for bit."""
+    ids, mask = random_captions(3)
+    batch, weights = prompt_batch(tiny_processor, images, UNPADDED), weights_of(ids)
+    results = {}
+    for wanted in (True, False):
+        scores = score(policy, batch, ids, mask, Sampling(), head_chunk=chunk, entropy_gradient=wanted)
+        assert scores.entropy.requires_grad == wanted
+        results[wanted] = scores.entropy.detach(), gradient(policy, (weights * scores.logprobs).sum())
+    assert torch.equal(results[True][0], results[False][0])
+    assert torch.equal(results[True][1], results[False][1])
+
+
+def test_a_trainable_head_gets_its_gradient(tiny_processor, images):
+    """The derivatives of a frozen head are taken early; a trainable one must not lose its own."""
+    policy = make_policy(tiny_processor)
+    policy.inner.lm_head.weight.requires_grad_(True)
+    ids, mask = random_captions(2)
+    batch = prompt_batch(tiny_processor, images, UNPADDED)
+    gradients = [
+        gradient(policy, score(policy, batch, ids, mask, Sampling(), head_chunk=size).logprobs.sum())
+        for size in (0, 5)
+    ]
+    assert_same_gradient(gradients[1], gradients[0])
+    assert policy.inner.lm_head.weight.grad.norm() > 0
+
+
+def test_head_is_the_models_own(policy, tiny_processor, images):
+    """Softcapping included, far into its curve; bit for bit."""
+    policy.inner.lm_head.weight.data *= 200
+    batch = prompt_batch(tiny_processor, images, PADDED)
+    features = policy.image_features(batch.pixel_values)
+    embeddings = policy.prompt_embeddings(batch, features)
+    with torch.no_grad():
+        expected = policy.forward(embeddings, prompt_mask(batch), batch.position_ids, keep=5)
+        states = policy.hidden_states(embeddings, prompt_mask(batch), batch.position_ids)
+        assert torch.equal(policy.logits(states[:, -5:]), expected)
+        assert policy.inner.lm_head(states[:, -5:]).abs().max() > 60, "the cap at 30 was not tested"
+
+
+def test_a_quantised_head(tiny_processor, images):
+    """4-bit weights: chunks are what the head makes of everything at once."""
+    import bitsandbytes
+
+    policy = make_policy(tiny_processor)
+    weight = policy.inner.lm_head.weight.data
+    head = bitsandbytes.nn.Linear4bit(weight.shape[1], weight.shape[0], bias=False, quant_type="nf4")
+    head.weight = bitsandbytes.nn.Params4bit(weight.clone(), requires_grad=False, quant_type="nf4")
+    policy.inner.lm_head = head.to("cpu")
+    ids, mask = random_captions(2)
+    batch = prompt_batch(tiny_processor, images, PADDED)
+    results = []
+    for size in (0, 16):
+        scores = score(policy, batch, ids, mask, Sampling(), head_chunk=size)
+        results.append((scores.logprobs.detach(), gradient(policy, scores.logprobs.sum())))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=0, atol=1e-5)
+    assert_same_gradient(results[1][1], results[0][1])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)], ids=str)
+def test_half_precision(policy, tiny_processor, images, dtype, tolerance):
+    """Under autocast chunks are as near to float32 as everything at once, with small losses too."""
+    ids, mask = random_captions(3)
+    batch, weights = prompt_batch(tiny_processor, images, PADDED), weights_of(ids)
+    expected = score(policy, batch, ids, mask, Sampling())
+    exact = gradient(policy, (weights * expected.logprobs).sum())
+    errors = {}
+    for size in (0, 16):
+        with torch.autocast("cpu", dtype):
+            scores = score(policy, batch, ids, mask, Sampling(), head_chunk=size)
+        assert scores.logprobs.dtype == torch.float32
+        found = gradient(policy, 1024.0 * (weights * scores.logprobs).sum()) / 1024.0
+        errors[size] = ((found - exact).norm() / exact.norm()).item()
+    assert errors[16] < max(tolerance, 1.2 * errors[0])
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements that any operation returned."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("shape", [{}, {"top_k": 9, "top_p": 0.9}], ids=str)
+def test_no_tensor_of_all_tokens_and_the_whole_vocabulary(tiny_processor, images, shape):
+    """Forward and backward; 64 tokens at a time, as many as the weights of this head are wide."""
+    vocabulary = 6000
+    policy = make_policy(tiny_processor, vocab_size=vocabulary)
+    ids, mask = random_captions(8)
+    ids, mask = torch.where(mask, ids, 301), torch.ones_like(mask)
+    batch = prompt_batch(tiny_processor, images, UNPADDED)
+    largest = {}
+    for chunk in (0, 64):
+        with LargestTensor() as mode:
+            scores = score(policy, batch, ids, mask, Sampling(**shape), head_chunk=chunk)
+            gradient(policy, scores.logprobs.sum() + scores.entropy.sum())
+        largest[chunk] = mode.numel
+    assert largest[0] == ids.numel() * vocabulary
+    assert largest[64] == 64 * vocabulary
+
+
+def duplicates_and_zeros():
+    """Four images of four captions: duplicates in three, a pair with opposite advantages, zeros."""
+    ids, mask = random_captions(4, seed=3)
+    for image, source, copy in ((0, 0, 2), (1, 1, 3), (1, 1, 2), (2, 0, 1)):
+        ids[image, copy], mask[image, copy] = ids[image, source], mask[image, source]
+    advantages = torch.tensor(
+        [[0.5, 0.0, 0.7, -0.2], [0.0, 0.3, 0.3, 0.3], [0.4, -0.4, 0.0, 0.0], [0.0, -1.0, 0.0, 0.2]]
+    )
+    return ids, mask, advantages
+
+
+def test_distinct_captions_by_hand():
+    ids, mask, advantages = duplicates_and_zeros()
+    first = distinct_captions(ids, mask)
+    assert first.tolist() == [[0, 1, 0, 3], [0, 1, 1, 1], [0, 0, 2, 3], [0, 1, 2, 3]]
+    # image 2: 0.4 - 0.4 of one caption and two zeros leave nothing to score
+    assert without_zero_advantages(first, advantages).tolist() == [
+        [0, -1, 0, 3],
+        [-1, 1, 1, 1],
+        [-1, -1, -1, -1],
+        [-1, 1, -1, 3],
+    ]
+
+
+def test_captions_that_differ_in_length_only_are_distinct():
+    # "a <eos>" and "a <eos>" of the same ids under another mask: a cut caption and one padded with 0
+    ids = torch.tensor([[[5, 0, 0], [5, 0, 0], [5, 0, 0]]])
+    mask = torch.tensor([[[True, False, False], [True, True, False], [True, False, False]]])
+    assert distinct_captions(ids, mask).tolist() == [[0, 1, 0]]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("prompts", [UNPADDED, PADDED], ids=["unpadded", "padded"])
+def test_merging_and_dropping_change_no_gradient(policy, tiny_processor, images, layout, prompts):
+    ids, mask, advantages = duplicates_and_zeros()
+    batch = prompt_batch(tiny_processor, images, prompts)
+    features = policy.image_features(batch.pixel_values)
+    first = distinct_captions(ids, mask)
+    ways = {"all": None, "merged": first, "dropped": without_zero_advantages(first, advantages)}
+    results = {}
+    for name, scored_as in ways.items():
+        scores = score(
+            policy,
+            batch,
+            ids,
+            mask,
+            Sampling(),
+            image_features=features,
+            layout=layout,
+            scored_as=scored_as,
+            head_chunk=16,
+        )
+        results[name] = scores, gradient(policy, (advantages.unsqueeze(-1) * scores.logprobs).sum())
+    every, merged, dropped = (results[name][0] for name in ways)
+    torch.testing.assert_close(merged.logprobs, every.logprobs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(merged.entropy, every.entropy, rtol=0, atol=1e-5)
+    known = (ways["dropped"] >= 0).unsqueeze(-1)
+    torch.testing.assert_close(dropped.logprobs, every.logprobs * known, rtol=0, atol=1e-5)
+    for name in ("merged", "dropped"):
+        assert_same_gradient(results[name][1], results["all"][1])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_merged_captions_share_the_entropy_gradient(policy, tiny_processor, images, layout):
+    ids, mask, _ = duplicates_and_zeros()
+    batch = prompt_batch(tiny_processor, images, UNPADDED)
+    gradients = [
+        gradient(
+            policy, score(policy, batch, ids, mask, Sampling(), layout=layout, scored_as=way).entropy.sum()
+        )
+        for way in (None, distinct_captions(ids, mask))
+    ]
+    assert_same_gradient(gradients[1], gradients[0])
+
+
+def test_dropped_images_are_not_run(tiny_processor, images):
+    """The decoder sees the prompt of the images that are left, and no column more than they need."""
+    policy = make_policy(tiny_processor)
+    ids, mask, advantages = duplicates_and_zeros()
+    scored_as = without_zero_advantages(distinct_captions(ids, mask), advantages)
+    batch = prompt_batch(tiny_processor, images, UNPADDED)
+    shapes = []
+    hook = policy.inner.model.language_model.register_forward_hook(
+        lambda module, args, kwargs, output: shapes.append(tuple(output[0].shape[:2])), with_kwargs=True
+    )
+    score(policy, batch, ids, mask, Sampling(), scored_as=scored_as)
+    hook.remove()
+    lengths = mask.sum(-1)
+    inputs = [sum(int(lengths[b, k]) - 1 for k in ks) for b, ks in ((0, (0, 3)), (1, (1,)), (3, (1, 3)))]
+    assert shapes == [(3, batch.input_ids.shape[1] + max(inputs))]
+
+
+def test_nothing_left_to_score(policy, tiny_processor, images):
+    ids, mask = random_captions(2)
+    batch = prompt_batch(tiny_processor, images, UNPADDED)
+    scores = score(policy, batch, ids, mask, Sampling(), scored_as=torch.full((4, 2), -1))
+    assert not scores.logprobs.any()
+    assert not scores.logprobs.requires_grad
+    assert scores.logprobs.shape == scores.entropy.shape == ids.shape
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_captions_of_one_token(policy, tiny_processor, images, layout):
+    """Nothing stands beside the prompt then."""
+    ids = torch.randint(300, 380, (4, 3, 6), generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    mask[..., 0] = True
+    logits = usual_logits(policy, tiny_processor, images, PADDED, ids)
+    expected, _ = usual_scores(policy, logits, ids, mask, Sampling())
+    scores = score(policy, prompt_batch(tiny_processor, images, PADDED), ids, mask, Sampling(), layout=layout)
+    torch.testing.assert_close(scores.logprobs, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_empty_caption_scores_nothing(policy, tiny_processor, images, layout):
+    ids, mask = random_captions(3)
+    batch = prompt_batch(tiny_processor, images, UNPADDED)
+    expected = score(policy, batch, ids, mask, Sampling(), layout=layout).logprobs
+    mask[0, 0] = mask[2, 1] = False
+    scores = score(policy, batch, ids, mask, Sampling(), layout=layout)
+    torch.testing.assert_close(scores.logprobs, expected.masked_fill(~mask, 0.0), rtol=0, atol=1e-5)
+    scores.logprobs.sum().backward()

@@ -1,0 +1,154 @@
+"""The switches of the scoring pass inside the trainer: one gradient, and processes that stay in step."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from scst.models.policy import Policy
+from scst.models.prompts import prompt_batch
+from scst.rl.trainer import Objective, SCSTTrainer
+from scst.scoring.score import score
+from scst.types import Sampling
+from tests.scoring.test_scoring import UNPADDED, duplicates_and_zeros, make_policy, random_captions
+from tests.support.tiny import build_processor, noise_images
+from tests.training.conftest import run_stage, sft_adapter, world  # noqa: F401  (fixtures)
+
+PLAIN = {"layout": "plain", "merge_captions": False, "skip_zero_advantages": False, "head_chunk": 0}
+"""Every optimisation off."""
+
+
+def with_duplicates(rollout):
+    """The rollout with a caption drawn twice and its advantages, zero for one image and one other caption."""
+    ids, mask = rollout.completion_ids.clone(), rollout.completion_mask.clone()
+    logprobs = rollout.sampled_logprobs.clone()
+    for tensor in (ids, mask, logprobs):
+        tensor[1, 2] = tensor[1, 0]
+    advantages = torch.tensor([[0.3, -0.4, 0.0], [0.5, 0.2, -0.1], [0.0, 0.0, 0.0], [-0.6, 0.1, 0.9]])
+    changed = {"completion_ids": ids, "completion_mask": mask, "sampled_logprobs": logprobs}
+    return dataclasses.replace(rollout, **changed), advantages
+
+
+def gradient_and_metrics(trainer, objective, rollout, advantages):
+    """Gradient of the adapter and what was logged, for the captions of the last step."""
+    trainer.objective = objective
+    trainer._metrics.clear()
+    trainer.model.zero_grad()
+    policy = trainer._policy(trainer.model)
+    losses = trainer.caption_losses(policy, rollout, advantages, trainer.last_step.columns)
+    assert losses.shape == advantages.shape
+    losses.sum().backward()
+    gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad])
+    return gradient, {name: values[-1] for name, values in trainer._metrics.items()}
+
+
+@pytest.fixture
+def trainer(run_stage, sft_adapter, tmp_path):  # noqa: F811
+    """A trainer after two steps, so that the policy is no longer that of the SFT stage."""
+    return run_stage("scst", output_dir=str(tmp_path / "out"), adapter=str(sft_adapter), max_steps=2)
+
+
+WEIGHTS = [{}, {"kl_weight": 0.3}, {"entropy_weight": 0.05}, {"cross_entropy_weight": 0.5}]
+
+
+def test_no_switch_changes_the_gradient(trainer):
+    rollout, advantages = with_duplicates(trainer.last_step.rollout)
+    for weights in WEIGHTS:
+        expected, usual = gradient_and_metrics(trainer, Objective(**PLAIN, **weights), rollout, advantages)
+        assert expected.norm() > 0
+        for switch in [*PLAIN, None]:
+            objective = Objective(**{k: v for k, v in PLAIN.items() if k != switch and switch}, **weights)
+            found, metrics = gradient_and_metrics(trainer, objective, rollout, advantages)
+            assert (found - expected).norm() / expected.norm() < 1e-5, (weights, switch)
+            assert metrics.get("kl") == pytest.approx(usual.get("kl"), abs=1e-6), "over the same captions"
+        left_out = not (weights.get("kl_weight") or weights.get("entropy_weight"))
+        # 12 captions, 1 a duplicate; without a term on all captions 1 + 3 have no advantage, but the first
+        # image stays whole where its KL is logged
+        assert metrics["scored_share"] == pytest.approx((8 if left_out else 11) / 12)
+        assert usual["scored_share"] == 1.0
+        if not left_out:
+            for name in ("entropy", "logprob_gap"):
+                assert metrics[name] == pytest.approx(usual[name], abs=1e-5)
+
+
+def test_a_step_without_any_advantage_changes_nothing(trainer):
+    """The backward pass runs all the same, without a forward pass where the KL is not logged."""
+    rollout, advantages = with_duplicates(trainer.last_step.rollout)
+    for logging_steps in (1, 1000):
+        trainer.state.logging_steps = logging_steps
+        gradient, metrics = gradient_and_metrics(trainer, Objective(), rollout, torch.zeros_like(advantages))
+        assert not gradient.any()
+        assert metrics["scored_share"] == pytest.approx(3 / 12 if logging_steps == 1 else 0.0)
+        assert ("entropy" in metrics) == (logging_steps == 1)
+
+
+def chosen(advantages, *, num_processes: int, logs: bool = False, **objective) -> list[list[int]]:
+    """``scored_as`` of the captions of :func:`duplicates_and_zeros`."""
+    ids, mask, _ = duplicates_and_zeros()
+    fake = SimpleNamespace(
+        objective=Objective(**objective),
+        accelerator=SimpleNamespace(num_processes=num_processes),
+        _logs_this_step=lambda: logs,
+    )
+    rollout = SimpleNamespace(completion_ids=ids, completion_mask=mask)
+    return SCSTTrainer._scored_as(fake, rollout, advantages).tolist()
+
+
+def test_every_process_keeps_a_caption():
+    """All copies of it: the gradient of one alone need not be zero."""
+    opposite = torch.zeros(4, 4)
+    opposite[0, 0], opposite[0, 2] = 0.5, -0.5
+    nothing = [[-1] * 4] * 3
+    assert chosen(opposite, num_processes=1) == [[-1] * 4, *nothing]
+    assert chosen(opposite, num_processes=2) == [[0, -1, 0, -1], *nothing]
+    assert chosen(opposite, num_processes=2, logs=True) == [[0, 1, 0, 3], *nothing]
+
+
+def test_captions_that_are_left_are_the_same_on_one_process_and_many():
+    _, _, advantages = duplicates_and_zeros()
+    assert chosen(advantages, num_processes=1) == chosen(advantages, num_processes=2)
+
+
+def scenario(rank: int):
+    """Captions and advantages of a process: the second one has nothing to learn from."""
+    ids, mask = random_captions(2, num_images=2, seed=rank)
+    advantages = torch.tensor([[0.5, -1.0], [0.0, 0.3]]) if rank == 0 else torch.zeros(2, 2)
+    scored_as = torch.tensor([[0, 1], [-1, 1]]) if rank == 0 else torch.tensor([[0, -1], [-1, -1]])
+    return ids, mask, advantages, scored_as
+
+
+def gradient_of(policy: Policy, processor, rank: int) -> torch.Tensor:
+    ids, mask, advantages, scored_as = scenario(rank)
+    batch = prompt_batch(processor, noise_images(2, seed=rank), UNPADDED[:2])
+    scores = score(policy, batch, ids, mask, Sampling(), scored_as=scored_as, head_chunk=4)
+    (advantages.unsqueeze(-1) * scores.logprobs).sum().backward()
+    return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.requires_grad])
+
+
+def one_process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    processor = build_processor()
+    for find_unused in (False, True):
+        policy = make_policy(processor)
+        wrapped = DistributedDataParallel(policy.model, find_unused_parameters=find_unused)
+        policy = Policy(wrapped, policy.forbidden, policy.eos_token_id, policy.pad_token_id)
+        for step in range(2):  # the second step fails where the first left something behind
+            wrapped.zero_grad()
+            torch.save(gradient_of(policy, processor, rank), f"{folder}/{find_unused}-{step}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_gradients_are_synchronised_between_processes(tmp_path, tiny_processor):
+    """Through DistributedDataParallel, in either of its modes: the mean of both, on both."""
+    mp.spawn(one_process, (str(tmp_path),), nprocs=2)
+    expected = sum(gradient_of(make_policy(tiny_processor), tiny_processor, rank) for rank in (0, 1)) / 2
+    assert expected.norm() > 0
+    for file in tmp_path.glob("*.pt"):
+        torch.testing.assert_close(torch.load(file), expected, rtol=1e-5, atol=1e-6)
+    assert len(list(tmp_path.glob("*.pt"))) == 8

@@ -1,0 +1,57 @@
+"""What the processes of these tests do."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+import torch
+
+from scst.cli.arguments import Arguments
+from scst.config import build
+from scst.config.reader import build_recipe
+from scst.rollout import distribution
+
+
+def train(stage: str, keys: dict[str, Any]) -> list[dict[str, Any]]:
+    """A training stage as its launch script runs it; returns what it logged."""
+    torch.set_num_threads(1)
+    trainers = []
+    run_training = build.run_training
+
+    def recording(trainer: Any, *args: Any, **kwargs: Any) -> None:
+        trainers.append(trainer)
+        run_training(trainer, *args, **kwargs)
+
+    build.run_training = recording
+    try:
+        importlib.import_module(f"launch.{stage}").run(Arguments(build_recipe(stage, keys)))
+    finally:
+        build.run_training = run_training
+    return trainers[0].state.log_history
+
+
+def launch_script(stage: str, keys: dict[str, Any], positional: list[str] | None = None) -> None:
+    """Another launch script, as it runs itself."""
+    torch.set_num_threads(1)
+    arguments = Arguments(build_recipe(stage, keys), positional=positional or [])
+    importlib.import_module(f"launch.{stage}").run(arguments)
+
+
+def brevity(completions: list[str], **columns: Any) -> list[float]:
+    """A reward: minus the number of words."""
+    return [-float(len(text.split())) for text in completions]
+
+
+def train_where_one_ends_early(stage: str, keys: dict[str, Any]) -> list[dict[str, Any]]:
+    """The first process' captions end after a token, those of the others hardly ever."""
+    policy_logits = distribution.policy_logits
+
+    def ending(logits: torch.Tensor, *, eos_token_id: int, **settings: Any) -> torch.Tensor:
+        if os.environ["RANK"] == "0":
+            logits = logits.index_add(-1, torch.tensor([eos_token_id]), torch.full((len(logits), 1), 50.0))
+        return policy_logits(logits, eos_token_id=eos_token_id, **settings)
+
+    distribution.policy_logits = ending
+    return train(stage, keys)

@@ -1,0 +1,63 @@
+"""Builders of both trainers on the small world, through the same builders that the launch scripts use."""
+
+from __future__ import annotations
+
+import pytest
+
+from scst.config.reader import build_recipe
+from tests.support.worlds import write_model, write_risc
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Folder with `model`, `model2` (PaliGemma 2) and `data`."""
+    folder = tmp_path_factory.mktemp("world")
+    write_model(folder / "model")
+    write_model(folder / "model2", version=2)
+    write_risc(folder / "data")
+    return folder
+
+
+@pytest.fixture
+def run_stage(world, monkeypatch):
+    """Run a stage in this process: ``run_stage("sft", output_dir=..., **keys)`` returns the trainer."""
+    import importlib
+
+    from scst.cli.arguments import Arguments
+    from scst.config import build
+
+    trainers = []
+    run_training = build.run_training
+
+    def recording(trainer, *args, **kwargs):
+        trainers.append(trainer)
+        return run_training(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(build, "run_training", recording)
+
+    def run(stage: str, **keys):
+        settings = {
+            "model_name_or_path": str(world / "model"),
+            "dataset": str(world / "data"),
+            "max_new_tokens": 12,
+            "precision": "fp32",
+            "quantization": "none",
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "max_steps": 4,
+            "save_strategy": "no",
+            "seed": 3,
+        }
+        settings |= {"lora_rank": 4} if stage == "sft" else {"num_samples": 3, "table_steps": 0}
+        module = importlib.import_module(f"launch.{stage}")
+        module.run(Arguments(build_recipe(stage, settings | keys)))
+        return trainers[-1]
+
+    return run
+
+
+@pytest.fixture
+def sft_adapter(run_stage, tmp_path):
+    """The output folder of a short supervised stage."""
+    run_stage("sft", output_dir=str(tmp_path / "sft-adapter"))
+    return tmp_path / "sft-adapter"
