@@ -250,3 +250,15 @@ def policy_for(model: nn.Module, processor: Any) -> Policy:
     forbidden = forbidden_token_mask(processor, model.config.get_text_config().vocab_size)
     tokenizer = processor.tokenizer
     return Policy(model, forbidden, tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module is back in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -9,10 +9,9 @@ import torch
 from PIL import Image
 
 from scst.errors import RecipeError
-from scst.types import PromptBatch
+from scst.types import IGNORED_LABEL, PromptBatch
 
 IMAGE_TOKEN = "<image>"
-IGNORED_LABEL = -100
 
 
 def encode_prompts(
