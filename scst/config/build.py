@@ -29,9 +29,10 @@ from rich.progress import Progress
 from transformers.integrations import get_available_reporting_integrations
 
 from rewards.scorers.document_frequencies import DocumentFrequencies
-from scst.adapters.lora import check_adapter_exists, load_adapter
-from scst.adapters.prompt_tuning import use_virtual_tokens
-from scst.config.build_adapter import new_adapter
+from scst.adapters.loading import check_adapter_exists, load_adapter
+from scst.adapters.new_adapter import add_adapter
+from scst.adapters.prompt_tuning import encoder_for
+from scst.config.build_adapter import adapter_of
 from scst.config.build_captions import consensus_scores
 from scst.config.devices import check_devices, start_processes, uses_fsdp
 from scst.data.collate import SFTCollator
@@ -127,7 +128,7 @@ def load_data(recipe: Any, splits: list[str], console: Console) -> LoadedData:
 
 
 def build_policy(recipe: Any, base: str, *, trainable: bool) -> tuple[torch.nn.Module, Any]:
-    """Model with its adapter (a new one for SFT without `adapter`), and processor."""
+    """Model with its adapter (a new one for SFT without `adapter`), and the encoder of its prompts."""
     processor = load_processor(base)
     model = load_model(
         base,
@@ -138,9 +139,8 @@ def build_policy(recipe: Any, base: str, *, trainable: bool) -> tuple[torch.nn.M
     if recipe.adapter:
         model = load_adapter(model, recipe.adapter, trainable=trainable)
     elif trainable:
-        model = new_adapter(recipe, model, processor)
-    use_virtual_tokens(processor, model)
-    return model, processor
+        model = add_adapter(model, processor, adapter_of(recipe), prompt=recipe.prompt, seed=recipe.seed)
+    return model, encoder_for(model, processor)
 
 
 def build_training_arguments(recipe: Any, cls: type = transformers.TrainingArguments, **stage: Any) -> Any:

@@ -14,7 +14,7 @@ from rewards.errors import RewardError
 from rewards.mixture import RewardMixture
 from rewards.registry import build_rewards
 from rewards.scorers.document_frequencies import FILE_NAME, DocumentFrequencies
-from scst.adapters.lora import check_adapter_exists
+from scst.adapters.loading import check_adapter_exists
 from scst.config import build
 from scst.config.devices import check_adapter_on_devices
 from scst.data.loading import LoadedData
@@ -24,7 +24,6 @@ from scst.metrics.bootstrap import check_metrics
 from scst.metrics.suite import METRICS
 from scst.rl.progress import RichProgress, SampleTable, SaveRewardState
 from scst.rl.trainer import Objective, SCSTTrainer
-from scst.rollout.backends import check_backend
 from scst.rollout.feature_cache import FeatureCache
 from scst.training.checkpoints import checkpoint_to_resume
 from scst.training.collapse_monitor import CollapseAlarm, CollapseWatch
@@ -61,7 +60,6 @@ def check_settings(recipe: Any) -> None:
         )
     if recipe.cuda_graphs and not torch.cuda.is_available():
         raise RecipeError("cuda_graphs: there is no CUDA device here; leave it out")
-    check_backend(recipe.rollout_backend, recipe.quantization)
     sampling_of(recipe)
 
 

@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from scst.adapters.lora import check_adapter_exists
+from scst.adapters.loading import check_adapter_exists
 from scst.errors import RecipeError
 
 

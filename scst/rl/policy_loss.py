@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 
-from scst.adapters.lora import AdapterSnapshot
+from scst.adapters.snapshot import AdapterSnapshot
 from scst.data.supervision import CaptionChoice
-from scst.distributed.sharded_weights import whole
+from scst.distributed.sharded_weights import unsharded
 from scst.models.policy import Policy
-from scst.models.prompts import caption_token_ids
+from scst.models.prompts import PromptEncoder
 from scst.objective.losses import cross_entropy_loss, importance_ratios, kl_penalty, policy_gradient_loss
 from scst.rollout.cache import prompt_cache
 from scst.scoring.head import CHUNK
 from scst.scoring.score import distinct_captions, score, without_zero_advantages
-from scst.training.memory import select_images
 from scst.types import Rollout, Sampling, TokenScores
 
 
@@ -71,31 +70,32 @@ class CaptionLossMixin:
         and ``logprob_gap`` are means over the tokens of the captions whose scores are known (duplicates count
         as often as they were drawn), ``kl`` is one over all captions, or all of the first image.
         """
-        scored_as = self._scored_as(rollout, advantages)
+        unique_index = self._unique_index(rollout, advantages)
         rollout = self._with_prompt_cache(policy, rollout)
         with self.compute_loss_context_manager():
-            scores = self._score(policy, rollout, scored_as=scored_as)
-        self._record_scores(policy, scores, rollout, scored_as)
-        known = rollout.completion_mask & (scored_as >= 0).unsqueeze(-1)
+            scores = self._score(policy, rollout, unique_index=unique_index)
+        self._record_scores(policy, scores, rollout, unique_index)
+        known = rollout.completion_mask & (unique_index >= 0).unsqueeze(-1)
         ratios = self._importance_ratios(scores.logprobs, rollout.sampled_logprobs, known)
         if self.objective.kl_weight:
-            ref_logprobs = self._ref_logprobs(policy, rollout, scored_as)
+            ref_logprobs = self._ref_logprobs(policy, rollout, unique_index)
             penalty = kl_penalty(scores.logprobs, ref_logprobs, rollout.completion_mask)
             advantages = advantages - self.objective.kl_weight * penalty
             self._log_kl(scores.logprobs, ref_logprobs, rollout.completion_mask)
         elif self._logs_this_step():
             first = slice(0, 1)
-            ref_logprobs = self._ref_logprobs(policy, rollout, scored_as, first)
+            ref_logprobs = self._ref_logprobs(policy, rollout, unique_index, first)
             self._log_kl(scores.logprobs[first], ref_logprobs, rollout.completion_mask[first])
         losses = policy_gradient_loss(scores.logprobs, rollout.completion_mask, ratios * advantages)
-        losses = losses - self.objective.entropy_weight * scores.entropy.sum(-1)
+        if scores.entropy is not None:
+            losses = losses - self.objective.entropy_weight * scores.entropy.sum(-1)
         if self.objective.cross_entropy_weight:
             human = self._human_caption_losses(policy, rollout, columns["references"], columns["image_id"])
             losses = losses + self.objective.cross_entropy_weight * human
         return losses if losses.requires_grad else losses + self._zero()
 
-    def _scored_as(self, rollout: Rollout, advantages: torch.Tensor) -> torch.Tensor:
-        """(B, K) whose scores each caption takes, -1 where none are needed: ``scored_as`` of :func:`score`.
+    def _unique_index(self, rollout: Rollout, advantages: torch.Tensor) -> torch.Tensor:
+        """(B, K) which caption is scored for each caption, -1 for none: ``unique_index`` of :func:`score`.
 
         Zero advantages stay where another term adds to them: the KL penalty or the entropy bonus. The first
         image stays whole in steps that log its KL, so that this mean is over all captions. Of several
@@ -121,7 +121,7 @@ class CaptionLossMixin:
         """A late rollout has no cache of its prompts that is of this policy."""
         if self.objective.prompt_gradient or rollout.prompt_cache is not None:
             return rollout
-        with self.compute_loss_context_manager(), whole(self.model):
+        with self.compute_loss_context_manager(), unsharded(self.model):
             cache = prompt_cache(policy, rollout.prompts, rollout.image_features)
         return replace(rollout, prompt_cache=cache)
 
@@ -150,7 +150,7 @@ class CaptionLossMixin:
         ids: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
         *,
-        scored_as: torch.Tensor | None = None,
+        unique_index: torch.Tensor | None = None,
         sampling: Sampling | None = None,
     ) -> TokenScores:
         """Scores of the sampled captions, or of others after the same prompts."""
@@ -163,18 +163,18 @@ class CaptionLossMixin:
             image_features=rollout.image_features,
             layout=self.objective.layout,
             prompt_cache=rollout.prompt_cache,
-            scored_as=scored_as,
+            unique_index=unique_index,
             head_chunk=self.objective.head_chunk,
-            entropy_gradient=bool(self.objective.entropy_weight),
+            with_entropy=bool(self.objective.entropy_weight),
         )
 
     def _ref_logprobs(
-        self, policy: Policy, rollout: Rollout, scored_as: torch.Tensor, images: slice = slice(None)
+        self, policy: Policy, rollout: Rollout, unique_index: torch.Tensor, images: slice = slice(None)
     ) -> torch.Tensor:
         """(B, K, T) logprobs under the SFT policy of some images of the rollout."""
-        part = replace(select_images(rollout, images), prompt_cache=None)  # the cache is the policy's
+        part = replace(rollout.select(images), prompt_cache=None)  # the cache is the policy's
         with torch.no_grad(), self.compute_loss_context_manager(), self.sft_policy.applied(self.model):
-            return self._score(policy, part, scored_as=scored_as[images]).logprobs
+            return self._score(policy, part, unique_index=unique_index[images]).logprobs
 
     def _human_caption_losses(
         self, policy: Policy, rollout: Rollout, references: list[list[str]], image_ids: list[str]
@@ -183,7 +183,8 @@ class CaptionLossMixin:
         epoch = int(self.state.epoch or 0)
         captions = [self.choice.choose(r, i, epoch) for r, i in zip(references, image_ids, strict=True)]
         limit = self.sampling.max_new_tokens
-        rows = [torch.tensor(caption_token_ids(self.processor, caption, limit)) for caption in captions]
+        encoder = PromptEncoder.of(self.processor)
+        rows = [torch.tensor(encoder.caption_token_ids(caption, limit)) for caption in captions]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=policy.pad_token_id)
         mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(r) for r in rows], batch_first=True).bool()
         ids, mask = ids.unsqueeze(1).to(policy.device), mask.unsqueeze(1).to(policy.device)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainerState
 
-from scst.distributed.sharded_weights import whole
+from scst.distributed.sharded_weights import unsharded
 from scst.rl.reward_errors import StopOnRewardErrorMixin
 from scst.types import PromptBatch, RewardOutput, Rollout, Sampling
 
@@ -129,7 +129,7 @@ class RewardsMixin(StopOnRewardErrorMixin):
         columns = batch.pop("columns")
         prompts = PromptBatch(**batch).to(self.args.device)
         policy = self._policy(self.model)
-        with torch.no_grad(), self.compute_loss_context_manager(), whole(self.model):
+        with torch.no_grad(), self.compute_loss_context_manager(), unsharded(self.model):
             features = None if policy.vision_is_trainable else policy.image_features(prompts.pixel_values)
         rollout = Rollout(**record["rollout"] | {"prompts": prompts, "image_features": features})
         state = dataclasses.replace(self.state, global_step=record["global_step"])

@@ -101,14 +101,15 @@ class StepLogMixin:
             self._metrics[f"advantage_share_{name}"].append(share)
 
     def _record_scores(
-        self, policy: Policy, scores: TokenScores, rollout: Rollout, scored_as: torch.Tensor
+        self, policy: Policy, scores: TokenScores, rollout: Rollout, unique_index: torch.Tensor
     ) -> None:
         """What the log says about the captions that were scored, if any."""
-        own = torch.arange(scored_as.shape[1], device=scored_as.device)
-        self._metrics["scored_share"].append((scored_as == own).float().mean().item())
-        known = rollout.completion_mask & (scored_as >= 0).unsqueeze(-1)
+        own = torch.arange(unique_index.shape[1], device=unique_index.device)
+        self._metrics["scored_share"].append((unique_index == own).float().mean().item())
+        known = rollout.completion_mask & (unique_index >= 0).unsqueeze(-1)
+        entropy = distribution.masked_mean(-rollout.sampled_logprobs, rollout.completion_mask)
+        self._metrics["entropy"].append(entropy.item())
         if known.any():
-            self._metrics["entropy"].append(distribution.masked_mean(scores.entropy, known).item())
             self._check_logprobs(policy, scores, rollout, known)
 
     def _check_logprobs(

@@ -13,13 +13,14 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from rewards.mixture import RewardMixture
-from scst.adapters.lora import AdapterSnapshot
+from scst.adapters.snapshot import AdapterSnapshot
 from scst.data.supervision import CaptionChoice
+from scst.distributed.collectives import average_gradients, gradients_kept_on_error
 from scst.distributed.sharded_loader import SPARE
-from scst.distributed.sharded_weights import whole
+from scst.distributed.sharded_weights import unsharded
 from scst.errors import RecipeError
-from scst.models.policy import Policy, trains_prompt
-from scst.models.prompts import forbidden_token_mask
+from scst.models.policy import Policy, policy_for, trains_prompt
+from scst.models.prompts import PromptEncoder
 from scst.objective.advantages import compute_advantages
 from scst.rl.policy_loss import CaptionLossMixin, Objective
 from scst.rl.rewarder import RewardsMixin
@@ -27,14 +28,7 @@ from scst.rl.step_log import StepLogMixin, StepRecord
 from scst.rollout import distribution
 from scst.rollout.decode import rollout as run_rollout
 from scst.rollout.feature_cache import FeatureCache
-from scst.training.memory import (
-    FittingParts,
-    PhaseMeter,
-    average_gradients,
-    gradients_kept_on_error,
-    join_rollouts,
-    select_images,
-)
+from scst.training.memory import FittingParts, PhaseMeter
 from scst.training.sharded_batches import EpochOfCollator, SharedBatchesMixin
 from scst.training.validation import CaptionValidation, CaptionValidationMixin
 from scst.types import PromptBatch, Rollout, Sampling
@@ -108,7 +102,7 @@ class SCSTTrainer(
             train_dataset=train_dataset,
             eval_dataset=validation.dataset if validation else None,
             data_collator=data_collator,
-            processing_class=processor,
+            processing_class=PromptEncoder.of(processor).processor,
             callbacks=[EpochOfCollator(data_collator), *(callbacks or [])],
         )
         self.processor = processor
@@ -208,7 +202,7 @@ class SCSTTrainer(
             rollouts.append(self.sample(policy, prompts.select(images), image_ids[images]))
 
         self._run_in_parts("rollout", len(prompts), sample)
-        return join_rollouts(rollouts, policy.pad_token_id)
+        return Rollout.join(rollouts, policy.pad_token_id)
 
     def _backward_in_parts(
         self,
@@ -237,7 +231,7 @@ class SCSTTrainer(
         def backward(images: slice) -> None:
             part = {name: values[images] for name, values in columns.items()}
             with model.no_sync() if averages else nullcontext(), gradients_kept_on_error(trainable):
-                loss = self.caption_losses(policy, select_images(rollout, images), advantages[images], part)
+                loss = self.caption_losses(policy, rollout.select(images), advantages[images], part)
                 loss = loss.sum() / num_captions * self.accelerator.num_processes
                 self.accelerator.backward(loss, **self._backward_arguments())
             losses.append(loss.detach())
@@ -278,7 +272,7 @@ class SCSTTrainer(
             length=self.sampling.max_new_tokens,
         )
         self.model.eval()
-        weights = nullcontext() if self.streamed_weights else whole(self.model)
+        weights = nullcontext() if self.streamed_weights else unsharded(self.model)
         with torch.no_grad(), self.compute_loss_context_manager(), weights:
             features = None
             if self.feature_cache:
@@ -297,13 +291,9 @@ class SCSTTrainer(
 
     def _policy(self, model: torch.nn.Module) -> Policy:
         if id(model) not in self._policies:
-            tokenizer = self.processor.tokenizer
-            vocab_size = self.model.config.get_text_config().vocab_size
-            forbidden = forbidden_token_mask(self.processor, vocab_size)
-            ids = (tokenizer.eos_token_id, tokenizer.pad_token_id)
             self._policies = {
-                id(model): Policy(
-                    model, forbidden, *ids, cuda_graphs=self.cuda_graphs, in_step=self.streamed_weights
+                id(model): policy_for(
+                    model, self.processor, cuda_graphs=self.cuda_graphs, lockstep=self.streamed_weights
                 )
             }
         return self._policies[id(model)]

@@ -10,7 +10,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from scst.data.collate import SFTCollator
-from scst.models.prompts import IGNORED_LABEL
+from scst.models.prompts import IGNORED_LABEL, PromptEncoder
 from scst.training.memory import PhaseMeter
 from scst.training.non_finite import SaneStepsMixin
 from scst.training.sharded_batches import EpochOfCollator, SharedBatchesMixin
@@ -53,7 +53,7 @@ class CaptionSFTTrainer(SaneStepsMixin, SharedBatchesMixin, CaptionValidationMix
             train_dataset=train_dataset,
             eval_dataset=validation.dataset if validation else None,
             data_collator=data_collator,
-            processing_class=processor,
+            processing_class=PromptEncoder.of(processor).processor,
             callbacks=[EpochOfCollator(data_collator), *(callbacks or [])],
         )
         self.validation = validation

@@ -7,17 +7,15 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from scst.errors import ScstError
-from scst.types import PromptBatch, Rollout
 
 GB = 2**30
 """Bytes of what is called a GB here, as in the size of a graphics card."""
@@ -181,64 +179,3 @@ class FittingParts:
         logger.warning(
             "%s: out of memory with %d images at a time; from now on %d", self.work, tried, self.limit
         )
-
-
-@contextmanager
-def gradients_kept_on_error(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
-    """Put the gradients back when what is inside fails: half a backward pass has added some of its own."""
-    before = [(p, None if p.grad is None else p.grad.clone()) for p in parameters]
-    try:
-        yield
-    except BaseException:
-        for parameter, gradient in before:
-            parameter.grad = gradient
-        raise
-
-
-def average_gradients(parameters: Iterable[torch.nn.Parameter], accelerator: Any) -> None:
-    """Mean of the gradients over all processes, in one message, as DistributedDataParallel would make it.
-
-    A parameter without a gradient here counts as zero. Collective: every process calls it equally often,
-    however many backward passes it made.
-    """
-    parameters = list(parameters)
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    flat = accelerator.reduce(torch.cat([p.grad.flatten() for p in parameters]), reduction="mean")
-    for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad.copy_(gradient.view_as(parameter))
-
-
-def select_images(rollout: Rollout, images: slice) -> Rollout:
-    """The part of a rollout that belongs to some of its images."""
-
-    def part(value: Any) -> Any:
-        if isinstance(value, PromptBatch):
-            return value.select(images)
-        return None if value is None else value[images]
-
-    return Rollout(**{f.name: part(getattr(rollout, f.name)) for f in fields(rollout)})
-
-
-def join_rollouts(rollouts: Sequence[Rollout], pad_token_id: int) -> Rollout:
-    """One rollout of all images, as if they had been sampled together: captions are padded to the longest."""
-    if len(rollouts) == 1:
-        return rollouts[0]
-    padding = {"completion_ids": pad_token_id, "greedy_ids": pad_token_id}
-    columns = {f.name: [getattr(r, f.name) for r in rollouts] for f in fields(Rollout)}
-    return Rollout(**{name: _joined(values, padding.get(name, 0)) for name, values in columns.items()})
-
-
-def _joined(values: list[Any], padding: int) -> Any:
-    first = values[0]
-    if first is None:
-        return None
-    if isinstance(first, PromptBatch):
-        return PromptBatch(**{f.name: torch.cat([getattr(v, f.name) for v in values]) for f in fields(first)})
-    if isinstance(first, list):
-        return [item for value in values for item in value]
-    if first.ndim > 1:  # caption tokens come last; image features are of one width and stay as they are
-        length = max(value.shape[-1] for value in values)
-        values = [torch.nn.functional.pad(v, (0, length - v.shape[-1]), value=padding) for v in values]
-    return torch.cat(values)

@@ -11,7 +11,7 @@ import transformers
 from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from scst.adapters.lora import AdapterSnapshot
+from scst.adapters.snapshot import AdapterSnapshot
 from scst.training.memory import PhaseMeter, device_memory_gb
 
 OTHER = "other"

@@ -14,7 +14,7 @@ import transformers
 from peft import load_peft_weights, set_peft_model_state_dict
 from rich.console import Console
 
-from scst.adapters.lora import count_parameters, parameter_table
+from scst.adapters.parameters import count_parameters, parameter_table
 from scst.config.reader import resolved
 from scst.data.loading import LoadedData
 from scst.errors import Interrupted, RunStopped

@@ -10,12 +10,12 @@ import torch
 from transformers.trainer_utils import EvalLoopOutput
 
 from rewards.scorers.text import caption_statistics
+from scst.adapters.prompt_tuning import encoder_for
 from scst.distributed.sharded_loader import done_together
-from scst.distributed.sharded_weights import whole
+from scst.distributed.sharded_weights import unsharded
 from scst.evaluation.captioning import Caption, evaluation_mode
 from scst.metrics.suite import METRICS, Corpus, MetricSettings, Scores
 from scst.models.policy import policy_for
-from scst.models.prompts import prompt_batch
 from scst.rollout.greedy import greedy_captions
 from scst.training.memory import FittingParts, PhaseMeter
 
@@ -69,7 +69,7 @@ class CaptionValidation:
 
     def run(self, model: torch.nn.Module) -> dict[str, float]:
         """Metrics by name; every process captions its share of the images and returns the same metrics."""
-        with whole(model):
+        with unsharded(model):
             captions = done_together(lambda rows: self._caption(model, rows), len(self.dataset))
         return self._metrics(captions)
 
@@ -80,14 +80,12 @@ class CaptionValidation:
     def _caption(self, model: torch.nn.Module, rows: Sequence[int]) -> list[Caption]:
         images = self.dataset.select(rows)["image"]
         captions: list[Caption] = []
-        policy = policy_for(model, self.processor)
+        policy, encoder = policy_for(model, self.processor), encoder_for(model, self.processor)
 
         def caption(part: slice) -> None:
             pictures = [images[i] for i in range(part.start, part.stop)]
-            prompts = prompt_batch(self.processor, pictures, [self.prompt] * len(pictures))
-            captions.extend(
-                Caption(*c) for c in greedy_captions(policy, self.processor, prompts, **self.limits)
-            )
+            prompts = encoder.prompt_batch(pictures, [self.prompt] * len(pictures))
+            captions.extend(Caption(*c) for c in greedy_captions(policy, encoder, prompts, **self.limits))
 
         with evaluation_mode(model):
             self.parts.run(len(rows), caption)
