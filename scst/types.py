@@ -126,23 +126,44 @@ class Rollout:
         return replace(self, **{name: v.to(device) for name, v in values.items() if hasattr(v, "to")})
 
     def select(self, images: slice) -> Rollout:
-        """The part of the rollout that belongs to some of its images."""
-
-        def part(value: Any) -> Any:
-            if isinstance(value, PromptBatch):
-                return value.select(images)
-            return None if value is None else value[images]
-
-        return Rollout(**{f.name: part(getattr(self, f.name)) for f in fields(self)})
+        """The rollout of some of its images."""
+        return replace(self, **{f.name: _select(getattr(self, f.name), images) for f in fields(self)})
 
     @classmethod
     def join(cls, rollouts: Sequence[Rollout], pad_token_id: int) -> Rollout:
-        """One rollout of all images, as if sampled together: captions are padded to the longest."""
+        """One rollout of all images, as if they had been sampled together.
+
+        Args:
+            rollouts: of the same K; completions are padded to the longest of all.
+            pad_token_id: what ``completion_ids`` and ``greedy_ids`` are padded with.
+        """
         if len(rollouts) == 1:
             return rollouts[0]
         padding = {"completion_ids": pad_token_id, "greedy_ids": pad_token_id}
         columns = {f.name: [getattr(r, f.name) for r in rollouts] for f in fields(cls)}
-        return cls(**{name: _joined(values, padding.get(name, 0)) for name, values in columns.items()})
+        return cls(**{name: _join(values, padding.get(name, 0)) for name, values in columns.items()})
+
+
+def _select(value: Any, images: slice) -> Any:
+    if isinstance(value, PromptBatch):
+        return value.select(images)
+    return None if value is None else value[images]
+
+
+def _join(values: list[Any], padding: int) -> Any:
+    first = values[0]
+    if first is None:
+        return None
+    if isinstance(first, PromptBatch):
+        return PromptBatch(**{f.name: torch.cat([getattr(v, f.name) for v in values]) for f in fields(first)})
+    if isinstance(first, list):
+        return [item for value in values for item in value]
+    if (
+        first.ndim > 1
+    ):  # tokens are the last axis; image features (B, N, D) have equal D, so nothing is padded
+        length = max(value.shape[-1] for value in values)
+        values = [torch.nn.functional.pad(v, (0, length - v.shape[-1]), value=padding) for v in values]
+    return torch.cat(values)
 
 
 @dataclass(frozen=True)
@@ -151,11 +172,11 @@ class TokenScores:
 
     Attributes:
         logprobs: (B, K, T) natural log probabilities under the sampling distribution; 0 on padding.
-        entropy: (B, K, T) entropy of that distribution in nats; 0 on padding.
+        entropy: (B, K, T) entropy of that distribution in nats; 0 on padding. None unless it was asked for.
     """
 
     logprobs: torch.Tensor
-    entropy: torch.Tensor
+    entropy: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -186,18 +207,3 @@ class Caption:
     text: str
     ended_by_eos: bool
     num_tokens: int
-
-
-def _joined(values: list[Any], padding: int) -> Any:
-    """One value of a field from those of several rollouts."""
-    first = values[0]
-    if first is None:
-        return None
-    if isinstance(first, PromptBatch):
-        return PromptBatch(**{f.name: torch.cat([getattr(v, f.name) for v in values]) for f in fields(first)})
-    if isinstance(first, list):
-        return [item for value in values for item in value]
-    if first.ndim > 1:  # caption tokens come last; image features are of one width and stay as they are
-        length = max(value.shape[-1] for value in values)
-        values = [torch.nn.functional.pad(v, (0, length - v.shape[-1]), value=padding) for v in values]
-    return torch.cat(values)

@@ -38,7 +38,7 @@ class BottleneckConfig(LayerConfig):
         self.peft_type = PEFT_TYPE
 
 
-class Bottleneck(nn.Module):
+class BottleneckNetwork(nn.Module):
     """``x + up(gelu(down(x)))`` (Houlsby et al. 2019, section 2.1); ``up`` begins as zero."""
 
     def __init__(self, width: int, size: int):
@@ -59,9 +59,9 @@ class BottleneckLayer(AdapterLayer):
 
     adapter_layer_names = ("bottleneck_network",)
 
-    def new_weights(self, config: BottleneckConfig) -> Bottleneck:
+    def new_weights(self, config: BottleneckConfig) -> BottleneckNetwork:
         """A bottleneck that changes nothing yet."""
-        return Bottleneck(config.width, config.bottleneck_size)
+        return BottleneckNetwork(config.width, config.bottleneck_size)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the wrapped module returns; of attention, its weights are passed on as they are."""

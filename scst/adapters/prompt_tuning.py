@@ -1,9 +1,9 @@
-"""Prompt tuning: tokens of the vocabulary that no text uses, placed in the prompt, with trained embeddings.
+"""Prompt tuning: reserved tokens of the vocabulary, placed in the prompt, with trained embeddings.
 
 PaliGemma's processors always have ``<seg000>`` ... ``<seg127>`` and ``<loc0000>`` ... ``<loc1023>``, which
-captions never hold. As they are ordinary prompt tokens, no forward pass, mask or cache needs to know. PEFT's
-``TrainableTokens`` would do the same with a copy of the whole embedding matrix (1 GB) at every call, and train the tied
-language-model head along; here rows are looked up beside the matrix and the head stays what it is.
+captions never hold. They are ordinary prompt tokens, so forward passes, masks and caches need no changes.
+PEFT's ``TrainableTokens`` would copy the whole embedding matrix (1 GB) at every call and train the tied
+language-model head too; here the trained rows are looked up beside the matrix and the head stays frozen.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import nn
 from scst.adapters.peft_methods import AdapterLayer, LayerConfig, LayerTuner, register
 from scst.errors import RecipeError
 from scst.models.policy import base_model
+from scst.models.prompts import PromptEncoder
 
 PEFT_TYPE = "SCST_PROMPT"
 _EMBEDDINGS = ["language_model.embed_tokens"]  # as an expression PEFT would save the whole matrix, too
@@ -118,7 +119,7 @@ register(PromptConfig, PromptTuner, PEFT_TYPE)
 def add_prompt_tuning(model: nn.Module, processor: Any, token_ids: torch.Tensor) -> PeftModel:
     """Wrap a frozen model with N new virtual tokens (Lester et al. 2021, arXiv:2104.08691).
 
-    Call :func:`use_virtual_tokens` to have them in every prompt.
+    Prompts must contain them: encode with :func:`encoder_for`.
 
     Args:
         model: a PaliGemma.
@@ -166,19 +167,24 @@ def virtual_tokens_of(model: nn.Module) -> list[str]:
     return [token for c in configs.values() if isinstance(c, PromptConfig) for token in c.virtual_tokens]
 
 
-def use_virtual_tokens(processor: Any, model: nn.Module) -> None:
-    """Let a processor put the virtual tokens of a model's adapter before every prompt, or none.
+def encoder_for(model: nn.Module, processor: Any) -> PromptEncoder:
+    """The encoder of a model's prompts: with the virtual tokens of its adapter, if it has any.
 
-    :func:`scst.models.prompts.encode_prompts`, through which every prompt goes, reads them off the processor.
+    Args:
+        model: with or without adapter.
+        processor: its processor; an encoder is returned as it is.
 
     Raises:
         RecipeError: when the processor's vocabulary is not the one the adapter was trained with.
     """
+    if isinstance(processor, PromptEncoder):
+        return processor
+    configs = (getattr(model, "peft_config", None) or {}).values()
     tokens = virtual_tokens_of(model)
-    ids = [i for c in getattr(model, "peft_config", {}).values() for i in getattr(c, "token_ids", ())]
+    ids = [i for config in configs if isinstance(config, PromptConfig) for i in config.token_ids]
     if processor.tokenizer.convert_tokens_to_ids(tokens) != ids:
         raise RecipeError(
             f"adapter: its virtual tokens {tokens[0]}, ... have other numbers in this model's vocabulary: "
             "give the base model that it was trained on"
         )
-    processor.virtual_tokens = "".join(tokens)
+    return PromptEncoder(processor, "".join(tokens))

@@ -16,7 +16,7 @@ from scst.errors import RunStopped, ScstError
 from scst.evaluation.caption_files import read_pairs
 from scst.evaluation.evaluate import evaluate
 from scst.evaluation.samples import check_report_samples
-from scst.training.run_record import write_text
+from scst.data.files import write_text
 
 ERROR_FILE = "error.txt"
 LOADED = [

@@ -118,7 +118,8 @@ def write_outputs(
     from scst.explain.explain import METHODS
     from scst.explain.explanation_files import explanation_record, write_overlays
     from scst.explain.explanation_page import explanation_page
-    from scst.training.run_record import versions, write_json, write_text
+    from scst.data.files import write_json, write_text
+    from scst.training.run_record import versions
 
     folder = Path(recipe.output_dir)
     (folder / "explanation.json").unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from scst.adapters.lora import check_adapter_exists
+from scst.adapters.loading import check_adapter_exists
 from scst.cli.arguments import ROOT
 from scst.config import build, build_rl, build_sft
 from scst.config.build_metrics import metric_settings
@@ -27,7 +27,7 @@ from scst.experiments.runner import Outcome, Runner
 from scst.metrics.bootstrap import check_metrics
 from scst.metrics.suite import METRICS, NOVELTY
 from scst.models.loading import check_model_exists
-from scst.training.run_record import write_json, write_text
+from scst.data.files import write_json, write_text
 
 SCRIPTS = {
     "sft": ROOT / "launch" / "sft.py",

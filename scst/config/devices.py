@@ -60,4 +60,6 @@ def _check_streaming(recipe: SCSTRecipe) -> None:
             "eval_strategy: no, and launch/evaluate.py afterwards"
         )
     if recipe.feature_cache not in (False, "off"):
-        raise RecipeError("rollout_weights: streamed runs the vision tower in lockstep: use feature_cache: off")
+        raise RecipeError(
+            "rollout_weights: streamed runs the vision tower in lockstep: use feature_cache: off"
+        )

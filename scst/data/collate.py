@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from scst.data.supervision import CaptionChoice, PromptChoice
-from scst.models.prompts import encode_captions, encode_prompts
+from scst.models.prompts import PromptEncoder
 
 
 class _EpochOfAllWorkers:
@@ -36,7 +36,7 @@ class SFTCollator(_EpochOfAllWorkers):
     """Rows to supervised batches: masked prompt, trained caption and ``<eos>``.
 
     Args:
-        processor: a PaliGemma processor.
+        processor: a PaliGemma processor, or a prompt encoder that knows the virtual tokens of an adapter.
         prompt: the instruction; that of evaluations where there are ``prompts``.
         choice: which caption of an image is trained on; its seed is that of the prompts too.
         max_new_tokens: captions are cut to this many tokens.
@@ -52,7 +52,7 @@ class SFTCollator(_EpochOfAllWorkers):
         prompts: Sequence[str] = (),
     ):
         super().__init__()
-        self.processor = processor
+        self.encoder = PromptEncoder.of(processor)
         self.prompt = prompt
         self.prompts = PromptChoice(tuple(prompts) or (prompt,), choice.seed)
         self.choice = choice
@@ -61,8 +61,7 @@ class SFTCollator(_EpochOfAllWorkers):
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         captions = [self.choice.choose(row["references"], row["image_id"], self.epoch) for row in rows]
         examples = [f"{row['image_id']}:{caption}" for row, caption in zip(rows, captions, strict=True)]
-        return encode_captions(
-            self.processor,
+        return self.encoder.encode_captions(
             [row["image"] for row in rows],
             [self.prompts.choose(example, self.epoch) for example in examples],
             captions,
@@ -85,7 +84,7 @@ class SCSTCollator(_EpochOfAllWorkers):
     image, sampled and greedy, answer the same instruction.
 
     Args:
-        processor: a PaliGemma processor.
+        processor: a PaliGemma processor, or a prompt encoder that knows the virtual tokens of an adapter.
         prompt: the instruction.
         prompts: instructions to train on, one drawn per image and epoch; none: ``prompt``.
         seed: of the draws.
@@ -93,7 +92,7 @@ class SCSTCollator(_EpochOfAllWorkers):
 
     def __init__(self, processor: Any, prompt: str, prompts: Sequence[str] = (), seed: int = 0):
         super().__init__()
-        self.processor = processor
+        self.encoder = PromptEncoder.of(processor)
         self.prompts = PromptChoice(tuple(prompts) or (prompt,), seed)
 
     def for_evaluation(self) -> SCSTCollator:
@@ -105,7 +104,7 @@ class SCSTCollator(_EpochOfAllWorkers):
 
     def with_prompts(self, rows: Sequence[dict[str, Any]], prompts: Sequence[str]) -> dict[str, Any]:
         """The batch of rows with given instructions, one per row."""
-        inputs = encode_prompts(self.processor, [row["image"] for row in rows], prompts)
+        inputs = self.encoder.encode_prompts([row["image"] for row in rows], prompts)
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         return {
             "input_ids": inputs["input_ids"],

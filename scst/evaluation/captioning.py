@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers import GenerationConfig
 
+from scst.adapters.prompt_tuning import encoder_for
 from scst.errors import DataError, RecipeError
 from scst.evaluation.decoding import Decoding, bare_generation_defaults, get_decoding, to_generation_config
 from scst.models.policy import evaluation_mode
-from scst.models.prompts import encode_prompts, forbidden_token_ids
+from scst.models.prompts import forbidden_token_ids
 from scst.types import Caption
 
 
@@ -56,11 +56,12 @@ def caption_images(
         raise RecipeError(f"batch_size must be at least 1, got {batch_size}")
     prompts = _one_prompt_per_image(prompts, len(images))
     config = _generation_config(model, processor, get_decoding(decoding), max_new_tokens, min_new_tokens)
+    encoder = encoder_for(model, processor)
     captions: list[Caption] = []
     with _decoding_state(model, seed):
         for start in range(0, len(images), batch_size):
             rows = range(start, min(start + batch_size, len(images)))
-            batch = encode_prompts(processor, [images[i] for i in rows], [prompts[i] for i in rows])
+            batch = encoder.encode_prompts([images[i] for i in rows], [prompts[i] for i in rows])
             captions += _caption_batch(model, processor, batch, config)
             if progress is not None:
                 progress(len(rows))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from scst.distributed.sharded_weights import is_divided, whole_weights
+from scst.distributed.sharded_weights import is_shard, unsharded_weights
 from scst.models import masks
 from scst.models.prompts import forbidden_token_mask
 from scst.types import PromptBatch
@@ -48,7 +48,7 @@ class Policy:
         eos_token_id: the end-of-sequence token.
         pad_token_id: written after the end of a completion.
         cuda_graphs: decode with steps of one shape (:mod:`scst.rollout.static`).
-        in_step: processes meet in every decode step (divided weights that are gathered layer by layer).
+        lockstep: all processes run every decode step together, because each step gathers sharded weights.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Policy:
         pad_token_id: int,
         *,
         cuda_graphs: bool = False,
-        in_step: bool = False,
+        lockstep: bool = False,
     ):
         self.model = model
         self.inner = base_model(model)
@@ -69,21 +69,21 @@ class Policy:
         self.text_config = self.inner.config.get_text_config()
         self.vision_is_trainable = trains_vision(model)
         self.cuda_graphs = cuda_graphs
-        self.in_step = in_step
+        self.lockstep = lockstep
         self.static_steps: dict[Any, Any] = {}
         self._softcapping = _final_softcapping(self.inner)
 
-    def goes_on(self, here: bool) -> bool:
-        """Whether decoding goes on: here, or where processes decode in step, in any of them."""
-        if not self.in_step:
-            return here
-        anywhere = torch.tensor(float(here), device=self.device)
+    def any_active(self, active: bool) -> bool:
+        """Whether any caption is unfinished: on this process, or in lockstep, on any process (collective)."""
+        if not self.lockstep:
+            return active
+        anywhere = torch.tensor(float(active), device=self.device)
         torch.distributed.all_reduce(anywhere, op=torch.distributed.ReduceOp.MAX)
         return bool(anywhere)
 
     @property
     def device(self) -> torch.device:
-        """Where inputs belong."""
+        """The model's device."""
         return self.inner.device
 
     @property
@@ -105,7 +105,7 @@ class Policy:
     def caption_embeddings(self, ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings of text (..., D)."""
         embeddings = self.inner.get_input_embeddings()
-        with whole_weights(self.model, [embeddings]):
+        with unsharded_weights(self.model, [embeddings]):
             return embeddings.forward(ids)
 
     def check_length(self, length: int) -> None:
@@ -182,13 +182,16 @@ class Policy:
         return states[0]
 
     @property
-    def head_is_divided(self) -> bool:
-        """Whether processes hold a part of the language-model head each."""
-        return any(is_divided(parameter) for parameter in self.inner.lm_head.parameters())
+    def head_is_sharded(self) -> bool:
+        """Whether this process holds only a shard of the language-model head at this moment."""
+        return any(is_shard(parameter) for parameter in self.inner.lm_head.parameters())
 
-    def whole_head(self) -> AbstractContextManager[None]:
-        """Inside, :meth:`logits` can be called any number of times, whatever other processes do."""
-        return whole_weights(self.model, [self.inner.lm_head])
+    def unsharded_head(self) -> AbstractContextManager[None]:
+        """Gather the head once; inside, :meth:`logits` is not collective.
+
+        Processes score different numbers of tokens, so they call :meth:`logits` differently often.
+        """
+        return unsharded_weights(self.model, [self.inner.lm_head])
 
     def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., V) logits of hidden states (..., D), as the model itself makes them."""
@@ -245,11 +248,13 @@ def _final_softcapping(model: nn.Module) -> float | None:
     return bound if "final_logit_softcapping" in inspect.getsource(type(model).forward) else None
 
 
-def policy_for(model: nn.Module, processor: Any) -> Policy:
-    """The policy of a model whose captions are read, not trained on."""
-    forbidden = forbidden_token_mask(processor, model.config.get_text_config().vocab_size)
-    tokenizer = processor.tokenizer
-    return Policy(model, forbidden, tokenizer.eos_token_id, tokenizer.pad_token_id)
+def policy_for(
+    model: nn.Module, processor: Any, *, cuda_graphs: bool = False, lockstep: bool = False
+) -> Policy:
+    """The policy of a model, with the token ids of its processor (or prompt encoder)."""
+    forbidden = forbidden_token_mask(processor, base_model(model).config.get_text_config().vocab_size)
+    ids = (processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id)
+    return Policy(model, forbidden, *ids, cuda_graphs=cuda_graphs, lockstep=lockstep)
 
 
 @contextmanager

@@ -10,7 +10,9 @@ from transformers import TrainingArguments
 from scst.errors import RecipeError
 
 _NOT_A_LANGUAGE_MODEL_LOSS = "the loss of this stage is computed from sampled captions, not by the model"
-_NO_EVALUATION_BATCHES = "evaluations of this stage caption held-out images; they make no batches of predictions"
+_NO_EVALUATION_BATCHES = (
+    "evaluations of this stage caption held-out images; they make no batches of predictions"
+)
 
 UNSUPPORTED: dict[str, str] = {
     "label_smoothing_factor": _NOT_A_LANGUAGE_MODEL_LOSS,
@@ -38,7 +40,9 @@ def refuse_unsupported(args: TrainingArguments) -> None:
     """
     for name, reason in UNSUPPORTED.items():
         if (value := getattr(args, name, None)) != _default(args, name):
-            raise RecipeError(f"{name}: {value!r} has no effect on self-critical training: {reason}; leave it out")
+            raise RecipeError(
+                f"{name}: {value!r} has no effect on self-critical training: {reason}; leave it out"
+            )
     if str(getattr(args.optim, "value", args.optim)) in _OPTIMIZERS_WITH_OWN_BACKWARD:
         raise RecipeError(
             f"optim: {args.optim} makes its updates within the backward pass, before gradients of all captions "

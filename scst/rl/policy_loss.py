@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from scst.adapters.lora import AdapterSnapshot
+from scst.adapters.snapshot import AdapterSnapshot
 from scst.data.supervision import CaptionChoice
-from scst.distributed.sharded_weights import whole as unsharded
+from scst.distributed.sharded_weights import unsharded
 from scst.models.policy import Policy
-from scst.models.prompts import caption_token_ids
+from scst.models.prompts import PromptEncoder
 from scst.objective.losses import (
     cross_entropy_loss,
     importance_ratios,
@@ -89,7 +89,7 @@ class PolicyLoss:
 
     Args:
         model: the PEFT model; its adapter is now that of the SFT policy, which KL is measured from.
-        processor: encodes human captions for the cross-entropy term.
+        encoder: encodes human captions for the cross-entropy term.
         sampling: the distribution that captions are drawn from and scored under.
         objective: what is optimised.
         scoring: how captions are scored.
@@ -102,7 +102,7 @@ class PolicyLoss:
     def __init__(
         self,
         model: torch.nn.Module,
-        processor: Any,
+        encoder: PromptEncoder,
         sampling: Sampling,
         objective: Objective,
         scoring: ScoringSettings,
@@ -113,7 +113,7 @@ class PolicyLoss:
         scores_always: bool = False,
     ):
         self.model = model
-        self.processor = processor
+        self.encoder = encoder
         self.sampling = sampling
         self.objective = objective
         self.scoring = scoring
@@ -228,9 +228,9 @@ class PolicyLoss:
                 image_features=rollout.image_features,
                 layout=self.scoring.layout,
                 prompt_cache=rollout.prompt_cache,
-                scored_as=unique_index,
+                unique_index=unique_index,
                 head_chunk=self.scoring.head_chunk,
-                entropy_gradient=bool(self.objective.entropy_weight),
+                with_entropy=bool(self.objective.entropy_weight),
             )
 
     def _score_metrics(
@@ -312,7 +312,7 @@ class PolicyLoss:
         pairs = zip(columns["references"], columns["image_id"], strict=True)
         captions = [self.choice.choose(references, image_id, epoch) for references, image_id in pairs]
         limit = self.sampling.max_new_tokens
-        rows = [torch.tensor(caption_token_ids(self.processor, caption, limit)) for caption in captions]
+        rows = [torch.tensor(self.encoder.caption_token_ids(caption, limit)) for caption in captions]
         pad = torch.nn.utils.rnn.pad_sequence
         ids = pad(rows, batch_first=True, padding_value=policy.pad_token_id)
         mask = pad([torch.ones_like(row) for row in rows], batch_first=True).bool()

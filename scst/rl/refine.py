@@ -204,7 +204,9 @@ def refine(
         training["num_train_epochs"] = epochs
     claim_output_dir(output_dir, resume=resume, overwrite=overwrite)
     trainer = scst_trainer(policy, data, output_dir, console=console, training=training, **own)
-    run = Run.of("scst", policy, data, own | training, resume=resume, save_minutes=save_minutes, started=started)
+    run = Run.of(
+        "scst", policy, data, own | training, resume=resume, save_minutes=save_minutes, started=started
+    )
     with closing(trainer.mixture):
         run_training(trainer, run, console)
     return trainer

@@ -99,7 +99,13 @@ class Rewarder:
         self._beside = ThreadPoolExecutor(1, "rewards") if one_step_off_policy else None
 
     def __call__(
-        self, rollout: Rollout, columns: Columns, state: TrainerState, *, num_images: int, is_padding: bool = False
+        self,
+        rollout: Rollout,
+        columns: Columns,
+        state: TrainerState,
+        *,
+        num_images: int,
+        is_padding: bool = False,
     ) -> RewardedRollout | None:
         """Reward a rollout; returns it, or with ``one_step_off_policy`` the one before (None at first).
 

@@ -23,7 +23,11 @@ class SampleTable(TrainerCallback):
     """
 
     def __init__(
-        self, console: Console, every: int, last_step: Callable[[], RewardedRollout | None], num_images: int = 3
+        self,
+        console: Console,
+        every: int,
+        last_step: Callable[[], RewardedRollout | None],
+        num_images: int = 3,
     ):
         self.console = console
         self.every = every

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from scst.models.policy import Policy
+from scst.models.prompts import PromptEncoder
 from scst.rollout.decode import rollout
 from scst.rollout.distribution import rollout_uniforms
 from scst.rollout.feature_cache import FeatureCache
@@ -21,7 +21,7 @@ class Sampler:
     on the number of processes, and a resumed run repeats it.
 
     Args:
-        processor: decodes token ids to text.
+        encoder: decodes token ids to text.
         sampling: K and the sampling distribution.
         seed: of the draws.
         feature_cache: keeps the image features of the training images over epochs; None to compute them.
@@ -30,14 +30,14 @@ class Sampler:
 
     def __init__(
         self,
-        processor: Any,
+        encoder: PromptEncoder,
         sampling: Sampling,
         *,
         seed: int = 0,
         feature_cache: FeatureCache | None = None,
         keep_prompt_cache: bool = False,
     ):
-        self.processor = processor
+        self.encoder = encoder
         self.sampling = sampling
         self.seed = seed
         self.feature_cache = feature_cache
@@ -65,7 +65,7 @@ class Sampler:
             features = self.feature_cache.features(policy, prompts.pixel_values, image_ids)
         return rollout(
             policy,
-            self.processor,
+            self.encoder,
             prompts,
             self.sampling,
             uniforms,

@@ -11,15 +11,15 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from rewards.mixture import RewardMixture
-from scst.adapters.lora import disable_dropout
+from scst.adapters.loading import disable_dropout
 from scst.data.supervision import CaptionChoice
 from scst.distributed.collectives import average_gradients, gradients_kept_on_error
 from scst.distributed.processes import gather_numbers
 from scst.distributed.sharded_loader import PADDING_EXAMPLE
-from scst.distributed.sharded_weights import whole as unsharded
+from scst.distributed.sharded_weights import unsharded
 from scst.errors import RecipeError
-from scst.models.policy import Policy, trains_prompt, trains_vision
-from scst.models.prompts import forbidden_token_mask
+from scst.models.policy import Policy, policy_for, trains_prompt, trains_vision
+from scst.models.prompts import PromptEncoder
 from scst.rl.arguments import refuse_unsupported
 from scst.rl.policy_loss import LossOutput, Objective, PolicyLoss, ScoringSettings, merged_metrics
 from scst.rl.rewarder import Columns, RewardedRollout, Rewarder
@@ -134,8 +134,9 @@ class SCSTTrainer(TrainerHooks):
         self._refuse_what_cannot_work(scoring)
         self.streams_weights = streams_weights
         self.mixture = rewards if isinstance(rewards, RewardMixture) else _set_up(rewards, train_dataset)
+        self.encoder = PromptEncoder.of(processor)
         self.sampler = Sampler(
-            processor,
+            self.encoder,
             sampling,
             seed=args.seed,
             feature_cache=feature_cache,
@@ -146,7 +147,7 @@ class SCSTTrainer(TrainerHooks):
         )
         self.policy_loss = PolicyLoss(
             model,
-            processor,
+            self.encoder,
             sampling,
             objective,
             scoring,
@@ -193,6 +194,11 @@ class SCSTTrainer(TrainerHooks):
                 "per_device_train_batch_size and more gradient_accumulation_steps"
             )
 
+    @property
+    def batchers(self) -> dict[str, MicroBatcher]:
+        """Those of sampling and of scoring."""
+        return {"rollout": self.rollout_batches, "loss": self.loss_batches}
+
     def micro_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items: torch.Tensor | int | None
     ) -> torch.Tensor:
@@ -235,16 +241,8 @@ class SCSTTrainer(TrainerHooks):
     def policy_of(self, model: torch.nn.Module) -> Policy:
         """The policy of a model that is wrapped for its devices; made once."""
         if self._policy is None or self._policy[0] is not model:
-            tokenizer = self.processor.tokenizer
-            policy = Policy(
-                model,
-                forbidden_token_mask(self.processor, self.model.config.get_text_config().vocab_size),
-                tokenizer.eos_token_id,
-                tokenizer.pad_token_id,
-                cuda_graphs=self._cuda_graphs,
-                in_step=self.streams_weights,
-            )
-            self._policy = (model, policy)
+            settings = {"cuda_graphs": self._cuda_graphs, "lockstep": self.streams_weights}
+            self._policy = (model, policy_for(model, self.encoder, **settings))
         return self._policy[1]
 
     @contextmanager

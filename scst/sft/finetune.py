@@ -14,7 +14,7 @@ from scst.data.collate import SFTCollator
 from scst.data.loading import LoadedData
 from scst.data.supervision import CaptionChoice
 from scst.sft.trainer import CaptionSFTTrainer
-from scst.training.arguments import training_arguments
+from scst.training.arguments import split_settings, training_arguments
 from scst.training.progress import RichProgress
 from scst.training.run import Run, run_training
 from scst.training.run_record import claim_output_dir
@@ -103,6 +103,8 @@ def finetune(
         training["num_train_epochs"] = epochs
     claim_output_dir(output_dir, resume=resume, overwrite=overwrite)
     trainer = sft_trainer(policy, data, output_dir, console=console, training=training, **own)
-    run = Run.of("sft", policy, data, own | training, resume=resume, save_minutes=save_minutes, started=started)
+    run = Run.of(
+        "sft", policy, data, own | training, resume=resume, save_minutes=save_minutes, started=started
+    )
     run_training(trainer, run, console)
     return trainer

@@ -82,8 +82,16 @@ def evaluates(settings: Mapping[str, Any]) -> bool:
     return str(settings.get("eval_strategy", "no")) != "no"
 
 
-def split_settings(function: Callable[..., Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_settings(
+    function: Callable[..., Any], settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings that are arguments of a function, and the rest, which are training arguments."""
-    names = set(inspect.signature(function).parameters) - {"training", "console", "policy", "data", "output_dir"}
+    names = set(inspect.signature(function).parameters) - {
+        "training",
+        "console",
+        "policy",
+        "data",
+        "output_dir",
+    }
     own = {name: value for name, value in settings.items() if name in names}
     return own, {name: value for name, value in settings.items() if name not in names}

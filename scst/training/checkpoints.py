@@ -68,9 +68,6 @@ def publish(folder: Path, target: Path) -> None:
     flush_folder(target.parent)
 
 
-
-
-
 def discard(folder: Path) -> None:
     """Delete a checkpoint so that no moment shows half of it: it first loses its name."""
     trash = folder.parent / STAGING / f"deleted-{folder.name}"
@@ -78,9 +75,6 @@ def discard(folder: Path) -> None:
     shutil.rmtree(trash, ignore_errors=True)
     os.replace(folder, trash)
     shutil.rmtree(trash, ignore_errors=True)
-
-
-
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -210,6 +204,3 @@ def is_write_failure(error: BaseException) -> bool:
 def _sum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-

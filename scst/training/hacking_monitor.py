@@ -17,6 +17,7 @@ from scst.training.validation import CaptionValidation
 INTERVAL = (2.5, 97.5)
 """Percentiles of the paired bootstrap difference: a fall counts when all of the interval is below zero."""
 
+
 @dataclass(frozen=True)
 class Observation:
     """One metric at one evaluation.

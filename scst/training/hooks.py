@@ -17,8 +17,10 @@ from rewards.errors import RewardError
 from scst.distributed.processes import first_message
 from scst.distributed.sharded_loader import sharded_loader
 from scst.errors import DataError
+from scst.models.prompts import PromptEncoder
 from scst.training import checkpoints
 from scst.training.checkpointer import Checkpointer, innermost_line
+from scst.training.micro_batcher import MicroBatcher
 from scst.training.monitor import Monitor
 from scst.training.non_finite import Diverged, NonFiniteGuard
 from scst.training.step_metrics import StepMetrics
@@ -46,7 +48,7 @@ class TrainerHooks(Trainer):
         args: training arguments; those that this project decides are set here.
         train_dataset: rows with ``image``, ``references`` and ``image_id``.
         data_collator: makes training batches; has ``epoch`` and ``for_evaluation()``.
-        processor: the checkpoint's processor.
+        processor: the checkpoint's processor, or a prompt encoder of it.
         validation: caption metrics on held-out images, or None.
         max_skipped_steps: steps in a row without a finite loss and gradient that end the run.
         callbacks: of ``transformers``; a :class:`Monitor` among them is saved with every checkpoint.
@@ -81,11 +83,10 @@ class TrainerHooks(Trainer):
             train_dataset=train_dataset,
             eval_dataset=validation.dataset if validation else None,
             data_collator=data_collator,
-            processing_class=processor,
+            processing_class=PromptEncoder.of(processor).processor,
             callbacks=[_SetEpoch(data_collator), *callbacks],
             **library,
         )
-        self.processor = processor
         self.validation = validation
         self.metrics = StepMetrics(self.args.device)
         self.guard = NonFiniteGuard(max_skipped_steps)
@@ -99,6 +100,11 @@ class TrainerHooks(Trainer):
         self.checkpointer.register("guard", self.guard)
         for monitor in self.monitors:
             self.checkpointer.register(monitor.name, monitor)
+
+    @property
+    def batchers(self) -> dict[str, MicroBatcher]:
+        """What works on the images of a micro-batch in parts that fit into memory, by phase."""
+        return {}
 
     @property
     def has_collective_forward(self) -> bool:

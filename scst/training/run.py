@@ -80,7 +80,11 @@ def _plain(value: Any) -> Any:
         return dataclasses.asdict(value)
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
-    return value if isinstance(value, str | int | float | bool | dict | None) else getattr(value, "__name__", str(value))
+    return (
+        value
+        if isinstance(value, str | int | float | bool | dict | None)
+        else getattr(value, "__name__", str(value))
+    )
 
 
 def run_training(trainer: TrainerHooks, run: Run, console: Console) -> None:

@@ -114,7 +114,9 @@ class MostCommon:
     def __add__(self, other: MostCommon) -> MostCommon:
         steps = self.steps.keys() | other.steps.keys()
         nothing: Counter[str] = Counter()
-        return MostCommon({s: self.steps.get(s, nothing) + other.steps.get(s, nothing) for s in sorted(steps)})
+        return MostCommon(
+            {s: self.steps.get(s, nothing) + other.steps.get(s, nothing) for s in sorted(steps)}
+        )
 
 
 def merge(into: dict[str, Statistic], values: Mapping[str, Statistic]) -> dict[str, Statistic]:
@@ -155,7 +157,9 @@ class StepMetrics:
         """
         numbers = {name: v for name, v in values.items() if isinstance(v, int | float)}
         merge(self._window, {name: v for name, v in values.items() if not isinstance(v, int | float)})
-        means = {name: Mean(v * weight, weight) for name, v in numbers.items() if weight and not math.isnan(v)}
+        means = {
+            name: Mean(v * weight, weight) for name, v in numbers.items() if weight and not math.isnan(v)
+        }
         merge(self._window, means)
 
     @contextmanager

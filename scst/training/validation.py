@@ -15,10 +15,11 @@ from rewards.scorers.text import caption_statistics
 from scst.adapters.loaded import LoadedPolicy
 from scst.data.loading import LoadedData
 from scst.distributed.sharded_loader import map_across_ranks
-from scst.distributed.sharded_weights import whole as unsharded
+from scst.distributed.sharded_weights import unsharded
+from scst.errors import RecipeError
 from scst.metrics.suite import METRICS, Corpus, MetricSettings, Scores
 from scst.models.policy import base_model, evaluation_mode, policy_for
-from scst.models.prompts import prompt_batch
+from scst.models.prompts import PromptEncoder
 from scst.rollout.greedy import greedy_captions
 from scst.training.arguments import evaluates
 from scst.training.micro_batcher import MicroBatcher
@@ -35,7 +36,7 @@ class CaptionValidation:
     """Greedy captions of a held-out set and their metrics.
 
     Args:
-        processor: a PaliGemma processor.
+        processor: the checkpoint's processor, or a prompt encoder of it.
         dataset: rows with ``image``, ``references`` and ``image_id`` to caption.
         metrics: names in ``scst.metrics.suite.METRICS``.
         settings: what they need, e.g. document frequencies over the references of the whole split.
@@ -59,7 +60,7 @@ class CaptionValidation:
         min_new_tokens: int = 1,
         batch_size: int = 16,
     ):
-        self.processor = processor
+        self.encoder = PromptEncoder.of(processor)
         self.dataset = dataset
         self.prompt = prompt
         self.limits = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
@@ -102,19 +103,15 @@ class CaptionValidation:
 
     def _caption(self, model: torch.nn.Module, rows: Sequence[int]) -> list[Caption]:
         images = self.dataset.select(rows)["image"]
-        captions: list[Caption] = []
-        policy = policy_for(model, self.processor)
+        policy = policy_for(model, self.encoder)
 
-        def caption(part: slice) -> None:
+        def caption(part: slice) -> list[Caption]:
             pictures = [images[i] for i in range(part.start, part.stop)]
-            prompts = prompt_batch(self.processor, pictures, [self.prompt] * len(pictures))
-            captions.extend(
-                Caption(*c) for c in greedy_captions(policy, self.processor, prompts, **self.limits)
-            )
+            prompts = self.encoder.prompt_batch(pictures, [self.prompt] * len(pictures))
+            return [Caption(*each) for each in greedy_captions(policy, self.encoder, prompts, **self.limits)]
 
         with evaluation_mode(model):
-            self.batches.map(caption, len(rows))
-        return captions
+            return [each for part in self.batches.map(caption, len(rows)) for each in part]
 
     def _metrics(self, captions: list[Caption]) -> dict[str, float]:
         texts = [caption.text for caption in captions]

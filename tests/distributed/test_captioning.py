@@ -57,7 +57,7 @@ def both(folder, world):
 @pytest.mark.parametrize("num_shares", [1, 2, 3, 4])
 @pytest.mark.parametrize("count", [0, 1, 3, 8, 13])
 def test_shares_together_are_the_whole(count, num_shares):
-    shares = [share_of(range(count), num_shares, share) for share in range(num_shares)]
+    shares = [shard_of(range(count), num_shares, share) for share in range(num_shares)]
     assert [item for share in shares for item in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

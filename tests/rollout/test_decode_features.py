@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scst.errors import RecipeError
-from scst.models.prompts import prompt_batch
+from scst.models.prompts import PromptEncoder
 from scst.rollout import feature_cache as module
 from scst.rollout.feature_cache import FeatureCache
 from tests.rollout.test_rollout import PROMPTS, make_policy
@@ -26,7 +26,7 @@ def frozen_policy(processor, dtype=torch.float32, seed=0):
 
 @pytest.fixture
 def pixels(tiny_processor, images):
-    return prompt_batch(tiny_processor, images, PROMPTS).pixel_values
+    return PromptEncoder.of(tiny_processor).prompt_batch(images, PROMPTS).pixel_values
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def _fill(folder, seed):
     processor = build_processor()
     policy = frozen_policy(processor)
     cache = FeatureCache(folder, policy.model, processor, [str(i) for i in range(12)])
-    pixels = prompt_batch(processor, noise_images(12), ["caption en"] * 12).pixel_values
+    pixels = PromptEncoder.of(processor).prompt_batch(noise_images(12), ["caption en"] * 12).pixel_values
     order = torch.randperm(12, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         expected = policy.image_features(pixels)

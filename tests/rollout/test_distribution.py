@@ -171,13 +171,17 @@ def test_uniforms_do_not_touch_the_global_generator():
     assert torch.equal(torch.rand(1), expected)
 
 
+def entropy_of(logits):
+    return distribution.logprobs_and_entropy(logits, logits.argmax(-1))[1]
+
+
 def test_entropy_of_a_uniform_distribution_is_log_n():
     logits = torch.zeros(3, 7)
-    torch.testing.assert_close(distribution.token_entropy(logits), torch.full((3,), math.log(7)))
+    torch.testing.assert_close(entropy_of(logits), torch.full((3,), math.log(7)))
     logits[:, 2:] = -INF
-    torch.testing.assert_close(distribution.token_entropy(logits), torch.full((3,), math.log(2)))
+    torch.testing.assert_close(entropy_of(logits), torch.full((3,), math.log(2)))
     logits[:, 1:] = -INF
-    assert distribution.token_entropy(logits).tolist() == [0.0, 0.0, 0.0]
+    assert entropy_of(logits).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_token_logprobs_are_those_of_softmax():
@@ -200,7 +204,7 @@ def test_gradients_through_impossible_tokens_are_finite_and_right(sampling):
         logits, positions=torch.zeros(6), sampling=config, forbidden=forbidden, eos_token_id=EOS
     )
     tokens = shaped.argmax(-1)
-    value = distribution.token_logprobs(shaped, tokens).sum() + distribution.token_entropy(shaped).sum()
+    value = distribution.token_logprobs(shaped, tokens).sum() + entropy_of(shaped).sum()
     (gradient,) = torch.autograd.grad(value, logits)
     assert torch.isfinite(gradient).all()
 
@@ -214,22 +218,20 @@ def test_gradients_through_impossible_tokens_are_finite_and_right(sampling):
     assert (gradient[~possible] == 0).all()
 
 
-@pytest.mark.parametrize("entropy_gradient", [True, False])
-def test_logprobs_and_entropy_are_those_of_either_function(entropy_gradient):
+def test_logprobs_beside_the_entropy_are_those_without_it():
     logits = 5 * torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
     logits[:, 3], logits[2, 4:] = -INF, -INF
     logits[5, :8] -= 5000.0  # probabilities of exactly zero that are no -inf
     ids = torch.tensor([0, 1, 2, 4, 5, 8])
-    separate, together = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    expected = distribution.token_logprobs(separate, ids), distribution.token_entropy(separate)
-    found = distribution.logprobs_and_entropy(together, ids, entropy_gradient=entropy_gradient)
-    for value, right in zip(found, expected, strict=True):
-        torch.testing.assert_close(value, right)
-    assert found[1].requires_grad == entropy_gradient
-    (300 * found[0].sum() + (300 * found[1].sum() if entropy_gradient else 0)).backward()
-    (300 * expected[0].sum() + (300 * expected[1].sum() if entropy_gradient else 0)).backward()
-    assert torch.isfinite(together.grad).all()
-    torch.testing.assert_close(together.grad, separate.grad)
+    alone, together = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    expected = distribution.token_logprobs(alone, ids)
+    found, entropy = distribution.logprobs_and_entropy(together, ids)
+    torch.testing.assert_close(found, expected)
+    assert torch.isfinite(torch.autograd.grad(entropy.sum(), together, retain_graph=True)[0]).all()
+    for values, leaf in ((found, together), (expected, alone)):
+        (300 * values[:4].sum() + 300 * values[5]).backward()
+        assert torch.isfinite(leaf.grad).all()
+    torch.testing.assert_close(together.grad, alone.grad)
 
 
 def test_masked_mean():

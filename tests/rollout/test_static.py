@@ -10,7 +10,7 @@ import torch
 
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
-from scst.models.prompts import prompt_batch
+from scst.models.prompts import PromptEncoder
 from scst.rollout import static
 from scst.rollout.decode import rollout
 from scst.rollout.static import StaticSteps
@@ -36,7 +36,7 @@ def _likely_end(logits: torch.Tensor) -> torch.Tensor:
 
 
 def captions(policy, processor, images, seed=0, prompts=PROMPTS, **keys) -> Rollout:
-    batch = prompt_batch(processor, images, prompts[: len(images)])
+    batch = PromptEncoder.of(processor).prompt_batch(images, prompts[: len(images)])
     draws = uniforms(SAMPLING, len(images), seed=seed)
     return rollout(policy, processor, batch, SAMPLING, draws, **keys)
 

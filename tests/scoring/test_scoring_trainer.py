@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from scst.models.policy import Policy
-from scst.models.prompts import prompt_batch
+from scst.models.prompts import PromptEncoder
 from scst.rl.trainer import Objective, SCSTTrainer
 from scst.scoring.score import score
 from scst.types import Sampling
@@ -88,7 +88,7 @@ def test_a_step_without_any_advantage_changes_nothing(trainer):
 
 
 def chosen(advantages, *, num_processes: int, logs: bool = False, **objective) -> list[list[int]]:
-    """``scored_as`` of the captions of :func:`duplicates_and_zeros`."""
+    """``unique_index`` of the captions of :func:`duplicates_and_zeros`."""
     ids, mask, _ = duplicates_and_zeros()
     fake = SimpleNamespace(
         objective=Objective(**objective),
@@ -96,7 +96,7 @@ def chosen(advantages, *, num_processes: int, logs: bool = False, **objective) -
         _logs_this_step=lambda: logs,
     )
     rollout = SimpleNamespace(completion_ids=ids, completion_mask=mask)
-    return SCSTTrainer._scored_as(fake, rollout, advantages).tolist()
+    return SCSTTrainer._unique_index(fake, rollout, advantages).tolist()
 
 
 def test_every_process_keeps_a_caption():
@@ -118,14 +118,14 @@ def scenario(rank: int):
     """Captions and advantages of a process: the second one has nothing to learn from."""
     ids, mask = random_captions(2, num_images=2, seed=rank)
     advantages = torch.tensor([[0.5, -1.0], [0.0, 0.3]]) if rank == 0 else torch.zeros(2, 2)
-    scored_as = torch.tensor([[0, 1], [-1, 1]]) if rank == 0 else torch.tensor([[0, -1], [-1, -1]])
-    return ids, mask, advantages, scored_as
+    unique_index = torch.tensor([[0, 1], [-1, 1]]) if rank == 0 else torch.tensor([[0, -1], [-1, -1]])
+    return ids, mask, advantages, unique_index
 
 
 def gradient_of(policy: Policy, processor, rank: int) -> torch.Tensor:
-    ids, mask, advantages, scored_as = scenario(rank)
-    batch = prompt_batch(processor, noise_images(2, seed=rank), UNPADDED[:2])
-    scores = score(policy, batch, ids, mask, Sampling(), scored_as=scored_as, head_chunk=4)
+    ids, mask, advantages, unique_index = scenario(rank)
+    batch = PromptEncoder.of(processor).prompt_batch(noise_images(2, seed=rank), UNPADDED[:2])
+    scores = score(policy, batch, ids, mask, Sampling(), unique_index=unique_index, head_chunk=4)
     (advantages.unsqueeze(-1) * scores.logprobs).sum().backward()
     return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.requires_grad])
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scst.adapters.lora import check_adapter_exists, load_adapter
+from scst.adapters.loading import check_adapter_exists, load_adapter
 from scst.cli.arguments import Arguments, parse
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from scst.rl import policy_loss, trainer
-from scst.training import memory
 from scst.training.memory import DoesNotFit, FittingParts, PhaseMeter, is_out_of_memory
+from scst.types import Rollout
 from tests.support.worlds import write_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -254,9 +254,9 @@ def test_joined_parts_of_a_rollout_are_the_rollout(run_stage, sft_adapter, tmp_p
     """Also where parts end at different lengths: captions are padded as a common rollout would be."""
     keys = KEYS | {"adapter": str(sft_adapter), "max_steps": 1}
     rollout = run_stage("scst", output_dir=str(tmp_path / "out"), **keys).last_step.rollout
-    parts = [memory.select_images(rollout, slice(i, i + 1)) for i in range(4)]
+    parts = [rollout.select(slice(i, i + 1)) for i in range(4)]
     trimmed = [trim(part) for part in parts]
-    joined = memory.join_rollouts(trimmed, pad_token_id=0)
+    joined = Rollout.join(trimmed, pad_token_id=0)
     for field in dataclasses.fields(rollout):
         expected, actual = getattr(rollout, field.name), getattr(joined, field.name)
         if isinstance(expected, torch.Tensor):
