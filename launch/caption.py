@@ -31,7 +31,8 @@ def run(arguments: Arguments) -> None:
     build.prepare_libraries()
     decoding = get_decoding(recipe.decoding)
     images = [open_picture(path) for path in pictures]
-    model, processor = build.build_policy(recipe, build.check_inputs(recipe), trainable=False)
+    policy = build.build_policy(recipe, build.check_inputs(recipe), trainable=False)
+    model, processor = policy.model, policy.encoder
 
     def caption(rows: range) -> list:
         with build.progress_to_stderr("captioning", len(rows)) as advance:

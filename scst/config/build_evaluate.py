@@ -89,7 +89,8 @@ class Evaluator:
             return
         self._keys = None  # a failure below leaves nothing half loaded
         self.rows = build.load_data(recipe, [recipe.eval_split], self.console).splits[recipe.eval_split]
-        self.model, self.processor = build.build_policy(recipe, base, trainable=False)
+        policy = build.build_policy(recipe, base, trainable=False)
+        self.model, self.processor = policy.model, policy.encoder
         self._keys = keys
 
 

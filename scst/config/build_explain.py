@@ -84,7 +84,8 @@ def explain_model(
     from scst.evaluation.captioning import caption_images
     from scst.explain.explain import explain, pictures_to_see
 
-    model, processor = build.build_policy(recipe, build.check_inputs(recipe), trainable=False)
+    policy = build.build_policy(recipe, build.check_inputs(recipe), trainable=False)
+    model, processor = policy.model, policy.encoder
     caption = recipe.caption
     if caption is None:
         limits = {"max_new_tokens": recipe.max_new_tokens, "min_new_tokens": recipe.min_new_tokens}

@@ -65,11 +65,10 @@ def _check(run: Run, seen: set[str]) -> None:
     if recipe.adapter and not run.after:
         checks[f"adapter {recipe.adapter}"] = lambda: check_adapter_exists(recipe.adapter)
     if run.stage == "sft":
-        build_sft.training_arguments(recipe)
+        build_sft.check_settings(recipe)
     elif run.stage == "scst":
         build_rl.check_settings(recipe)
         build_rl.build_reward(recipe).close()
-        build_rl.training_arguments(recipe)
     else:
         names = [name for name in recipe.metrics if name not in NOVELTY]
         checks[f"metrics {names}"] = lambda: check_metrics(
