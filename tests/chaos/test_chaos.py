@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 FAULTS = (
     "SIGKILL, random moment",
     "SIGKILL, random file operation",

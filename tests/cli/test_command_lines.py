@@ -15,8 +15,8 @@ from PIL import Image
 
 from scst.config.recipes import EvaluateRecipe
 from tests.support.worlds import write_model, write_recipe, write_risc
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("sft", "scst", "evaluate", "caption", "explain")
 
 

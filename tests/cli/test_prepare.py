@@ -16,7 +16,7 @@ from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.cli.arguments import main
 from scst.config import build_captions
 from scst.data.loading import load_splits
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 from tests.support.worlds import write_risc
 
 

@@ -11,7 +11,7 @@ import yaml
 from scst.adapters.lora import LORA_TARGETS
 from scst.config.reader import build_recipe, read_recipe_file, resolved
 from scst.config.recipes import RECIPES
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 RECIPES_FOLDER = ROOT / "recipes"
 DEVICES = sorted((RECIPES_FOLDER / "accelerate").glob("*.yaml"))

@@ -14,8 +14,8 @@ from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.metrics.suite import METRICS
 from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES
 from tests.support.worlds import write_risc
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def start(script: str, *flags: str, stdin: str | None = None) -> subprocess.CompletedProcess:

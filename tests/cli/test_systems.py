@@ -13,7 +13,7 @@ from scst.config.reader import build_recipe, read_recipe_file, resolved
 from scst.data.preparation.cleaning import parse_steps
 from scst.evaluation.decoding import DECODINGS
 from tests.cli.test_recipes import name_of, stage_of
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 SYSTEMS = ROOT / "recipes" / "systems"
 RECIPES = sorted(path for path in SYSTEMS.rglob("*.yaml") if not path.name.startswith("_"))

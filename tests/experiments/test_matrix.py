@@ -7,7 +7,6 @@ import yaml
 
 from tests.cli.test_command_lines import call
 from tests.support.worlds import write_recipe
-from tests.training.conftest import world  # noqa: F401  fixture
 
 PROMPTS = ["caption en", "Describe this image in detail:"]
 

@@ -22,8 +22,8 @@ from rewards.mixture import RewardMixture
 from rewards.registry import WeightedReward, build_rewards
 from rewards.scorers.cider import CiderDReward
 from rewards.scorers.document_frequencies import FILE_NAME, DocumentFrequencies
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 
 CAPTIONS = ["a river", "a long road"]
 NAN = math.nan

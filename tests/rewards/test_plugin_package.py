@@ -14,8 +14,8 @@ import pytest
 from scst.adapters.lora import add_lora
 from scst.models.loading import load_model
 from tests.support.worlds import write_model, write_recipe, write_risc
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "reward_package"
 
 

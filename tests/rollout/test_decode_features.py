@@ -15,7 +15,6 @@ from scst.rollout import feature_cache as module
 from scst.rollout.feature_cache import FeatureCache
 from tests.rollout.test_rollout import PROMPTS, make_policy
 from tests.support.tiny import build_model, noise_images
-from tests.training.conftest import run_stage, sft_adapter, world  # noqa: F401
 
 IDS = ["d", "b", "c", "a"]
 

@@ -26,7 +26,6 @@ from tests.scoring.test_scoring import (
     usual_scores,
     weights_of,
 )
-from tests.training.conftest import run_stage, sft_adapter, world  # noqa: F401  (fixtures)
 
 
 @contextmanager

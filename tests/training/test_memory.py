@@ -17,8 +17,8 @@ from scst.rl import policy_loss, trainer
 from scst.training import memory
 from scst.training.memory import DoesNotFit, FittingParts, PhaseMeter, is_out_of_memory
 from tests.support.worlds import write_recipe
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 ATTEMPTS = Counter()
 
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 11.76 GiB"

@@ -17,7 +17,6 @@ from scst.scoring.score import score
 from scst.types import Sampling
 from tests.scoring.test_scoring import UNPADDED, duplicates_and_zeros, make_policy, random_captions
 from tests.support.tiny import build_processor, noise_images
-from tests.training.conftest import run_stage, sft_adapter, world  # noqa: F401  (fixtures)
 
 PLAIN = {"layout": "plain", "merge_captions": False, "skip_zero_advantages": False, "head_chunk": 0}
 """Every optimisation off."""

@@ -16,8 +16,8 @@ import pytest
 from rewards.errors import RewardError
 from rewards.scorers.meteor import CHUNK, MeteorService
 from tests.support.fake_java import FakeJava, ends_within, fake_score, is_alive
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_bounded_number_of_lines_waits_for_an_answer(fake):

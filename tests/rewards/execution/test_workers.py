@@ -20,8 +20,8 @@ from rewards.execution.workers import WorkerPool
 from rewards.mixture import RewardMixture
 from rewards.registry import WeightedReward
 from rewards.scorers.cider import CiderDReward
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = ["a river", "", " .", "word " * 400, "🙂 a\nb|||c", "a long road near a river", "a river"]
 
 
