@@ -13,8 +13,8 @@ import pytest
 
 from scst.adapters.lora import add_lora
 from scst.models.loading import load_model
-from tests.support.worlds import write_model, write_recipe, write_risc
 from tests.support.paths import ROOT
+from tests.support.worlds import write_model, write_recipe, write_risc
 
 EXAMPLE = ROOT / "examples" / "reward_package"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from scst.config.reader import build_recipe
 from tests.support.worlds import write_model, write_risc
@@ -61,3 +63,16 @@ def sft_adapter(run_stage, tmp_path):
     """The output folder of a short supervised stage."""
     run_stage("sft", output_dir=str(tmp_path / "sft-adapter"))
     return tmp_path / "sft-adapter"
+
+
+def adapter_weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def bits(tensor):
+    """The bytes of a tensor: packed 4-bit weights look like NaN to a comparison of numbers."""
+    return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +16,6 @@ from rewards.errors import RewardError
 from rewards.scorers.meteor import CHUNK, MeteorService
 from tests.support.fake_java import FakeJava, ends_within, fake_score, is_alive
 from tests.support.paths import ROOT
-
 
 
 def test_a_bounded_number_of_lines_waits_for_an_answer(fake):

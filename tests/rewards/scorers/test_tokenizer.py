@@ -1,6 +1,6 @@
 """The caption tokeniser against the Stanford PTB tokenizer of pycocoevalcap.
 
-``python -m tests.rewards.scorers.test_tokenizer`` asks Java anew and rewrites tests/reference/ptb_tokens.json.
+``python -m tests.rewards.scorers.test_tokenizer`` asks Java anew and writes tests/reference/ptb_tokens.json.
 """
 
 from __future__ import annotations
