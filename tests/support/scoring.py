@@ -8,18 +8,6 @@ from scst.adapters.lora import add_lora
 from scst.models.policy import Policy
 from scst.models.prompts import encode_prompts, forbidden_token_mask
 from scst.rollout import distribution
-from tests.support.scoring import (
-    EOS,
-    PADDED,
-    UNPADDED,
-    assert_same_gradient,
-    gradient,
-    make_policy,
-    random_captions,
-    usual_logits,
-    usual_scores,
-    weights_of,
-)
 from tests.support.tiny import build_model
 
 UNPADDED = ["caption en"] * 4
