@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.paths import ROOT
 
+SEED = os.environ.get("SCST_CHAOS_SEED", "1")
+"""Of the events to kill at and the order of the faults."""
 FAULTS = (
     "SIGKILL, training event",
     "SIGKILL, file operation",
@@ -32,7 +34,7 @@ def outcomes(tmp_path_factory):
     """The outcomes of one short suite."""
     file = tmp_path_factory.mktemp("chaos") / "outcomes.json"
     done = subprocess.run(
-        [sys.executable, "-m", "tests.chaos.run", "--short", "--json", str(file)],
+        [sys.executable, "-m", "tests.chaos.run", "--short", "--seed", SEED, "--json", str(file)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
