@@ -115,6 +115,22 @@ class RewardMixture:
         """Go back to statistics that :meth:`state_dict` gave."""
         self._moments = {name: Moments(**state[name]) for name in self._moments}
 
+    @property
+    def moments(self):
+        mixture = self
+
+        class _M:
+            def state_dict(self):
+                return {n: dataclasses.asdict(m) for n, m in mixture._moments.items()}
+
+            def load_state_dict(self, state):
+                mixture._moments = {n: Moments(**state[n]) for n in mixture._moments}
+
+        return _M()
+
+    def write_tables(self, folder):
+        self._calls.save_state(folder)
+
     def __call__(self, *, completions: Sequence[str], **columns: Any) -> MixedRewards:
         """Reward every completion.
 
