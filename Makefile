@@ -25,13 +25,14 @@ THREADS = $${OMP_NUM_THREADS:-$$(n=$$(getconf _NPROCESSORS_ONLN 2> /dev/null || 
 
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: help quickstart test chaos lint bench clean install browser
+.PHONY: help quickstart test test-fast chaos lint bench clean install browser
 
 help:
 	@echo "make quickstart   base -> SFT -> SCST on data and a model that come along; minutes on two cores"
 	@echo "make test         every test, offline, $(WORKERS) at a time"
+	@echo "make test-fast    those that start no process and train nothing: two minutes"
 	@echo "make chaos        faults injected into real runs: kills, full disk, dying process, ...; minutes"
-	@echo "make lint         ruff check and ruff format --check"
+	@echo "make lint         ruff check, ruff format --check, mypy"
 	@echo "make bench        side-by-side measurements, about half an hour; one of them: make bench BENCH=rollout"
 	@echo "make install      the environment only: $(VENV)"
 	@echo "make clean        remove $(VENV) and caches; outputs/ stays"
@@ -42,12 +43,16 @@ quickstart: $(STAMP)
 test: $(STAMP) browser
 	@$(IN_VENV) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
+test-fast: $(STAMP)
+	@$(IN_VENV) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
+
 chaos: $(STAMP)
 	@$(IN_VENV) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m tests.chaos.run $(ARGS)
 
 lint: $(STAMP)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/python -m mypy
 
 bench: $(STAMP)
 	@for name in $(BENCH); do echo "$$name"; \
@@ -90,5 +95,5 @@ browser:
 
 clean:
 	@if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
-	@rm -rf build ./*.egg-info .pytest_cache .ruff_cache
+	@rm -rf build ./*.egg-info .pytest_cache .ruff_cache .mypy_cache
 	@find . -path ./outputs -prune -o -name __pycache__ -type d -exec rm -rf {} +

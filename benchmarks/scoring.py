@@ -168,7 +168,7 @@ def run(policy: Any, way: Callable[[], Any]) -> dict[str, Any]:
     """Forward and backward once: CPU seconds, wall-clock seconds, growth of memory, logprobs, gradient."""
     import torch
 
-    from scst.training.memory import PhaseMeter
+    from scst.training.phase_meter import PhaseMeter
 
     policy.model.zero_grad()
     before = memory_in_use(policy.device)  # of the last way nothing may be left over to be used again
@@ -192,7 +192,7 @@ def memory_in_use(device: Any) -> float:
     """Gigabytes of tensors on the card, or of the process."""
     import torch
 
-    from scst.training.memory import GB
+    from scst.training.phase_meter import GB
 
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / GB

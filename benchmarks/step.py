@@ -371,7 +371,7 @@ def main(argv: list[str] | None = None) -> int:
     record = run(options, argv)
     print_table(record, options)
     if options.json:
-        from scst.training.run_record import write_json
+        from scst.data.files import write_json
 
         write_json(options.json, record)
     return 0

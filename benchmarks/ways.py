@@ -27,7 +27,7 @@ from scst.data.collate import SCSTCollator
 from scst.models.policy import Policy
 from scst.models.prompts import PromptEncoder
 from scst.rl.trainer import Objective, SCSTTrainer
-from scst.training.memory import PhaseMeter
+from scst.training.phase_meter import PhaseMeter
 from scst.types import PromptBatch, Rollout, Sampling
 
 PROMPT = "caption en"

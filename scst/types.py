@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+IGNORED_LABEL = -100
+"""Of tokens that no cross-entropy is computed for, as in torch and transformers."""
+
 
 @dataclass(frozen=True)
 class PromptBatch:
@@ -114,6 +117,14 @@ class Rollout:
     image_features: torch.Tensor | None = None
     prompt_cache: torch.Tensor | None = None
 
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def to(self, device: torch.device | str) -> Rollout:
+        """The same rollout on another device."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: v.to(device) for name, v in values.items() if hasattr(v, "to")})
+
     def select(self, images: slice) -> Rollout:
         """The rollout of some of its images."""
         return replace(self, **{f.name: _select(getattr(self, f.name), images) for f in fields(self)})
@@ -147,9 +158,7 @@ def _join(values: list[Any], padding: int) -> Any:
         return PromptBatch(**{f.name: torch.cat([getattr(v, f.name) for v in values]) for f in fields(first)})
     if isinstance(first, list):
         return [item for value in values for item in value]
-    if (
-        first.ndim > 1
-    ):  # tokens are the last axis; image features (B, N, D) have equal D, so nothing is padded
+    if first.ndim > 1:  # tokens are the last axis; image features (B, N, D) have equal D: nothing is padded
         length = max(value.shape[-1] for value in values)
         values = [torch.nn.functional.pad(v, (0, length - v.shape[-1]), value=padding) for v in values]
     return torch.cat(values)
@@ -181,3 +190,18 @@ class RewardOutput:
     sampled: torch.Tensor
     greedy: torch.Tensor
     components: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption.
+
+    Attributes:
+        text: decoded, without special tokens.
+        ended_by_eos: False when the length limit cut it.
+        num_tokens: tokens generated, the end-of-sequence token included.
+    """
+
+    text: str
+    ended_by_eos: bool
+    num_tokens: int

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.support.browser import chromium
+from tests.support.paths import SHARED
 from tests.support.tiny import build_model, build_processor, noise_images
 
 torch.set_num_threads(1)
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("SCST_SHARED_DATA", ROOT.parent / "shared" / "data")).parent
+pytest_plugins = ["tests.support.stages"]
 
 
 @pytest.fixture(scope="session")

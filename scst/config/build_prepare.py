@@ -41,7 +41,8 @@ from scst.data.splits import parse_fractions
 from scst.data.validate import refuse_bad
 from scst.errors import DataError, RecipeError
 from scst.report.data_page import report_html
-from scst.training.run_record import RECORD_NAME, write_json, write_run_record, write_text
+from scst.data.files import write_json, write_text
+from scst.training.run_record import RECORD_NAME, write_run_record
 
 AGREEMENTS = ("bleu_4", "meteor", "cosine")
 REPORT = "data_report.html"

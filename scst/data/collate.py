@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,27 @@ from scst.data.supervision import CaptionChoice, PromptChoice
 from scst.models.prompts import PromptEncoder
 
 
-class SFTCollator:
+class _EpochOfAllWorkers:
+    """The epoch of a collator, in memory that it shares with the copies in the workers of a loader.
+
+    Persistent workers (``dataloader_persistent_workers``) keep the copy they were started with: a plain
+    attribute that the training process sets at every epoch would stay 0 in them.
+    """
+
+    def __init__(self) -> None:
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """Captions and prompts are drawn for this one."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+
+class SFTCollator(_EpochOfAllWorkers):
     """Rows to supervised batches: masked prompt, trained caption and ``<eos>``.
 
     Args:
@@ -21,9 +41,6 @@ class SFTCollator:
         choice: which caption of an image is trained on; its seed is that of the prompts too.
         max_new_tokens: captions are cut to this many tokens.
         prompts: instructions to train on, one drawn per caption and epoch; none: ``prompt``.
-
-    Attributes:
-        epoch: captions and prompts are drawn for this one.
     """
 
     def __init__(
@@ -34,12 +51,12 @@ class SFTCollator:
         max_new_tokens: int,
         prompts: Sequence[str] = (),
     ):
+        super().__init__()
         self.encoder = PromptEncoder.of(processor)
         self.prompt = prompt
         self.prompts = PromptChoice(tuple(prompts) or (prompt,), choice.seed)
         self.choice = choice
         self.max_new_tokens = max_new_tokens
-        self.epoch = 0
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         captions = [self.choice.choose(row["references"], row["image_id"], self.epoch) for row in rows]
@@ -51,18 +68,15 @@ class SFTCollator:
             max_new_tokens=self.max_new_tokens,
         )
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """While open, the captions of epoch 0 and ``prompt``: every evaluation is about the same batches."""
-        kept = self.epoch, self.prompts
-        self.epoch, self.prompts = 0, PromptChoice((self.prompt,))
-        try:
-            yield
-        finally:
-            self.epoch, self.prompts = kept
+    def for_evaluation(self) -> SFTCollator:
+        """A collator of the captions of epoch 0 and ``prompt``: every evaluation is about the same batches."""
+        evaluating = copy.copy(self)
+        evaluating._epoch = torch.zeros((), dtype=torch.long)
+        evaluating.prompts = PromptChoice((self.prompt,))
+        return evaluating
 
 
-class SCSTCollator:
+class SCSTCollator(_EpochOfAllWorkers):
     """Rows to prompts with everything a reward may want to know about them.
 
     The batch holds ``input_ids``, ``attention_mask``, ``pixel_values`` and ``columns``: every dataset column
@@ -74,15 +88,16 @@ class SCSTCollator:
         prompt: the instruction.
         prompts: instructions to train on, one drawn per image and epoch; none: ``prompt``.
         seed: of the draws.
-
-    Attributes:
-        epoch: prompts are drawn for this one.
     """
 
     def __init__(self, processor: Any, prompt: str, prompts: Sequence[str] = (), seed: int = 0):
+        super().__init__()
         self.encoder = PromptEncoder.of(processor)
         self.prompts = PromptChoice(tuple(prompts) or (prompt,), seed)
-        self.epoch = 0
+
+    def for_evaluation(self) -> SCSTCollator:
+        """The same: evaluations of this stage caption, and read no training batches."""
+        return self
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return self.with_prompts(rows, [self.prompts.choose(row["image_id"], self.epoch) for row in rows])

@@ -1,12 +1,12 @@
-"""Gradients of data-parallel training, averaged once per step instead of within the backward pass."""
+"""Gradients that are averaged over processes after the last backward pass of a step and not within it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
+from accelerate.utils import reduce
 
 
 @contextmanager
@@ -21,16 +21,14 @@ def gradients_kept_on_error(parameters: Iterable[torch.nn.Parameter]) -> Iterato
         raise
 
 
-def average_gradients(parameters: Iterable[torch.nn.Parameter], accelerator: Any) -> None:
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Mean of the gradients over all processes, in one message, as DistributedDataParallel would make it.
 
     A parameter without a gradient here counts as zero. Collective: every process calls it equally often,
     however many backward passes it made.
     """
     parameters = list(parameters)
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    flat = accelerator.reduce(torch.cat([p.grad.flatten() for p in parameters]), reduction="mean")
-    for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad.copy_(gradient.view_as(parameter))
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
+    for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = mean.view_as(parameter).clone()

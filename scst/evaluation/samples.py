@@ -8,12 +8,11 @@ from typing import Any
 
 from scst.adapters.prompt_tuning import encoder_for
 from scst.errors import RecipeError
-from scst.evaluation.captioning import evaluation_mode
 from scst.metrics.suite import METRICS, Corpus
-from scst.models.policy import policy_for
+from scst.models.policy import evaluation_mode, policy_for
 from scst.rollout.decode import rollout
 from scst.rollout.distribution import rollout_uniforms
-from scst.training.memory import FittingParts
+from scst.training.micro_batcher import MicroBatcher
 from scst.types import Sampling
 
 SAMPLES = 4
@@ -108,7 +107,7 @@ def sample_captions(
         found.extend(zip(drawn.greedy_captions, drawn.captions, strict=True))
 
     with evaluation_mode(model):
-        FittingParts("samples of the report", "report_samples: 0", batch_size).run(len(indices), sample)
+        MicroBatcher("samples of the report", "report_samples: 0", batch_size).map(sample, len(indices))
     return _scored(corpus, indices, [[greedy, *samples] for greedy, samples in found])
 
 

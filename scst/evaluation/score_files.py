@@ -13,7 +13,7 @@ from scst.errors import DataError
 from scst.evaluation.caption_files import CaptionPairs, read_pairs
 from scst.metrics.bootstrap import MetricDifference, MetricResult, compare_captions
 from scst.metrics.suite import METRICS, Corpus, MetricSettings
-from scst.training.run_record import write_jsonl
+from scst.data.files import write_jsonl
 
 
 def read_corpus(

@@ -255,3 +255,15 @@ def policy_for(
     forbidden = forbidden_token_mask(processor, base_model(model).config.get_text_config().vocab_size)
     ids = (processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id)
     return Policy(model, forbidden, *ids, cuda_graphs=cuda_graphs, lockstep=lockstep)
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module is back in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -11,10 +11,9 @@ import torch
 from PIL import Image
 
 from scst.errors import RecipeError
-from scst.types import PromptBatch
+from scst.types import IGNORED_LABEL, PromptBatch
 
 IMAGE_TOKEN = "<image>"
-IGNORED_LABEL = -100
 PLACEHOLDERS = re.compile(r"<(loc|seg|unused)\d+>")
 """Tokens for locations (``<loc0000>``), segments (``<seg000>``) and nothing (``<unused0>``): never words."""
 

@@ -113,13 +113,13 @@ def _check_shapes(sampled_rewards: torch.Tensor, greedy_rewards: torch.Tensor) -
         )
 
 
-def advantage_shares(baseline: str, sampled: torch.Tensor, greedy: torch.Tensor) -> torch.Tensor:
+def advantage_magnitudes(baseline: str, sampled: torch.Tensor, greedy: torch.Tensor) -> torch.Tensor:
     """How much of the advantages every reward of a mixture makes up.
 
     The advantage is linear in the contributions c_i = w_i * r_i of the rewards: with a_i the advantages of
-    c_i alone against the same baseline, their sum is the advantage of the sum. The share of reward i is mean
-    |a_i| over the sum of all mean |a_j|. The ``group`` baseline is taken before its division by the standard
-    deviation, which is of the sum and scales all a_i alike.
+    c_i alone against the same baseline, their sum is the advantage of the sum. The share of reward i is the
+    sum of |a_i| over all captions, over that of all rewards. The ``group`` baseline is taken before its
+    division by the standard deviation, which is of the sum and scales all a_i alike.
 
     Args:
         baseline: name of the baseline.
@@ -127,12 +127,11 @@ def advantage_shares(baseline: str, sampled: torch.Tensor, greedy: torch.Tensor)
         greedy: (R, B) of the greedy captions.
 
     Returns:
-        (R,) shares that add up to 1; all 0 when no advantage differs from 0.
+        (R,) sums of |a_i|.
     """
     if baseline == "group":
         advantages, _ = _centred(sampled)
     else:
         pairs = zip(sampled, greedy, strict=True)
         advantages = torch.stack([compute_advantages(baseline, *pair) for pair in pairs])
-    means = advantages.nan_to_num(0.0).abs().mean((1, 2)).to(sampled.dtype)
-    return means / means.sum() if means.sum() > 0 else means
+    return advantages.nan_to_num(0.0).abs().sum((1, 2)).to(sampled.dtype)

@@ -21,7 +21,7 @@ from scst.models.policy import Policy
 from scst.models.prompts import PromptEncoder, forbidden_token_mask
 from scst.scoring.score import score
 from scst.types import PromptBatch, Sampling
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 from tests.support.tiny import SENTENCES, build_model, noise_images
 from tests.support.tiny import build_processor as build_tiny_processor
 

@@ -1,4 +1,4 @@
-"""One function per fault: make it happen to a real run, and see what the run does."""
+"""One function per fault: make it happen to a real run, at a counted event, and see what the run does."""
 
 from __future__ import annotations
 
@@ -7,43 +7,27 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.kills import Outcome, Workload
-from tests.chaos.lab import Lab, Run
+from tests.chaos.events import at
+from tests.chaos.kills import Outcome
+from tests.chaos.lab import Lab, Run, Setup, Workload
+from tests.support.paths import ROOT
 
-SLOW = 0.15
-"""Seconds that a step takes at least where something must happen in the middle of a run."""
 
-
-def _slowly(rank: int) -> None:
-    from scst.training.checkpointer import CheckpointMixin
-
-    original = CheckpointMixin.get_batch_samples
-
-    def slow(self: Any, *args: Any) -> Any:
-        time.sleep(SLOW)
-        return original(self, *args)
-
-    CheckpointMixin.get_batch_samples = slow
+def _in_step(step: int, act: Callable[[], Any], rank: int = 0) -> Setup:
+    """Plants a fault in one process, in the step after so many completed ones."""
+    return lambda this: at("on_step_begin", step, act) if this == rank else None
 
 
 def _goes_on(lab: Lab, workload: Workload, output: str) -> bool:
     """Whether the resumed run ends with the adapter of the undisturbed one."""
     codes = lab.start(workload.stage, output, processes=workload.processes, **workload.keys).wait()
-    return codes == [0] * workload.processes and lab.adapter(output) == _undisturbed(lab, workload)
-
-
-def _undisturbed(lab: Lab, workload: Workload) -> bytes:
-    output = f"whole-{workload.name}"
-    if not (lab.folder / output / "run.json").is_file():
-        run = lab.start(workload.stage, output, processes=workload.processes, **workload.keys)
-        assert run.wait() == [0] * workload.processes, run.log.read_text()[-2000:]
-    return lab.adapter(output)
+    return codes == [0] * workload.processes and lab.adapter(output) == lab.undisturbed(workload)
 
 
 def _one(fault: str, survived: bool, run: Run, lab: Lab, output: str, step: int, note: str) -> Outcome:
@@ -55,45 +39,33 @@ def _one(fault: str, survived: bool, run: Run, lab: Lab, output: str, step: int,
 def told_to_stop(lab: Lab, workload: Workload, number: int) -> Outcome:
     """SIGTERM or SIGINT: a checkpoint of this very step, a message, the exit code that shells give."""
     name, output = signal.Signals(number).name, f"{signal.Signals(number).name}-{workload.name}"
-    run = lab.start(workload.stage, output, processes=workload.processes, setup=_slowly, **workload.keys)
-    run.until(3)
-    run.signal(number, [workload.processes - 1])  # one process is told; all must leave
-    codes = run.wait(30.0)
+    last = workload.processes - 1  # one process is told; all must leave
+    setup = _in_step(3, lambda: signal.raise_signal(number), last)
+    run = lab.start(workload.stage, output, processes=workload.processes, setup=setup, **workload.keys)
+    codes = run.wait()
     newest, text = lab.newest(output), run.log.read_text()
     left = codes == [128 + number] * workload.processes or codes[-1] == 128 + number
     said = f"stopped at step {newest} of 8" in text and "--resume true" in text
-    survived = left and said and newest == run.step and _goes_on(lab, workload, output)
+    survived = left and said and newest == run.step == 4 and _goes_on(lab, workload, output)
     return _one(f"{name}: {workload.name}", survived, run, lab, output, newest, "saved, left, resumed")
 
 
 def told_twice(lab: Lab) -> Outcome:
-    """The second SIGINT ends the process at once, in the middle of a step that would last for long."""
+    """The second SIGINT ends the process at once, in the middle of a step that would never end."""
 
-    def setup(rank: int) -> None:
-        from scst.training.checkpointer import CheckpointMixin
-
-        original = CheckpointMixin.get_batch_samples
-
-        def endless(self: Any, *args: Any) -> Any:
-            if self.state.global_step == 3:
-                time.sleep(60)
-            return original(self, *args)
-
-        CheckpointMixin.get_batch_samples = endless
+    def interrupt() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        threading.Event().wait()
 
     workload = Workload("sft", 1)
-    run = lab.start("sft", "SIGINT-twice", setup=setup, **workload.keys)
-    run.until(3)
-    time.sleep(0.3)
-    run.signal(signal.SIGINT)
-    time.sleep(0.3)
-    started = time.monotonic()
-    run.signal(signal.SIGINT)
-    codes = run.wait(10.0)
-    seconds = time.monotonic() - started
+    run = lab.start("sft", "SIGINT-twice", setup=_in_step(3, interrupt), **workload.keys)
+    codes, text = run.wait(), run.log.read_text()
     newest = lab.newest("SIGINT-twice")
-    survived = codes == [-signal.SIGINT] and seconds < 2 and _goes_on(lab, workload, "SIGINT-twice")
-    return _one("SIGINT twice", survived, run, lab, "SIGINT-twice", newest, f"left after {seconds:.1f} s")
+    said = text.count("SIGINT: saving at the end of this step; again to leave at once") == 1
+    survived = codes == [-signal.SIGINT] and said and run.step == 3
+    survived = survived and _goes_on(lab, workload, "SIGINT-twice")
+    return _one("SIGINT twice", survived, run, lab, "SIGINT-twice", newest, "left at once")
 
 
 @contextmanager
@@ -109,6 +81,10 @@ def _small_disk(folder: Path, kilobytes: int) -> Iterator[bool]:
             subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def _remount(folder: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True)
+
+
 def full_disk(lab: Lab) -> Outcome:
     """The disk fills up in the middle of a checkpoint: reported, the run goes on, the next one is saved.
 
@@ -119,24 +95,14 @@ def full_disk(lab: Lab) -> Outcome:
     with _small_disk(folder, 3000) as mounted:
 
         def setup(rank: int) -> None:
-            from scst.training.checkpointer import CheckpointMixin
-
-            original = CheckpointMixin._save_checkpoint
-
-            def saving(self: Any, *args: Any, **kwargs: Any) -> None:
-                if self.state.global_step == 4:
-                    _fill(folder, ballast, mounted)
-                original(self, *args, **kwargs)
-                if self.state.global_step == 4:
-                    _empty(ballast, mounted)
-
-            CheckpointMixin._save_checkpoint = saving
+            at("on_evaluate", 4, lambda: _fill(folder, ballast, mounted))  # the checkpoint is next
+            at("on_save", 4, lambda: _empty(ballast, mounted))
 
         run = lab.start("scst", output, setup=setup, **workload.keys)
         codes, text = run.wait(), run.log.read_text()
         said = "checkpoint-4 could not be written" in text and "newest complete one: checkpoint-2" in text
         complete = {p.name for p in folder.glob("checkpoint-*")} == {"checkpoint-6", "checkpoint-8"}
-        same = codes == [0] and lab.adapter(output) == _undisturbed(lab, workload)
+        same = codes == [0] and lab.adapter(output) == lab.undisturbed(workload)
         survived = said and complete and same and not (folder / ".aside").exists()
         note = "reported; saved at the next one" + ("" if mounted else " (file size limit)")
         return _one("full disk", survived, run, lab, output, run.step, note)
@@ -170,22 +136,13 @@ def read_only_output(lab: Lab) -> Outcome:
             return Outcome("read-only output", 0, 0, [], "this system forbids to mount a file system")
 
         def setup(rank: int) -> None:
-            from scst.training.checkpointer import CheckpointMixin
-
-            original = CheckpointMixin._save_checkpoint
-
-            def saving(self: Any, *args: Any, **kwargs: Any) -> None:
-                if self.state.global_step == 4:
-                    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-                original(self, *args, **kwargs)
-
-            CheckpointMixin._save_checkpoint = saving
+            at("on_evaluate", 4, lambda: _remount(folder, "ro"))  # the checkpoint is next
 
         run = lab.start("sft", output, setup=setup, **workload.keys)
         codes, text = run.wait(), run.log.read_text()
         newest = lab.newest(output)
         refused = lab.start("sft", output, **workload.keys).wait() == [2]
-        subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
+        _remount(folder, "rw")
         said = "Read-only file system" in text and "checkpoint-2" in text and "Traceback" not in text
         survived = codes == [1] and said and refused and newest == 2 and _goes_on(lab, workload, output)
         return _one("read-only output", survived, run, lab, output, newest, "reported; refused at the start")
@@ -195,16 +152,21 @@ def vanished_dataset(lab: Lab, workload: Workload) -> Outcome:
     """The images are gone in the middle of an epoch: the last step is saved, the message names the file."""
     output, images = f"vanished-{workload.name}", lab.folder / "data" / "resized"
     elsewhere = images.with_name("elsewhere")
-    run = lab.start(workload.stage, output, processes=workload.processes, setup=_slowly, **workload.keys)
-    run.until(3)
-    images.rename(elsewhere)
+    run = lab.start(
+        workload.stage,
+        output,
+        processes=workload.processes,
+        # an epoch has three steps: what comes next is that the images of the next one are read
+        setup=lambda rank: rank or at("on_step_end", 3, lambda: images.rename(elsewhere)),
+        **workload.keys,
+    )
     try:
         codes = run.wait()
     finally:
         elsewhere.rename(images)
     text, newest = run.log.read_text(), lab.newest(output)
     said = "cannot be read any more" in text and "tile_" in text and "Traceback" not in text
-    survived = codes == [2] * workload.processes and said and newest == run.step
+    survived = codes == [2] * workload.processes and said and newest == run.step == 3
     survived = survived and _goes_on(lab, workload, output)
     return _one(
         f"vanished dataset: {workload.name}", survived, run, lab, output, newest, "saved; names the file"
@@ -214,14 +176,13 @@ def vanished_dataset(lab: Lab, workload: Workload) -> Outcome:
 def corrupt_checkpoint(lab: Lab, damage: str) -> Outcome:
     """The newest checkpoint is damaged: the run says so and goes on from the one before."""
     workload, output = Workload("scst", 1), f"corrupt-{damage}"
-    run = lab.start("scst", output, setup=_slowly, **workload.keys)
-    run.until(5)
-    run.signal(signal.SIGKILL)
-    run.wait()
+    setup = _in_step(5, lambda: signal.raise_signal(signal.SIGKILL))
+    run = lab.start("scst", output, setup=setup, **workload.keys)
+    assert run.wait() == [-signal.SIGKILL], run.log.read_text()[-2000:]
     newest = lab.newest(output)
     _damage(lab.folder / output / f"checkpoint-{newest}", damage)
     before = lab.newest(output)
-    survived = 0 < before < newest and _goes_on(lab, workload, output)
+    survived = (before, newest) == (2, 4) and _goes_on(lab, workload, output)
     text = " ".join(run.log.read_text().split())
     survived = survived and f"checkpoint-{newest} is passed over for the one before" in text
     survived = survived and f"checkpoint-{before}" in text
@@ -244,59 +205,46 @@ def _damage(checkpoint: Path, how: str) -> None:
 
 
 def dying_rank(lab: Lab, how: str) -> Outcome:
-    """One of two processes dies in a step: the other leaves within 30 s, and the traceback can be read."""
+    """One of two processes dies in a step: the other leaves, and the traceback can be read."""
     workload, output = Workload("scst", 2), f"dying-{how}"
 
-    def setup(rank: int) -> None:
-        from scst.rl.trainer import SCSTTrainer
+    def die() -> None:
+        if how == "SIGKILL":
+            signal.raise_signal(signal.SIGKILL)
+        raise ZeroDivisionError("the fault of process 1")
 
-        original = SCSTTrainer.training_step
-
-        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if rank == 1 and self.state.global_step == 3:
-                if how == "SIGKILL":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                raise ZeroDivisionError("the fault of process 1")
-            return original(self, *args, **kwargs)
-
-        SCSTTrainer.training_step = step
-
-    run = lab.start("scst", output, processes=2, setup=setup, **workload.keys)
-    run.until(3)
-    started = time.monotonic()
-    codes = run.wait(30.0)
-    seconds, text = time.monotonic() - started, run.log.read_text()
+    run = lab.start("scst", output, processes=2, setup=_in_step(3, die, 1), **workload.keys)
+    codes, text = run.wait(), run.log.read_text()
     told = "ZeroDivisionError: the fault of process 1" in text or how == "SIGKILL"
     survived = 124 not in codes and 0 not in codes and told
     newest = lab.newest(output)
-    survived = survived and _goes_on(lab, workload, output)
-    note = f"the other left after {seconds:.1f} s"
-    return _one(f"dying process: {how}", survived, run, lab, output, newest, note)
+    survived = survived and newest == 2 and _goes_on(lab, workload, output)
+    return _one(f"dying process: {how}", survived, run, lab, output, newest, "the other left by itself")
 
 
 def stuck_reward(lab: Lab) -> Outcome:
     """A reward does not answer: the run ends after ``timeout_s`` with a checkpoint of the step before."""
     workload, output = Workload("scst", 1), "stuck"
-    stuck = {"import_path": "tests.chaos.faults:stuck_at_step_four", "weight": 0.0, "timeout_s": 1}
+    stuck = {"import_path": "tests.chaos.faults:stuck_at_step_four", "weight": 0.0, "timeout_s": 5}
     rewards = [{"name": "cider_d", "normalize": True}, stuck]
-    os.environ["SCST_CHAOS_STUCK"] = "1"
-    try:
-        run = lab.start("scst", output, rewards=rewards, **workload.keys)
-        codes = run.wait()
-    finally:
-        del os.environ["SCST_CHAOS_STUCK"]
+    run = lab.start("scst", output, rewards=rewards, setup=lambda rank: STUCK.set(), **workload.keys)
+    codes = run.wait()
     text, newest = run.log.read_text(), lab.newest(output)
-    said = "'stuck_at_step_four' did not answer within its `timeout_s` of 1 s" in text
+    said = "'stuck_at_step_four' did not answer within its `timeout_s` of 5 s" in text
     survived = codes == [1] and said and newest == run.step == 3
     codes = lab.start("scst", output, rewards=rewards, **workload.keys).wait()
-    survived = survived and codes == [0] and lab.adapter(output) == _undisturbed(lab, workload)
+    survived = survived and codes == [0] and lab.adapter(output) == lab.undisturbed(workload)
     return _one("stuck reward", survived, run, lab, output, newest, "saved; ended after its timeout")
+
+
+STUCK = threading.Event()
+"""Set in the process whose reward does not answer."""
 
 
 def stuck_at_step_four(completions: list[str], trainer_state: Any = None, **columns: Any) -> list[float]:
     """A reward that weighs nothing, and hangs once."""
-    if "SCST_CHAOS_STUCK" in os.environ and trainer_state is not None and trainer_state.global_step == 3:
-        time.sleep(600)
+    if STUCK.is_set() and trainer_state is not None and trainer_state.global_step == 3:
+        threading.Event().wait()
     return [0.0] * len(completions)
 
 
@@ -350,17 +298,15 @@ def _ruin_gradients(steps: set[int]) -> None:
 
 BREAKING = """
 import os, sys
-from launch import scst
-from scst.cli.arguments import main
-from scst.rl.trainer import SCSTTrainer
+from tests.chaos.events import at
+from tests.support.command_lines import call
 
-def training_step(self, *args, original=SCSTTrainer.training_step, **kwargs):
-    if os.environ["RANK"] == "1" and self.state.global_step == 2:
-        raise ZeroDivisionError("the fault of process 1")
-    return original(self, *args, **kwargs)
+def fail():
+    raise ZeroDivisionError("the fault of process 1")
 
-SCSTTrainer.training_step = training_step
-sys.exit(main("scst", scst.run, usage=""))
+if os.environ["RANK"] == "1":
+    at("on_step_begin", 2, fail)
+sys.exit(call("scst", *sys.argv[1:]))
 """
 
 
@@ -374,14 +320,13 @@ def launcher(lab: Lab) -> Outcome:
     script = lab.folder / "breaking.py"
     script.write_text(BREAKING)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [*command, str(script), "--config", str(recipe)],
-        cwd=root,
-        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=1800,
         check=False,
     )
     cause = done.stderr.split("Root Cause")[-1]

@@ -9,7 +9,6 @@ import mmap
 import os
 import shutil
 import signal
-import socket
 import struct
 import sys
 import time
@@ -19,9 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-STAGES = ("sft", "scst")
-DEADLINE_S = 120.0
-"""No run of this size takes longer; one that does hangs."""
+from tests.chaos.events import KINDS, Event, on_step, record, recorded
+from tests.support.ports import free_port
+
+DEADLINE_S = 900.0
+"""A run takes seconds, on the busiest machine a minute or two; one that takes longer hangs."""
 
 Setup = Callable[[int], None]
 """Called in a run's process with its rank before training begins: plants the fault."""
@@ -58,15 +59,12 @@ class Run:
             self.codes[rank] = 124
         return [self.codes[rank] for rank in range(len(self.pids))]
 
-    def has_ended(self) -> bool:
-        """Whether any process has ended."""
-        return bool(self._collect())
-
-    def until(self, step: int, timeout: float = DEADLINE_S) -> None:
-        """Wait until a step is completed, or a process has ended."""
-        deadline = time.monotonic() + timeout
-        while self.step < step and time.monotonic() < deadline and not self.has_ended():
-            time.sleep(0.005)
+    def wait_for(self, rank: int) -> int:
+        """Exit code of one process."""
+        deadline = time.monotonic() + DEADLINE_S
+        while rank not in self._collect() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.codes[rank] if rank in self.codes else self.wait(0.0)[rank]
 
     def signal(self, number: int, ranks: list[int] | None = None) -> None:
         """Send a signal to all processes, or to some."""
@@ -83,6 +81,23 @@ class Run:
                 if ended:
                     self.codes[rank] = os.waitstatus_to_exitcode(status)
         return self.codes
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A run to be disturbed."""
+
+    stage: str
+    processes: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}-{self.processes}"
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The same batch of four images a step, however many processes there are."""
+        return {"per_device_train_batch_size": 4 // self.processes}
 
 
 class Lab:
@@ -155,13 +170,38 @@ class Lab:
         recipe = write_recipe(self.folder / f"recipe-{self.counter}.yaml", **settings)
         log = self.folder / f"{output}.log"
         progress = mmap.mmap(-1, 8)
-        port, pids = _free_port(), []
+        port, pids = free_port(), []
         for rank in range(processes):
             pid = os.fork()
             if pid == 0:
                 _become(stage, recipe, rank, processes, port, log, progress, setup)
             pids.append(pid)
         return Run(pids, log, progress)
+
+    def undisturbed(self, workload: Workload) -> bytes:
+        """The adapter of the run that nobody disturbs; its events are recorded on the way."""
+        output = f"whole-{workload.name}"
+        if not (self.folder / output / "run.json").is_file():
+            run = self.start(
+                workload.stage,
+                output,
+                processes=workload.processes,
+                setup=lambda rank: [
+                    record(kind, self.folder / output, self._recording(workload, rank, kind))
+                    for kind in KINDS
+                ],
+                **workload.keys,
+            )
+            assert run.wait() == [0] * workload.processes, run.log.read_text()[-2000:]
+        return self.adapter(output)
+
+    def events(self, workload: Workload, rank: int, kind: str) -> list[Event]:
+        """What happens in one process of the run that nobody disturbs."""
+        self.undisturbed(workload)
+        return recorded(self._recording(workload, rank, kind))
+
+    def _recording(self, workload: Workload, rank: int, kind: str) -> Path:
+        return self.folder / f"{workload.name}-{rank}-{kind}.events"
 
     def adapter(self, output: str) -> bytes:
         """The bytes of the adapter that a run ended with."""
@@ -204,16 +244,12 @@ def _become(
         if processes > 1:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        _report_progress(progress)
+        on_step(lambda step: struct.pack_into("q", progress, 0, step))
         if setup:
             setup(rank)
-        import importlib
+        from tests.support.command_lines import call
 
-        from scst.cli.arguments import main
-
-        code = main(
-            stage, importlib.import_module(f"launch.{stage}").run, usage="", argv=["--config", str(recipe)]
-        )
+        code = call(stage, "--config", str(recipe))
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:
@@ -222,21 +258,3 @@ def _become(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def _report_progress(progress: mmap.mmap) -> None:
-    from scst.training.checkpointer import CheckpointMixin
-
-    original = CheckpointMixin._maybe_log_save_evaluate
-
-    def reporting(self: Any, *args: Any, **kwargs: Any) -> None:
-        progress[:8] = struct.pack("q", self.state.global_step)
-        original(self, *args, **kwargs)
-
-    CheckpointMixin._maybe_log_save_evaluate = reporting
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -28,8 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos import faults
-from tests.chaos.kills import Outcome, Workload, kill_repeatedly
-from tests.chaos.lab import Lab
+from tests.chaos.kills import Outcome, kill_repeatedly
+from tests.chaos.lab import Lab, Workload
+from tests.support.preloaded import preload
 
 WORKLOADS = [Workload(stage, processes) for stage in ("sft", "scst") for processes in (1, 2)]
 
@@ -37,7 +38,7 @@ WORKLOADS = [Workload(stage, processes) for stage in ("sft", "scst") for process
 def main() -> int:
     """Run the suite; the exit code says whether all was survived."""
     options = _options()
-    _import_everything()
+    preload()
     console = Console(width=None if sys.stdout.isatty() else 140)
     started, outcomes = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="scst-chaos-") as folder:
@@ -58,32 +59,30 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--short", action="store_true", help="fewer kills, every fault once")
     parser.add_argument("--kills", type=int, help="SIGKILLs over all workloads; default 40, with --short 4")
-    parser.add_argument("--seed", type=int, default=1, help="of the moments")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="of the events to kill at, and of the order of the faults"
+    )
     parser.add_argument("--json", type=Path, help="file for the outcomes")
     options = parser.parse_args()
     options.kills = options.kills or (4 if options.short else 40)
     return options
 
 
-def _import_everything() -> None:
-    """What a training command imports, before processes are forked."""
-    import torch
-
-    torch.set_num_threads(1)
-    import tests.support.tiny  # noqa: F401
-
-
 def _outcomes(lab: Lab, options: argparse.Namespace) -> Iterator[Outcome]:
-    shares = _shares(options.kills, options.short)
-    for workload, kills in shares:
-        yield from kill_repeatedly(lab, workload, kills, random.Random(f"{options.seed} {workload.name}"))
-    for fault in _faults(lab, options.short):
-        yield fault()
+    """What became of the faults, in an order drawn from the seed: none may depend on another."""
+    jobs = [
+        lambda w=w, n=n: kill_repeatedly(lab, w, n, random.Random(f"{options.seed} {w.name}"))
+        for w, n in _shares(options.kills, options.short)
+    ]
+    jobs += [lambda f=f: [f()] for f in _faults(lab, options.short)]
+    random.Random(options.seed).shuffle(jobs)
+    for job in jobs:
+        yield from job()
 
 
 def _shares(kills: int, short: bool) -> list[tuple[Workload, int]]:
-    """How the kills are spread; two processes take twice the time, so the short form kills them once each."""
-    weights = [1, 0, 2, 1] if short else [1, 1, 1, 1]
+    """How the kills are spread; the short form kills one stage, in one process and in two."""
+    weights = [0, 0, 1, 1] if short else [1, 1, 1, 1]
     counts = [kills * weight // sum(weights) for weight in weights]
     counts[0] += kills - sum(counts)
     return [(workload, count) for workload, count in zip(WORKLOADS, counts, strict=True) if count]

@@ -17,7 +17,7 @@ from scst.config.reader import (
 )
 from scst.config.recipes import RECIPES
 from scst.errors import RecipeError
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 TRAINING_STAGES = ["sft", "scst"]
 

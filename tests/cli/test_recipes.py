@@ -10,25 +10,13 @@ import yaml
 
 from scst.adapters.lora import LORA_TARGETS
 from scst.config.reader import build_recipe, read_recipe_file, resolved
-from scst.config.recipes import RECIPES
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
+from tests.support.recipes import RECIPES_FOLDER, name_of, stage_of
 
-RECIPES_FOLDER = ROOT / "recipes"
 DEVICES = sorted((RECIPES_FOLDER / "accelerate").glob("*.yaml"))
 PARTS = sorted(RECIPES_FOLDER.rglob("_*.yaml"))
 """What other recipes extend; no recipes by themselves."""
 STAGE_RECIPES = sorted(set(RECIPES_FOLDER.rglob("*.yaml")) - set(DEVICES) - set(PARTS))
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-def stage_of(path: Path) -> str:
-    """The stage named by a recipe's file name: ``mix-r16-sft.yaml`` is one of ``sft``."""
-    stages = [stage for stage in RECIPES if stage in path.stem.split("-")]
-    assert len(stages) == 1, f"{name_of(path)}: the file name must hold one of {', '.join(RECIPES)}"
-    return stages[0]
 
 
 def header_of(path: Path) -> str:

@@ -6,16 +6,14 @@ import importlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.metrics.suite import METRICS
 from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES
+from tests.support.paths import ROOT
 from tests.support.worlds import write_risc
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def start(script: str, *flags: str, stdin: str | None = None) -> subprocess.CompletedProcess:

@@ -12,10 +12,8 @@ import yaml
 from scst.config.reader import build_recipe, read_recipe_file, resolved
 from scst.data.preparation.cleaning import parse_steps
 from scst.evaluation.decoding import DECODINGS
-from tests.cli.test_recipes import name_of, stage_of
-from tests.conftest import ROOT
+from tests.support.recipes import SYSTEMS, name_of, stage_of
 
-SYSTEMS = ROOT / "recipes" / "systems"
 RECIPES = sorted(path for path in SYSTEMS.rglob("*.yaml") if not path.name.startswith("_"))
 RSICD = [path for path in RECIPES if "rsicd" in path.stem]
 README = (SYSTEMS / "README.md").read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from scst.data.preview import (
 from scst.data.supervision import CaptionChoice
 from scst.data.validate import BadExample
 from scst.errors import DataError
-from tests.data.conftest import read_form, rows_of, write_risc
+from tests.support.rows import read_form, rows_of, write_risc
 
 
 class WordTokenizer:

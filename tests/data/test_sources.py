@@ -12,7 +12,8 @@ import pytest
 
 from scst.data.sources import check_layout, read_rows
 from scst.errors import DataError
-from tests.data.conftest import CAPTIONS, PROJECT_ROOT, dataset_of, encoded, picture, rows_of, write_risc
+from tests.support.paths import ROOT
+from tests.support.rows import CAPTIONS, dataset_of, encoded, picture, rows_of, write_risc
 
 
 def test_every_form_gives_the_same_rows(any_form, toy_rows):
@@ -233,9 +234,7 @@ def test_data_room_does_not_import_torch(tmp_path, toy_rows):
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
     env = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    answer = subprocess.run(
-        [sys.executable, "-c", code], cwd=PROJECT_ROOT, env=env, capture_output=True, text=True
-    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
     assert answer.stdout.strip() == "[]", answer.stderr
 
 

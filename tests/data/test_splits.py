@@ -7,7 +7,7 @@ import pytest
 from scst.data.sources import read_rows
 from scst.data.splits import assign_fractions, check_leakage, hash_images, parse_fractions, select_splits
 from scst.errors import DataError, RecipeError
-from tests.data.conftest import read_form, rows_of
+from tests.support.rows import read_form, rows_of
 
 
 def ids(splits):

@@ -4,7 +4,7 @@ import pytest
 
 from scst.data.supervision import POLICIES, CaptionChoice, words
 from scst.errors import DataError, RecipeError
-from tests.data.conftest import CAPTIONS, read_form
+from tests.support.rows import CAPTIONS, read_form
 
 
 def test_first_and_longest():

@@ -10,7 +10,7 @@ from rich.console import Console
 from scst.data.loading import load_splits
 from scst.data.validate import check_examples
 from scst.errors import DataError, RecipeError
-from tests.data.conftest import CAPTIONS, encoded, read_form, rows_of, write_risc
+from tests.support.rows import CAPTIONS, encoded, read_form, rows_of, write_risc
 
 
 def bomb(width: int, height: int) -> bytes:

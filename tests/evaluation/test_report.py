@@ -26,7 +26,7 @@ from scst.models.policy import policy_for
 from scst.models.prompts import PromptEncoder
 from scst.report.curves import lines
 from scst.rollout.greedy import greedy_captions
-from scst.training.run_record import write_jsonl
+from scst.data.files import write_jsonl
 from scst.types import Sampling
 from tests.support.browser import DESKTOP, PHONE, OpenPage
 from tests.support.golden import CAPTIONS, REFERENCES

@@ -11,13 +11,11 @@ import time
 import torch
 from safetensors.torch import load_file
 
-from tests.cli.test_command_lines import call
-from tests.conftest import ROOT
-from tests.experiments.test_matrix import config  # noqa: F401  fixture
-from tests.training.conftest import run_stage, world  # noqa: F401  fixtures
+from tests.support.command_lines import call
+from tests.support.paths import ROOT
 
 
-def test_killed_and_gone_on_with(config, tmp_path, run_stage, capsys):  # noqa: F811
+def test_killed_and_gone_on_with(config, tmp_path, run_stage, capsys):
     """SIGKILL in the middle of a training; the training that it leaves behind saves and ends."""
     command = [sys.executable, "launch/matrix.py", "--config", str(config)]
     victim = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

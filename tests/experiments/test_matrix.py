@@ -5,29 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from tests.cli.test_command_lines import call
-from tests.support.worlds import write_recipe
-from tests.training.conftest import world  # noqa: F401  fixture
-
-PROMPTS = ["caption en", "Describe this image in detail:"]
-
-
-@pytest.fixture
-def config(world, tmp_path):  # noqa: F811
-    common = {"model_name_or_path": str(world / "model"), "dataset": str(world / "data")}
-    common |= {"precision": "fp32", "quantization": "none"}
-    sft = {"stage": "sft", "per_device_train_batch_size": 4, "learning_rate": 1e-2, "lora_rank": 4}
-    sft |= {"max_steps": 12, "save_steps": 1, "save_total_limit": 2, "max_new_tokens": 12, "prompts": PROMPTS}
-    return write_recipe(
-        tmp_path / "matrix.yaml",
-        models=[{"name": "lora", "stages": [sft]}],
-        prompts=PROMPTS,
-        max_new_tokens=[8, 2],
-        seeds=[3],
-        common=common,
-        evaluate={"metrics": ["cider_d", "rouge_l"], "bootstrap_samples": 20, "min_new_tokens": 4},
-        output_dir=str(tmp_path / "out"),
-    )
+from tests.support.command_lines import call
 
 
 def test_dry_run_prints_every_run_and_loads_nothing(config, tmp_path, capsys, monkeypatch):

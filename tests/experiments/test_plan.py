@@ -8,8 +8,8 @@ from scst.config.reader import build_recipe, read_recipe_file
 from scst.errors import RecipeError
 from scst.experiments.matrix_models import read_models
 from scst.experiments.matrix_plan import make_plan
-from tests.conftest import ROOT
-from tests.experiments.conftest import SCST, SFT
+from tests.support.matrices import SCST, SFT
+from tests.support.paths import ROOT
 
 MATRICES = sorted((ROOT / "recipes").rglob("*matrix.yaml"))
 

@@ -15,7 +15,7 @@ import pytest
 from scst.config import build_matrix
 from scst.experiments import results, tables
 from scst.experiments.results import Result, collect, robustness_of, rows_of
-from tests.experiments.conftest import SFT, Lab
+from tests.support.matrices import SFT, Lab
 
 SEVERAL = {"name": "several", "stages": [SFT | {"prompts": ["caption en", "What is it?"]}]}
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from scst.errors import Interrupted, RunStopped
 from scst.experiments import runner
 from scst.experiments.runner import launcher_command
-from tests.experiments.conftest import SCST, SFT
+from tests.support.matrices import SCST, SFT
 
 TWO_CHAINS = [
     {"name": "sft", "stages": [SFT]},

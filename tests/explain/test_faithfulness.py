@@ -12,8 +12,7 @@ from scst.errors import RecipeError
 from scst.explain.explain import Settings
 from scst.explain.faithfulness import FaithfulnessCurve, faithfulness_curve
 from scst.explain.segments import OCCLUSIONS, Occluder, cut_into_segments, hidden_picture, segment_means
-from tests.explain.test_sanity import ToySubject, toy_occluder
-from tests.support.objects import court, one_object
+from tests.support.objects import ToySubject, court, one_object, toy_occluder
 
 
 def colours(image) -> np.ndarray:

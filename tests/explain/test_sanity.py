@@ -11,7 +11,7 @@ from torch import nn
 from scst.explain.attention import attention_rollout
 from scst.explain.gradients import grad_cam, integrated_gradients
 from scst.explain.shapley import segment_shapley_values
-from tests.support.objects import occluder_of, share_on, subject_of
+from tests.support.objects import ToySubject, occluder_of, share_on, subject_of, toy_occluder
 
 
 def shapley_map(subject, occluder) -> np.ndarray:
@@ -97,37 +97,6 @@ def test_shapley_values_sum_to_the_rise_for_every_word(embedded, scenes, caption
     with torch.no_grad():
         seen, hidden = subject.logprobs(torch.cat([occluder.pixels, occluder.hidden]))
     np.testing.assert_allclose(values.sum(1), (seen - hidden).numpy(), atol=1e-3)
-
-
-class ToySubject:
-    """A subject whose log probabilities are known functions of which quarter of the picture is seen.
-
-    Args:
-        logprobs: of (N, 4) brightnesses of the quarters, returns (N, 1 + W).
-    """
-
-    num_subjects, grid = 2, (2, 2)
-
-    def __init__(self, logprobs):
-        self.pixels = torch.ones(1, 3, 4, 4)
-        self.image_map = nn.Identity()
-        self._logprobs = logprobs
-
-    def logprobs(self, pixels: torch.Tensor) -> torch.Tensor:
-        quarters = nn.functional.avg_pool2d(pixels, 2)  # (N, 3, 2, 2)
-        return self._logprobs(self.image_map(quarters).mean(1).flatten(1))
-
-    def num_tokens(self, which: int) -> int:
-        return 1
-
-
-QUARTERS = np.kron([[0, 1], [2, 3]], np.ones((2, 2), dtype=int))
-
-
-def toy_occluder(subject):
-    from scst.explain.segments import Occluder
-
-    return Occluder(subject.pixels, torch.zeros_like(subject.pixels), QUARTERS)
 
 
 def test_shapley_values_literally():

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from scst.objective.advantages import BASELINES, advantage_shares, compute_advantages
+from scst.objective.advantages import BASELINES, advantage_magnitudes, compute_advantages
 
 NAN = math.nan
 
@@ -72,7 +72,7 @@ def test_equal_rewards_give_exact_zeros(baseline, dtype):
 @pytest.mark.parametrize("baseline", ["leave_one_out", "group"])
 def test_shares_of_equal_contributions_are_exact_zeros(baseline):
     contributions = torch.full((2, 1, 7), 0.1)
-    assert not advantage_shares(baseline, contributions, torch.zeros(2, 1)).any()
+    assert not advantage_magnitudes(baseline, contributions, torch.zeros(2, 1)).any()
 
 
 def test_nearly_equal_rewards_are_not_taken_for_equal():

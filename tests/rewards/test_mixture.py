@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import types
-from pathlib import Path
 
 import pytest
 
@@ -22,32 +21,8 @@ from rewards.mixture import RewardMixture
 from rewards.registry import WeightedReward, build_rewards
 from rewards.scorers.cider import CiderDReward
 from rewards.scorers.document_frequencies import FILE_NAME, DocumentFrequencies
-
-ROOT = Path(__file__).resolve().parents[2]
-
-CAPTIONS = ["a river", "a long road"]
-NAN = math.nan
-
-
-def mixture(*functions, weights=None, names=None) -> RewardMixture:
-    weights = weights or [1.0] * len(functions)
-    names = names or [f"reward_{i}" for i in range(len(functions))]
-    return RewardMixture([WeightedReward(*entry) for entry in zip(names, functions, weights, strict=True)])
-
-
-def constant(*values):
-    """A reward function that answers with ``values``."""
-    return lambda completions, **columns: list(values)
-
-
-def equal(actual: list[float], expected: list[float]) -> bool:
-    return len(actual) == len(expected) and all(
-        a == e or (math.isnan(a) and math.isnan(e)) for a, e in zip(actual, expected, strict=True)
-    )
-
-
-def call(mixed: RewardMixture, **columns):
-    return mixed(completions=CAPTIONS, image_id=["img_7", "img_8"], **columns)
+from tests.support.paths import ROOT
+from tests.support.rewards import CAPTIONS, NAN, call, constant, equal, mixture
 
 
 def test_the_weighted_sum_literally():

@@ -13,7 +13,7 @@ from rewards.errors import RewardError
 from rewards.mixture import STATE_NAME, RewardMixture
 from rewards.moments import Moments
 from rewards.registry import WeightedReward, build_rewards
-from tests.rewards.test_mixture import NAN, call, constant, equal, mixture
+from tests.support.rewards import NAN, call, constant, equal, mixture
 
 
 def normalised(*values, weight=1.0):

@@ -13,9 +13,9 @@ import pytest
 
 from scst.adapters.lora import add_lora
 from scst.models.loading import load_model
+from tests.support.paths import ROOT
 from tests.support.worlds import write_model, write_recipe, write_risc
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "reward_package"
 
 

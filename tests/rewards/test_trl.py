@@ -1,4 +1,4 @@
-"""Our reward, unchanged, inside TRL's GRPOTrainer (the other way round: tests/trainer/test_rewards.py)."""
+"""Our reward, unchanged, inside TRL's GRPOTrainer (the other way round: tests/rl/test_rewards.py)."""
 
 from __future__ import annotations
 

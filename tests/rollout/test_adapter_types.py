@@ -9,8 +9,9 @@ from scst.models.prompts import PromptEncoder
 from scst.rollout.decode import rollout
 from scst.scoring.score import LAYOUTS, score
 from scst.types import Sampling
-from tests.rollout.test_rollout import uniforms
-from tests.scoring.test_scoring import (
+from tests.support.adapted import KINDS, adapted, policy_of
+from tests.support.rollouts import uniforms
+from tests.support.scoring import (
     PADDED,
     UNPADDED,
     assert_same_gradient,
@@ -20,7 +21,6 @@ from tests.scoring.test_scoring import (
     usual_scores,
     weights_of,
 )
-from tests.support.adapted import KINDS, adapted, policy_of
 from tests.support.tiny import build_model
 
 

@@ -11,11 +11,11 @@ from scst.rollout import decode_state, distribution
 from scst.rollout.cache import RolloutCache
 from scst.rollout.decode import rollout
 from scst.types import PromptBatch, Sampling
-from tests.rollout.test_rollout import PROMPTS, make_policy, policy, uniforms  # noqa: F401
+from tests.support.rollouts import PROMPTS, make_policy, uniforms
 from tests.support.tiny import build_model, noise_images
 
 
-def plain_rollout(policy, prompts: PromptBatch, sampling: Sampling, uniforms: torch.Tensor):  # noqa: F811
+def plain_rollout(policy, prompts: PromptBatch, sampling: Sampling, uniforms: torch.Tensor):
     """Ids, mask and logprobs (B, K + 1, T) of rows that share nothing: a step runs every whole sequence."""
     num_rows = sampling.num_samples + 1
     every = prompts.select(torch.arange(len(prompts)).repeat_interleave(num_rows))
@@ -59,7 +59,7 @@ def assert_equal_to_plain(result, plain):
 
 
 @pytest.fixture
-def ends_early(policy):  # noqa: F811
+def ends_early(policy):
     """The policy likes to end: caption lengths differ within and between images."""
     is_eos = torch.arange(policy.text_config.vocab_size) == policy.eos_token_id
     handle = policy.inner.lm_head.register_forward_hook(lambda m, i, out: out + 4.0 * is_eos)
@@ -95,7 +95,7 @@ def test_same_captions_as_without_sharing(ends_early, tiny_processor, images, pr
 
 
 @torch.no_grad()
-def test_rows_that_agree_share_a_slot(policy, tiny_processor, images, passes):  # noqa: F811
+def test_rows_that_agree_share_a_slot(policy, tiny_processor, images, passes):
     """Nearly greedy rows agree: their common beginnings are computed once, and the captions stay the same."""
     sampling = Sampling(num_samples=8, max_new_tokens=8, min_new_tokens=8, temperature=0.5, top_k=3)
     batch, noise = PromptEncoder.of(tiny_processor).prompt_batch(images, PROMPTS), uniforms(sampling, 4)
@@ -111,7 +111,7 @@ def test_rows_that_agree_share_a_slot(policy, tiny_processor, images, passes):  
 
 
 @torch.no_grad()
-def test_the_head_makes_one_product_of_all_images(policy, tiny_processor, images):  # noqa: F811
+def test_the_head_makes_one_product_of_all_images(policy, tiny_processor, images):
     """Of a slice of the prompt it would make one per image, in bf16 on a CPU each with a copy of its weights:
     8 GB and two minutes at 257,216 tokens."""
     inputs_seen = []
@@ -149,7 +149,7 @@ def test_ended_rows_and_images_cost_nothing(tiny_processor, images, passes):
 
 
 @torch.no_grad()
-def test_prompt_is_stored_once(policy, tiny_processor, images, monkeypatch):  # noqa: F811
+def test_prompt_is_stored_once(policy, tiny_processor, images, monkeypatch):
     kept = []
     original = RolloutCache.keep_images
     monkeypatch.setattr(
@@ -165,7 +165,7 @@ def test_prompt_is_stored_once(policy, tiny_processor, images, monkeypatch):  # 
 
 
 @torch.no_grad()
-def test_drawing_in_chunks_changes_nothing(policy, tiny_processor, images, monkeypatch):  # noqa: F811
+def test_drawing_in_chunks_changes_nothing(policy, tiny_processor, images, monkeypatch):
     sampling = Sampling(num_samples=4, max_new_tokens=6, top_p=0.9)
     batch, noise = PromptEncoder.of(tiny_processor).prompt_batch(images, PROMPTS), uniforms(sampling, 4)
     whole = rollout(policy, tiny_processor, batch, sampling, noise)
@@ -176,7 +176,7 @@ def test_drawing_in_chunks_changes_nothing(policy, tiny_processor, images, monke
 
 
 @torch.no_grad()
-def test_one_token_and_known_features(policy, tiny_processor, images):  # noqa: F811
+def test_one_token_and_known_features(policy, tiny_processor, images):
     """A limit of one token needs no decode step; given features are used and the vision tower rests."""
     sampling = Sampling(num_samples=2, max_new_tokens=1)
     batch, noise = PromptEncoder.of(tiny_processor).prompt_batch(images, PROMPTS), uniforms(sampling, 4)

@@ -13,9 +13,8 @@ from scst.errors import RecipeError
 from scst.models.prompts import PromptEncoder
 from scst.rollout import feature_cache as module
 from scst.rollout.feature_cache import FeatureCache
-from tests.rollout.test_rollout import PROMPTS, make_policy
+from tests.support.rollouts import PROMPTS, make_policy
 from tests.support.tiny import build_model, noise_images
-from tests.training.conftest import run_stage, sft_adapter, world  # noqa: F401
 
 IDS = ["d", "b", "c", "a"]
 
@@ -183,7 +182,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tiny_processor, tmp_path):
         FeatureCache(tmp_path / "file" / "below", model, tiny_processor, IDS)
 
 
-def test_training_with_the_cache_is_training_without(run_stage, sft_adapter, tmp_path):  # noqa: F811
+def test_training_with_the_cache_is_training_without(run_stage, sft_adapter, tmp_path):
     """A second epoch and a second run compute no feature, and the adapters are equal bit for bit."""
     runs = {}
     folders = {"off": "off", "first": tmp_path / "features", "second": tmp_path / "features"}

@@ -5,14 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scst.models.policy import Policy
-from scst.models.prompts import PromptEncoder, forbidden_token_mask
-from scst.rollout import distribution
+from scst.models.prompts import PromptEncoder
 from scst.rollout.decode import rollout
 from scst.scoring.score import LAYOUTS, score
 from scst.types import Sampling
-
-PROMPTS = ["caption en", "caption en", "describe this image in detail", "caption en"]
+from tests.support.rollouts import PROMPTS, make_policy, uniforms
 
 
 @pytest.fixture(params=[1, 2], ids=["paligemma1", "paligemma2"])
@@ -21,18 +18,6 @@ def policy(request, tiny_processor):
     from tests.support.tiny import build_model
 
     return make_policy(build_model(tiny_processor, version=request.param), tiny_processor)
-
-
-def make_policy(model, processor) -> Policy:
-    forbidden = forbidden_token_mask(processor, model.config.get_text_config().vocab_size)
-    return Policy(model, forbidden, processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id)
-
-
-def uniforms(sampling: Sampling, count: int, seed: int = 0) -> torch.Tensor:
-    ids = [f"image-{i}" for i in range(count)]
-    return distribution.rollout_uniforms(
-        ids, seed=seed, step=0, num_samples=sampling.num_samples, length=sampling.max_new_tokens
-    )
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS[:2], PROMPTS], ids=["unpadded", "padded"])

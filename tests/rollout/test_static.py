@@ -15,7 +15,7 @@ from scst.rollout import static
 from scst.rollout.decode import rollout
 from scst.rollout.static import StaticSteps
 from scst.types import Rollout, Sampling
-from tests.rollout.test_rollout import PROMPTS, make_policy, uniforms
+from tests.support.rollouts import PROMPTS, make_policy, uniforms
 from tests.support.tiny import build_model, noise_images
 
 SAMPLING = Sampling(num_samples=3, max_new_tokens=6)

@@ -15,7 +15,7 @@ from scst.rollout.cache import prompt_cache
 from scst.rollout.decode import rollout
 from scst.scoring.score import score
 from scst.types import PromptBatch, Sampling
-from tests.scoring.test_scoring import (
+from tests.support.scoring import (
     PADDED,
     UNPADDED,
     assert_same_gradient,
@@ -26,7 +26,6 @@ from tests.scoring.test_scoring import (
     usual_scores,
     weights_of,
 )
-from tests.training.conftest import run_stage, sft_adapter, world  # noqa: F401  (fixtures)
 
 
 @contextmanager
@@ -110,7 +109,7 @@ def test_mask_by_hand():
     assert mask[0, 0].int().tolist() == expected
 
 
-def test_a_recipe_trains_without_the_prompts_gradient(run_stage, sft_adapter, tmp_path):  # noqa: F811
+def test_a_recipe_trains_without_the_prompts_gradient(run_stage, sft_adapter, tmp_path):
     """With the terms that score something else after the same prompts; the first step's numbers agree."""
     logs = {}
     for whole in (True, False):
@@ -123,7 +122,7 @@ def test_a_recipe_trains_without_the_prompts_gradient(run_stage, sft_adapter, tm
     assert logs[False][1]["logprob_gap"] < 1e-4, "the cache is that of the policy of this step"
 
 
-def test_an_adapter_on_the_vision_tower_needs_the_prompts_gradient(run_stage, world, tmp_path):  # noqa: F811
+def test_an_adapter_on_the_vision_tower_needs_the_prompts_gradient(run_stage, world, tmp_path):
     sft = tmp_path / "sft"
     run_stage("sft", output_dir=str(sft), max_steps=1, lora_targets="full")
     with pytest.raises(RecipeError, match="prompt_gradient: false trains nothing in the vision tower"):

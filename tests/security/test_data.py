@@ -16,7 +16,7 @@ from scst.data.pictures import open_picture
 from scst.data.sources import check_layout, read_rows
 from scst.data.validate import MAX_CAPTION_CHARACTERS, check_examples
 from scst.errors import DataError
-from tests.data.conftest import dataset_of, encoded, rows_of, write_risc
+from tests.support.rows import dataset_of, encoded, rows_of, write_risc
 
 READERS = {"read_rows": read_rows, "check_layout": check_layout}
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from rewards.registry import build_rewards
 from scst.config.reader import read_recipe_file
 from scst.errors import RecipeError
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 ASKED_NOBODY = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
 
 RECORD_CONNECTIONS = """

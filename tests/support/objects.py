@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from scst.data.scenes.canvas import CONCRETE, GRASS, PAINT, WATER, Canvas
 from scst.data.scenes.painters import court_lines, plane
@@ -92,3 +93,34 @@ def occluder_of(subject: CaptionSubject, occlusion: str = "blur", num_segments: 
     hidden = torch.from_numpy(np.ascontiguousarray(hidden_picture(picture, occlusion))).permute(2, 0, 1)[None]
     segments = cut_into_segments(picture, num_segments)
     return Occluder(subject.pixels, subject.to_pixels(hidden.to(subject.pixels)), segments)
+
+
+class ToySubject:
+    """A subject whose log probabilities are known functions of which quarter of the picture is seen.
+
+    Args:
+        logprobs: of (N, 4) brightnesses of the quarters, returns (N, 1 + W).
+    """
+
+    num_subjects, grid = 2, (2, 2)
+
+    def __init__(self, logprobs):
+        self.pixels = torch.ones(1, 3, 4, 4)
+        self.image_map = nn.Identity()
+        self._logprobs = logprobs
+
+    def logprobs(self, pixels: torch.Tensor) -> torch.Tensor:
+        quarters = nn.functional.avg_pool2d(pixels, 2)  # (N, 3, 2, 2)
+        return self._logprobs(self.image_map(quarters).mean(1).flatten(1))
+
+    def num_tokens(self, which: int) -> int:
+        return 1
+
+
+QUARTERS = np.kron([[0, 1], [2, 3]], np.ones((2, 2), dtype=int))
+
+
+def toy_occluder(subject):
+    from scst.explain.segments import Occluder
+
+    return Occluder(subject.pixels, torch.zeros_like(subject.pixels), QUARTERS)

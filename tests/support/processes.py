@@ -20,7 +20,7 @@ from typing import Any
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 PRELOADED = [
     "scst.config.build_sft",

@@ -14,8 +14,8 @@ from scst.errors import RecipeError
 from scst.evaluation.captioning import caption_images
 from scst.models.loading import load_model
 from tests.support.adapted import KINDS
+from tests.support.stages import adapter_weights, bits, losses
 from tests.support.tiny import noise_images
-from tests.training.test_stages import adapter_weights, bits, losses
 
 OWN = ("virtual_", "bottleneck_")
 

@@ -6,85 +6,33 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from scst.rl import policy_loss, trainer
-from scst.training.memory import DoesNotFit, FittingParts, PhaseMeter, is_out_of_memory
+from scst.rl import trainer
+from scst.training import micro_batcher
+from scst.training.micro_batcher import DoesNotFit, MicroBatcher, is_out_of_memory
+from scst.training.phase_meter import PhaseMeter
 from scst.types import Rollout
+from tests.support.memory import (
+    ATTEMPTS,
+    CUDA,
+    HOOKS,
+    PLACES,
+    make_scarce,
+    run_out,
+)
+from tests.support.paths import ROOT
 from tests.support.worlds import write_recipe
 
-ROOT = Path(__file__).resolve().parents[2]
-ATTEMPTS = Counter()
-
-CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 11.76 GiB"
 CPU = (
     "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate "
     "4000000000000 bytes. Error code 12 (Cannot allocate memory)"
 )
 WINDOWS = "DefaultCPUAllocator: not enough memory: you tried to allocate 4000000000000 bytes."
-
-
-def run_out(images: int, limit: int, place: str) -> None:
-    """Fail as a card does when more images than the limit are worked on."""
-    ATTEMPTS[place, images] += 1
-    if images > limit:
-        raise torch.OutOfMemoryError(CUDA)
-
-
-def limited_rollout(original, limit):
-    def rollout(policy, processor, prompts, *args, **kwargs):
-        run_out(len(prompts), limit, "rollout")
-        return original(policy, processor, prompts, *args, **kwargs)
-
-    return rollout
-
-
-def limited_score(original, limit):
-    def score(policy, prompts, *args, **kwargs):
-        scores = original(policy, prompts, *args, **kwargs)
-        run_out(len(prompts), limit, "scoring")
-        return scores
-
-    return score
-
-
-def limited_backward(original, limit):
-    """Fails once the last layers' gradients were added, as it happens: the first layers are missing."""
-
-    def score(policy, prompts, *args, **kwargs):
-        scores = original(policy, prompts, *args, **kwargs)
-        if not torch.is_grad_enabled():
-            return scores
-        first = next(p for p in policy.inner.parameters() if p.requires_grad)
-        hook = first.register_hook(lambda gradient: fail(len(prompts)))
-        HOOKS.append(hook)
-        return scores
-
-    def fail(images):
-        while HOOKS:
-            HOOKS.pop().remove()
-        run_out(images, limit, "backward")
-
-    return score
-
-
-HOOKS = []
-PLACES = {
-    "rollout": (trainer, "run_rollout", limited_rollout),
-    "scoring": (policy_loss, "score", limited_score),
-    "backward": (policy_loss, "score", limited_backward),
-}
-
-
-def make_scarce(place: str, limit: int, patch=setattr) -> None:
-    """From now on no more images than the limit fit, in one place of the step."""
-    module, name, limited = PLACES[place]
-    patch(module, name, limited(getattr(module, name), limit))
 
 
 @pytest.fixture(autouse=True)
@@ -302,7 +250,7 @@ DISTRIBUTED = """
 import os, sys
 from launch import scst
 from scst.cli.arguments import main
-from tests.training.test_memory import make_scarce
+from tests.support.memory import make_scarce
 if os.environ["RANK"] == "1":
     make_scarce("backward", 1)
 sys.exit(main("scst", scst.run, usage=""))

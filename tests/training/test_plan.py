@@ -16,8 +16,8 @@ from scst.config.measured_plan import alternatives, duration, with_settings
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
 from scst.training.plan import EvaluationCost, Schedule, StepCost, measure_steps, project
+from tests.support.memory import make_scarce
 from tests.support.tiny import build_model
-from tests.training.test_memory import make_scarce
 
 STAGES = ("sft", "scst")
 

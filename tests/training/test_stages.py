@@ -8,31 +8,18 @@ import json
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 from transformers import PaliGemmaForConditionalGeneration
 
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.errors import RecipeError, ScstError
 from scst.models.loading import load_model
+from tests.support.stages import adapter_weights, bits, losses
 
 STAGES = ("sft", "scst")
 
 
 def stage_keys(stage, sft_adapter):
     return {"adapter": str(sft_adapter)} if stage == "scst" else {}
-
-
-def adapter_weights(folder):
-    return load_file(folder / "adapter_model.safetensors")
-
-
-def bits(tensor):
-    """The bytes of a tensor: packed 4-bit weights look like NaN to a comparison of numbers."""
-    return tensor.contiguous().flatten().view(torch.uint8)
-
-
-def losses(trainer):
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scst.config.reader import read_recipe_file
-from tests.cli.test_systems import PUBLISHED, SYSTEMS
+from tests.support.recipes import SYSTEMS
 
 SMALLER = {
     "train_split": "train",
@@ -22,6 +22,7 @@ SMALLER = {
     "report_to": "none",
 }
 WITHOUT_A_GPU = {"fp16": "bf16"}
+PUBLISHED = sorted(str(path.relative_to(SYSTEMS).with_suffix("")) for path in SYSTEMS.rglob("[!_]*.yaml"))
 
 
 def settings_of(name):

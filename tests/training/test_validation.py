@@ -12,7 +12,7 @@ from scst.evaluation.captioning import caption_images
 from scst.models.policy import Policy
 from scst.models.prompts import PromptEncoder, forbidden_token_mask
 from scst.rollout.greedy import greedy_captions
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 EVALUATED = {
     "eval_strategy": "steps",

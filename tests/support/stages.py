@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import importlib
 
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from scst.cli.arguments import Arguments
 from scst.config.reader import build_recipe
 from tests.support.worlds import write_model, write_risc
 
@@ -19,21 +24,8 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture
-def run_stage(world, monkeypatch):
+def run_stage(world):
     """Run a stage in this process: ``run_stage("sft", output_dir=..., **keys)`` returns the trainer."""
-    import importlib
-
-    from scst.cli.arguments import Arguments
-    from scst.config import build
-
-    trainers = []
-    run_training = build.run_training
-
-    def recording(trainer, *args, **kwargs):
-        trainers.append(trainer)
-        return run_training(trainer, *args, **kwargs)
-
-    monkeypatch.setattr(build, "run_training", recording)
 
     def run(stage: str, **keys):
         settings = {
@@ -50,8 +42,7 @@ def run_stage(world, monkeypatch):
         }
         settings |= {"lora_rank": 4} if stage == "sft" else {"num_samples": 3, "table_steps": 0}
         module = importlib.import_module(f"launch.{stage}")
-        module.run(Arguments(build_recipe(stage, settings | keys)))
-        return trainers[-1]
+        return module.run(Arguments(build_recipe(stage, settings | keys)))
 
     return run
 
@@ -61,3 +52,16 @@ def sft_adapter(run_stage, tmp_path):
     """The output folder of a short supervised stage."""
     run_stage("sft", output_dir=str(tmp_path / "sft-adapter"))
     return tmp_path / "sft-adapter"
+
+
+def adapter_weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def bits(tensor):
+    """The bytes of a tensor: packed 4-bit weights look like NaN to a comparison of numbers."""
+    return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

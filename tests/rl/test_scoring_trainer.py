@@ -15,9 +15,8 @@ from scst.models.prompts import PromptEncoder
 from scst.rl.trainer import Objective, SCSTTrainer
 from scst.scoring.score import score
 from scst.types import Sampling
-from tests.scoring.test_scoring import UNPADDED, duplicates_and_zeros, make_policy, random_captions
+from tests.support.scoring import UNPADDED, duplicates_and_zeros, make_policy, random_captions
 from tests.support.tiny import build_processor, noise_images
-from tests.training.conftest import run_stage, sft_adapter, world  # noqa: F401  (fixtures)
 
 PLAIN = {"layout": "plain", "merge_captions": False, "skip_zero_advantages": False, "head_chunk": 0}
 """Every optimisation off."""
@@ -48,7 +47,7 @@ def gradient_and_metrics(trainer, objective, rollout, advantages):
 
 
 @pytest.fixture
-def trainer(run_stage, sft_adapter, tmp_path):  # noqa: F811
+def trainer(run_stage, sft_adapter, tmp_path):
     """A trainer after two steps, so that the policy is no longer that of the SFT stage."""
     return run_stage("scst", output_dir=str(tmp_path / "out"), adapter=str(sft_adapter), max_steps=2)
 

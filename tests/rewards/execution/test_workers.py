@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,31 +18,10 @@ from rewards.execution.workers import WorkerPool
 from rewards.mixture import RewardMixture
 from rewards.registry import WeightedReward
 from rewards.scorers.cider import CiderDReward
+from tests.support.paths import ROOT
+from tests.support.rewards import Recorder, ends_within, hanging, is_alive
 
-ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = ["a river", "", " .", "word " * 400, "🙂 a\nb|||c", "a long road near a river", "a river"]
-
-
-class Recorder:
-    """Rewards words; keeps and tells what a worker does."""
-
-    def __init__(self):
-        self.setups = []
-
-    def setup(self, dataset):
-        self.setups.append(dataset)
-
-    def save_state(self, folder):
-        (Path(folder) / f"state-{os.getpid()}").write_text(str(self.setups))
-
-    def __call__(self, completions, trainer_state=None, log_metric=None, image=None, **columns):
-        if log_metric is not None:
-            log_metric("setups", len(self.setups))
-            log_metric(name="step", value=trainer_state.global_step)
-            log_metric("first_words", len(completions[0].split()))
-            log_metric("own_process", os.getpid())
-            log_metric("pixels", sum(picture.size[0] for picture in image))
-        return [float(len(text.split())) or None for text in completions]
 
 
 async def asynchronous(completions, **columns):
@@ -62,10 +39,6 @@ def one_too_many_and_one_too_few(completions, **columns):
     return [0.0] * (len(completions) + (1 if completions[0] == "a river" else -1))
 
 
-def hanging(completions, **columns):
-    time.sleep(600)
-
-
 def dying(completions, **columns):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -76,21 +49,6 @@ class Unready:
 
     def __call__(self, completions, **columns):
         return [0.0] * len(completions)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs (a zombie does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def ends_within(pids, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while any(map(is_alive, pids)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not any(map(is_alive, pids))
 
 
 @pytest.fixture
@@ -205,7 +163,7 @@ PARENT = """
 import os, signal, sys, threading, time
 from rewards.execution.batch import Batch
 from rewards.execution.workers import WorkerPool
-from tests.rewards.test_workers import Recorder, hanging
+from tests.support.rewards import Recorder, hanging
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start background jobs without it

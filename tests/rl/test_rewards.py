@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,9 +18,9 @@ from safetensors.torch import load_file
 from rewards.errors import RewardError
 from rewards.mixture import STATE_NAME
 from scst.objective.advantages import advantage_shares
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-HERE = "tests.training.test_rewards"
+HERE = "tests.rl.test_rewards"
 FAILS = {"at_step": None, "how": "raises"}
 
 

@@ -13,7 +13,7 @@ from scst.data.preparation.selection import (
     with_chosen_first,
 )
 from scst.errors import RecipeError
-from tests.data.conftest import CAPTIONS
+from tests.support.rows import CAPTIONS
 
 BRIDGES = ["a bridge over a river", "two cars drive", "a bridge over the river"]
 

@@ -9,15 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from rewards.errors import RewardError
 from rewards.scorers.meteor import CHUNK, MeteorService
 from tests.support.fake_java import FakeJava, ends_within, fake_score, is_alive
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
 
 
 def test_a_bounded_number_of_lines_waits_for_an_answer(fake):

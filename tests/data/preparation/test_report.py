@@ -16,8 +16,8 @@ from scst.data.validate import BadExample
 from scst.report import charts
 from scst.report.charts import bars, histogram, word_cloud
 from scst.report.data_page import report_html
-from tests.data.conftest import rows_of, write_risc
 from tests.support.browser import OpenPage
+from tests.support.rows import rows_of, write_risc
 
 VOID = {"meta", "img", "br", "rect", "path"}
 

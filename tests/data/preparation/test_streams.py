@@ -11,7 +11,8 @@ from scst.data.preparation.streams import ParquetSink, Row, RowStream
 from scst.data.preparation.writers import RiscWriter, ending, make_writer
 from scst.data.sources import read_rows
 from scst.errors import DataError
-from tests.data.conftest import PROJECT_ROOT, dataset_of, encoded, rows_of, write_risc
+from tests.support.paths import ROOT
+from tests.support.rows import dataset_of, encoded, rows_of, write_risc
 
 
 def facts(row: Row) -> tuple:
@@ -148,7 +149,7 @@ print(written, peak() - before)
 def test_memory_is_that_of_some_rows_not_of_the_dataset(tmp_path):
     # 143 MB of images; 100 rows wait to be written: 24 MB, in Python, in Arrow and in the file's buffer
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path)], cwd=PROJECT_ROOT, capture_output=True, text=True
+        [sys.executable, "-c", MEASURE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     written, read = map(int, done.stdout.split())

@@ -1,6 +1,6 @@
 """The caption tokeniser against the Stanford PTB tokenizer of pycocoevalcap.
 
-``python -m tests.rewards.test_tokenizer`` asks Java anew and rewrites tests/reference/ptb_tokens.json.
+``python -m tests.rewards.scorers.test_tokenizer`` asks Java anew and writes tests/reference/ptb_tokens.json.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rewards.scorers import tokenizer
 from rewards.scorers.java import PTB_JAR, find_java, ptb_tokenize
 from rewards.scorers.tokenizer import tokenize
 
-REFERENCE = Path(__file__).resolve().parents[1] / "reference" / "ptb_tokens.json"
+REFERENCE = Path(__file__).resolve().parents[2] / "reference" / "ptb_tokens.json"
 NEUTRAL = "' \"x"
 """A caption that ends whatever came before it: between two others it makes Java's answers independent."""
 
@@ -298,7 +298,7 @@ def write_reference(seed: int = 2, count: int = 3000) -> None:
             "tokenizer": f"pycocoevalcap 1.2, {PTB_JAR.name}: PTBTokenizer -preserveLines -lowerCase, then "
             f"without pycocoevalcap's PUNCTUATIONS; the line {NEUTRAL} stood between the captions",
             "java": version,
-            "command": "python -m tests.rewards.test_tokenizer",
+            "command": "python -m tests.rewards.scorers.test_tokenizer",
             "seed": seed,
         },
         "captions": captions,

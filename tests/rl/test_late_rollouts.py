@@ -14,7 +14,7 @@ from rewards.errors import RewardError
 from scst.objective.losses import importance_ratios
 from scst.rl.trainer import SCSTTrainer
 
-HERE = "tests.training.test_late_rollouts"
+HERE = "tests.rl.test_late_rollouts"
 SEEN: list[list[str]] = []
 """Captions of every call of the reward."""
 

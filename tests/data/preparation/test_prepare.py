@@ -22,7 +22,7 @@ from scst.data.preparation.statistics import (
 )
 from scst.data.preparation.streams import RowStream
 from scst.errors import DataError, RecipeError
-from tests.data.conftest import CAPTIONS, encoded, rows_of, write_risc
+from tests.support.rows import CAPTIONS, encoded, rows_of, write_risc
 
 
 def example(number, references=None, split="train", content_hash=None, **columns):

@@ -1,0 +1,24 @@
+"""Modules that a training command imports: imported before a fork, they cost the processes nothing."""
+
+from __future__ import annotations
+
+import importlib
+
+PRELOADED = (
+    "launch.sft",
+    "launch.scst",
+    "scst.config.build_sft",
+    "scst.config.build_rl",
+    "scst.config.measured_plan",
+    "deepspeed",
+    "tests.support.jobs",
+)
+
+
+def preload() -> None:
+    """Import them; nothing may be computed before the fork, because torch's threads do not survive it."""
+    import torch
+
+    torch.set_num_threads(1)
+    for name in PRELOADED:
+        importlib.import_module(name)
