@@ -12,14 +12,6 @@ from scst.types import Sampling
 from tests.support.rollouts import PROMPTS, make_policy, uniforms
 
 
-@pytest.fixture(params=[1, 2], ids=["paligemma1", "paligemma2"])
-def policy(request, tiny_processor):
-    """A policy of each PaliGemma version."""
-    from tests.support.tiny import build_model
-
-    return make_policy(build_model(tiny_processor, version=request.param), tiny_processor)
-
-
 @pytest.mark.parametrize("prompts", [PROMPTS[:2], PROMPTS], ids=["unpadded", "padded"])
 def test_greedy_row_equals_generate(policy, tiny_processor, images, prompts):
     sampling = Sampling(num_samples=2, max_new_tokens=10, min_new_tokens=3)
