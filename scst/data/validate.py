@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from datasets import Dataset
 from PIL import Image
@@ -86,7 +87,7 @@ def inspect_examples(rows: Dataset, console: Console | None = None) -> Inspectio
     return Inspection(kept, [probes[row].content_hash for row in good], bad, blank)
 
 
-def caption_problem(references: object) -> str | None:
+def caption_problem(references: Any) -> str | None:
     """Return why a caption list cannot be used, ``None`` when it can."""
     if not references:
         return "empty caption list"
@@ -101,7 +102,7 @@ def caption_problem(references: object) -> str | None:
     return None
 
 
-def text_problem(row: int, image_id: object, references: object, first_row: dict[str, int]) -> str | None:
+def text_problem(row: int, image_id: object, references: Any, first_row: dict[str, int]) -> str | None:
     """Return why a row's id or captions cannot be used, ``None`` when they can.
 
     ``first_row`` remembers in which row an id was seen first; pass the same one for all rows.

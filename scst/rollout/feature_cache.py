@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from scst.errors import RecipeError
@@ -71,29 +70,29 @@ class FeatureCache:
             pixel_values: (B, 3, H, W) preprocessed images.
             image_ids: B ids; one not given to the constructor is computed and not stored.
         """
-        pixels = [image.contiguous().view(-1).view(torch.uint8).numpy() for image in pixel_values.cpu()]
+        pixels = [_bytes_of(image) for image in pixel_values.cpu()]
         slots = [self._slots.get(str(image_id)) for image_id in image_ids]
-        found = [self._read(slot, image) for slot, image in zip(slots, pixels, strict=True)]
-        missing = [i for i, features in enumerate(found) if features is None]
-        self.hits += len(found) - len(missing)
+        found = {i: f for i, s in enumerate(slots) if (f := self._read(s, pixels[i])) is not None}
+        missing = [i for i in range(len(slots)) if i not in found]
+        self.hits += len(found)
         self.misses += len(missing)
         if missing:
             computed = policy.image_features(pixel_values[missing].to(policy.device))
-            if len(missing) == len(found):
+            if not found:
                 self._write_all(computed, slots, pixels)
                 return computed
             self._write_all(computed, [slots[i] for i in missing], [pixels[i] for i in missing])
             for i, features in zip(missing, computed, strict=True):
                 found[i] = features
-        return torch.stack([features.to(policy.device) for features in found])
+        return torch.stack([found[i].to(policy.device) for i in range(len(slots))])
 
-    def _read(self, slot: int | None, pixels: np.ndarray) -> torch.Tensor | None:
+    def _read(self, slot: int | None, pixels: bytes) -> torch.Tensor | None:
         if slot is None or self._array is None:
             return None
         return self._array.read(slot, zlib.crc32(pixels))
 
     def _write_all(
-        self, computed: torch.Tensor, slots: Sequence[int | None], pixels: Sequence[np.ndarray]
+        self, computed: torch.Tensor, slots: Sequence[int | None], pixels: Sequence[bytes]
     ) -> None:
         """Store features. On a full disk the run continues without storing."""
         computed = computed.detach().cpu().contiguous()
@@ -119,7 +118,7 @@ class FeatureCache:
         for part in self._parts:
             for name, tensor in part.state_dict().items():
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+                digest.update(_bytes_of(tensor.detach().cpu()))
         digest.update(processor.image_processor.to_json_string().encode())
         digest.update("\0".join(ids).encode())
         return digest.hexdigest()
@@ -152,10 +151,15 @@ class _Array:
 
     def write(self, slot: int, features: torch.Tensor, pixels_checksum: int) -> None:
         """Write an entry: features first, then the checksum that makes them valid."""
-        content = features.view(-1).view(torch.uint8).numpy().tobytes()
+        content = _bytes_of(features)
         start = slot * self.entry_bytes
         _write_fully(self.file, content, start)
         _write_fully(self.file, _checksum(content, pixels_checksum), start + self.num_bytes)
+
+
+def _bytes_of(tensor: torch.Tensor) -> bytes:
+    """The memory of a tensor on the CPU; numpy has no bfloat16."""
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _checksum(features: bytes, pixels_checksum: int) -> bytes:
