@@ -158,9 +158,7 @@ def _join(values: list[Any], padding: int) -> Any:
         return PromptBatch(**{f.name: torch.cat([getattr(v, f.name) for v in values]) for f in fields(first)})
     if isinstance(first, list):
         return [item for value in values for item in value]
-    if (
-        first.ndim > 1
-    ):  # tokens are the last axis; image features (B, N, D) have equal D, so nothing is padded
+    if first.ndim > 1:  # tokens are the last axis; image features (B, N, D) have equal D: nothing is padded
         length = max(value.shape[-1] for value in values)
         values = [torch.nn.functional.pad(v, (0, length - v.shape[-1]), value=padding) for v in values]
     return torch.cat(values)

@@ -10,6 +10,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from scst.adapters.peft_methods import AdapterLayer, LayerConfig, LayerTuner, register
+from scst.models.policy import base_model
 
 PEFT_TYPE = "SCST_BOTTLENECK"
 PLACES: dict[str, str] = {
@@ -93,7 +94,7 @@ def add_bottleneck(model: nn.Module, *, size: int, places: str = "attention+mlp"
     config = BottleneckConfig(
         task_type="CAUSAL_LM",
         target_modules=PLACES[places],
-        width=model.config.get_text_config().hidden_size,
+        width=base_model(model).config.get_text_config().hidden_size,
         bottleneck_size=size,
     )
     return get_peft_model(model, config)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch.nn.modules.dropout import _DropoutNd
 
 from scst.adapters import bottleneck, prefix_tuning, prompt_tuning
 from scst.errors import RecipeError
 
+_RATE = re.compile(r"drop(out|_prob|_path|_rate|$)|(^|_)pdrop$")
 ADAPTER_TYPES: dict[str, str] = {
     "LORA": "lora",
     prompt_tuning.PEFT_TYPE: "prompt_tuning",
@@ -73,7 +76,18 @@ def _adapter_settings(config: Path) -> dict[str, Any]:
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout to 0: captions are sampled (eval) and scored (train) by the same policy."""
+    """Set every dropout of a model to 0: captions are sampled in eval mode and scored in train mode."""
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, _DropoutNd):
             module.p = 0.0
+        # Attention does not use nn.Dropout: it reads a number, from itself or from its configuration, as
+        # stochastic depth does.
+        for holder in (module, getattr(module, "config", None)):
+            for name in _dropout_rates(holder):
+                setattr(holder, name, 0.0)
+
+
+def _dropout_rates(holder: object) -> list[str]:
+    """Names of attributes that hold a dropout probability: ``attention_dropout``, ``drop_prob``, ..."""
+    rates = getattr(holder, "__dict__", {})
+    return [name for name, value in rates.items() if isinstance(value, float) and _RATE.search(name)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -23,7 +24,6 @@ LORA_TARGETS: dict[str, str] = {
     "full": rf".*language_model.*\.({_ATTENTION}|{_MLP})|.*vision_tower.*\.({_VISION})|{_PROJECTOR}",
 }
 """Preset -> expression over full module names. Bare names such as ``q_proj`` would also match SigLIP."""
-
 
 LORA_VARIANTS: dict[str, dict[str, bool]] = {
     "lora": {},
@@ -64,16 +64,16 @@ def add_lora(
         RecipeError: when targets or a pattern match no layer, or reach embeddings or the language-model head.
     """
     ranks = dict(rank_pattern or {})
+    settings: dict[str, Any] = LORA_VARIANTS[variant] | {"lora_alpha": alpha}  # PEFT types alpha as int
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
         lora_dropout=dropout,
         rank_pattern=ranks,
         alpha_pattern={pattern: alpha * other / rank for pattern, other in ranks.items()},
-        **LORA_VARIANTS[variant],
         target_modules=target_pattern(targets),
         bias="none",
         task_type="CAUSAL_LM",
+        **settings,
     )
     try:
         adapted = get_peft_model(model, config)

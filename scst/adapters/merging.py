@@ -6,8 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-
-from torch import nn
+from typing import Any
 
 from scst.adapters.loading import check_adapter_exists, load_adapter
 from scst.adapters.prompt_tuning import virtual_tokens_of
@@ -36,7 +35,7 @@ def check_mergeable(adapter: str) -> None:
         )
 
 
-def merged_model(base: str, adapter: str, *, precision: str) -> tuple[nn.Module, list[str]]:
+def merged_model(base: str, adapter: str, *, precision: str) -> tuple[Any, list[str]]:
     """The base model with the adapter in its weights, and the virtual tokens that prompts must begin with.
 
     Never merged into quantised weights: they would be rounded once more. LoRA is added to the weights; the

@@ -13,6 +13,7 @@ from scst.adapters.bottleneck import add_bottleneck
 from scst.adapters.lora import add_lora
 from scst.adapters.prefix_tuning import add_prefix_tuning
 from scst.adapters.prompt_tuning import add_prompt_tuning
+from scst.models.policy import base_model
 from scst.models.prompts import first_tokens
 
 
@@ -44,7 +45,7 @@ def add_adapter(
         )
     if isinstance(adapter, kinds.Bottleneck):
         return add_bottleneck(model, size=adapter.size, places=adapter.places)
-    vocab_size = model.config.get_text_config().vocab_size
+    vocab_size = base_model(model).config.get_text_config().vocab_size
     text = None if adapter.random_init else adapter.init_text or prompt
     tokens = first_tokens(processor, vocab_size, adapter.num_virtual_tokens, text=text, seed=seed)
     if isinstance(adapter, kinds.PromptTuning):

@@ -57,17 +57,18 @@ class VirtualTokens(nn.Module):
     def __init__(self, token_ids: Sequence[int], width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(len(token_ids), width))
+        self.token_ids: torch.Tensor
         self.register_buffer("token_ids", torch.tensor(token_ids), persistent=False)
 
     def forward(self, ids: torch.Tensor, embeddings: torch.Tensor, scale: Any) -> torch.Tensor:
         """``embeddings`` (..., D) of ``ids`` (...), other ones at the virtual tokens."""
-        places = ids.unsqueeze(-1) == self.token_ids
+        places = ids.unsqueeze(-1).eq(self.token_ids)
         rows = nn.functional.embedding(places.int().argmax(-1), self.weight)
         return torch.where(places.any(-1, keepdim=True), (rows * scale).to(embeddings.dtype), embeddings)
 
 
 class PromptLayer(AdapterLayer):
-    """The embedding matrix, with other rows for the virtual tokens."""
+    """The embedding matrix, with trained rows in place of those of the virtual tokens."""
 
     adapter_layer_names = ("virtual_prompt_rows",)
 
@@ -76,7 +77,7 @@ class PromptLayer(AdapterLayer):
         return VirtualTokens(config.token_ids, config.width)
 
     def update_layer(self, adapter_name: str, config: PromptConfig) -> None:
-        """As for every layer; the token numbers stay integers."""
+        """As for every layer. The base class casts buffers to float32; token ids must stay integers."""
         super().update_layer(adapter_name, config)
         rows = self._weights()[adapter_name]
         rows.token_ids = torch.tensor(config.token_ids, device=rows.weight.device)
@@ -96,7 +97,7 @@ class PromptLayer(AdapterLayer):
         self.merged_adapters = list(self.active_adapters)
 
     def _scale(self) -> Any:
-        """What the embedding layer multiplies its rows with, in versions of transformers where it does."""
+        """The factor that the embedding layer applies to its rows, in versions of transformers with one."""
         return getattr(self.base_layer, "embed_scale", 1.0)
 
 

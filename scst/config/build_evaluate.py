@@ -12,11 +12,11 @@ from rewards.errors import RewardError
 from scst.config import build
 from scst.config.build_metrics import checked_settings
 from scst.config.reader import build_recipe, read_recipe_file
+from scst.data.files import write_text
 from scst.errors import RunStopped, ScstError
 from scst.evaluation.caption_files import read_pairs
 from scst.evaluation.evaluate import evaluate
 from scst.evaluation.samples import check_report_samples
-from scst.data.files import write_text
 
 ERROR_FILE = "error.txt"
 LOADED = [

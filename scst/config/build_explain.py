@@ -116,10 +116,10 @@ def write_outputs(
 ) -> None:
     """Overlays, page and numbers; the numbers last, so that where they are everything is."""
     from scst.config.reader import resolved
+    from scst.data.files import write_json, write_text
     from scst.explain.explain import METHODS
     from scst.explain.explanation_files import explanation_record, write_overlays
     from scst.explain.explanation_page import explanation_page
-    from scst.data.files import write_json, write_text
     from scst.training.run_record import versions
 
     folder = Path(recipe.output_dir)

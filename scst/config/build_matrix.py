@@ -16,6 +16,7 @@ from scst.config.build_metrics import metric_settings
 from scst.config.keys import default_of
 from scst.config.reader import build_recipe
 from scst.config.recipes import RECIPES
+from scst.data.files import write_json, write_text
 from scst.data.sources import check_layout
 from scst.errors import RecipeError, RunStopped
 from scst.experiments import results as measured
@@ -27,7 +28,6 @@ from scst.experiments.runner import Outcome, Runner
 from scst.metrics.bootstrap import check_metrics
 from scst.metrics.suite import METRICS, NOVELTY
 from scst.models.loading import check_model_exists
-from scst.data.files import write_json, write_text
 
 SCRIPTS = {
     "sft": ROOT / "launch" / "sft.py",

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from scst.data.files import write_json, write_jsonl, write_text
 from scst.distributed.sharded_loader import map_across_ranks
 from scst.errors import DataError
 from scst.evaluation.caption_files import PREDICTIONS, CaptionPairs
@@ -31,7 +32,6 @@ from scst.evaluation.samples import (
 from scst.evaluation.training_log import TrainingStage, training_stages
 from scst.metrics.bootstrap import MetricResult, check_metrics, metric_results, metric_scores, metrics_json
 from scst.metrics.suite import METRICS, Corpus, MetricSettings
-from scst.data.files import write_json, write_jsonl, write_text
 
 REPORT, METRICS_FILE = "report.html", "metrics.json"
 

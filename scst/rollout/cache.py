@@ -7,6 +7,7 @@ prompt: the mask alone decides which row sees which column.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ class BufferedLayer(DynamicLayer):
 
     def __init__(self, capacity: int):
         super().__init__()
+        self.keys: Any = None  # transformers types them as optional tensors
+        self.values: Any = None
         self.capacity = capacity
         self.length = 0
 
@@ -64,14 +67,16 @@ class RolloutCache(Cache):
         capacity: columns for generated tokens, per image.
     """
 
+    layers: list[Any]
+
     def __init__(self, num_layers: int, capacity: int):
         super().__init__(layers=[BufferedLayer(capacity) for _ in range(num_layers)])
 
     @classmethod
-    def of_layers(cls, layers: list[BufferedLayer]) -> RolloutCache:
+    def of_layers(cls, layers: Sequence[BufferedLayer]) -> RolloutCache:
         """A cache made of these layers."""
         cache = cls(0, 0)
-        cache.layers = layers
+        cache.layers = list(layers)
         return cache
 
     def keep_images(self, kept: torch.Tensor) -> None:
@@ -110,7 +115,8 @@ class _ConstantLayer(DynamicLayer):
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor):
         super().__init__()
-        self.keys, self.values = keys, values
+        self.keys: Any = keys
+        self.values: Any = values
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
     def update(

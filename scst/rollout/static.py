@@ -41,17 +41,16 @@ class StaticSteps:
     ):
         self.policy, self.prompt_length = policy, prompt_length
         capacity = num_rows * (max_new_tokens - 1)
-        rows = {"size": (num_images, num_rows), "device": policy.device}
-        self.tokens = torch.zeros(**rows, dtype=torch.long)
-        self.positions = torch.zeros(**rows, dtype=torch.long)
-        self.visible = torch.zeros(*rows["size"], capacity, dtype=torch.bool, device=policy.device)
+        self.tokens = torch.zeros(num_images, num_rows, dtype=torch.long, device=policy.device)
+        self.positions = torch.zeros_like(self.tokens)
+        self.visible = self.tokens.new_zeros((num_images, num_rows, capacity), dtype=torch.bool)
         self.columns = torch.zeros(num_rows, dtype=torch.long, device=policy.device)
         layers = range(policy.text_config.num_hidden_layers)
         self.cache = RolloutCache.of_layers([StaticLayer(capacity, self.columns) for _ in layers])
         self.prompt_mask = torch.zeros(num_images, prompt_length, dtype=torch.bool, device=policy.device)
         self.records = policy.device.type == "cuda"
         self.graph: Any | None = None
-        self.logits: torch.Tensor | None = None
+        self.logits: Any = None  # of a replayed step, always in the same memory
 
     def begin(self, prompts: PromptBatch) -> None:
         """Start a rollout of other prompts of the same shape."""
@@ -85,9 +84,9 @@ class StaticSteps:
 
     def _forward(self) -> torch.Tensor:
         device = self.policy.device.type
-        cast = {"dtype": torch.get_autocast_dtype(device), "enabled": torch.is_autocast_enabled(device)}
+        dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         # Without autocast's cache of weights: a recorded step must contain its own casts.
-        with torch.autocast(device, **cast, cache_enabled=False):
+        with torch.autocast(device, dtype, enabled, cache_enabled=False):
             return self.policy.forward(
                 self.policy.caption_embeddings(self.tokens),
                 masks.slot_mask(self.prompt_mask, self.visible),

@@ -67,8 +67,10 @@ def score(
     if prompt_cache is not None:
         states = constant_prompt_states(policy, prompts, prompt_cache[images], captions)
     else:
-        known = image_features is not None
-        features = image_features[images] if known else policy.image_features(prompts.pixel_values)
+        if image_features is None:
+            features = policy.image_features(prompts.pixel_values)
+        else:
+            features = image_features[images]
         states = LAYOUTS[layout](policy, prompts, features, captions)
     ids, positions = captions.ids[captions.mask], captions.positions[captions.mask]
     logprobs, entropies = head.token_scores(

@@ -41,6 +41,24 @@ def cache_of(tiny_processor, tmp_path):
     return open_cache
 
 
+def test_another_vision_configuration_is_another_cache(tiny_processor, pixels, tmp_path):
+    """The same weights with another activation give other features."""
+    found = []
+    for activation in ("gelu_pytorch_tanh", "relu"):
+        policy = frozen_policy(tiny_processor)
+        vision = policy.inner.config.vision_config
+        vision.hidden_act = activation
+        tower = type(policy.inner.model.vision_tower)(vision).eval().requires_grad_(False)
+        tower.load_state_dict(policy.inner.model.vision_tower.state_dict())
+        policy.inner.model.vision_tower = tower
+        cache = FeatureCache(tmp_path, policy.model, tiny_processor, IDS)
+        cache._array = cache._open(torch.zeros(16, 64))
+        found.append(cache.features(policy, pixels, IDS))
+        assert torch.equal(found[-1], policy.image_features(pixels))
+        assert cache.hits == 0
+    assert not torch.equal(*found)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_stored_features_are_the_computed_ones_bit_for_bit(tiny_processor, pixels, cache_of, dtype):

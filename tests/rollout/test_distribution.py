@@ -6,6 +6,11 @@ import math
 
 import pytest
 import torch
+from transformers.generation.logits_process import (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from scst.rollout import distribution
 from scst.types import Sampling
@@ -60,6 +65,40 @@ P = [0.1, 0.4, 0.05, 0.3, 0.15]
 )
 def test_kept_tokens(sampling, expected):
     assert kept(P, **sampling) == expected
+
+
+def test_the_nucleus_is_of_what_top_k_left():
+    # top 3 are .4, .3, .15 of .85 = 47 %, 35 %, 18 %: two reach 80 % of these, but only 70 % of everything
+    assert kept(P, top_k=3, top_p=0.8) == [1, 3]
+
+
+def library_logits(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """What ``generate`` samples from with these settings."""
+    warpers = [TemperatureLogitsWarper(sampling.temperature)]
+    warpers += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
+    warpers += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1.0 else []
+    for warper in warpers:
+        logits = warper(None, logits)
+    return logits
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+@pytest.mark.parametrize("top_k", [0, 1, 5, 20, 64, 99])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999, 1.0])
+def test_the_distribution_is_that_of_transformers(top_k, top_p, ties):
+    """On random logits, some of them equal or impossible, at several temperatures."""
+    for seed, temperature in enumerate((0.5, 1.0, 1.7)):
+        logits = 3 * torch.randn(300, 64, generator=torch.Generator().manual_seed(seed))
+        logits = logits.round() if ties else logits
+        forbidden = torch.zeros(64, dtype=torch.bool)
+        forbidden[[3, 60, 61]] = True
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+        shaped = distribution.policy_logits(
+            logits, positions=torch.full((300,), 5), sampling=sampling, forbidden=forbidden, eos_token_id=EOS
+        )
+        expected = library_logits(logits.masked_fill(forbidden, -INF), sampling)
+        assert torch.equal(shaped.isfinite(), expected.isfinite())
+        torch.testing.assert_close(shaped.softmax(-1), expected.softmax(-1))
 
 
 def test_temperature_comes_before_top_p():

@@ -12,14 +12,6 @@ from scst.types import Sampling
 from tests.support.rollouts import PROMPTS, make_policy, uniforms
 
 
-@pytest.fixture(params=[1, 2], ids=["paligemma1", "paligemma2"])
-def policy(request, tiny_processor):
-    """A policy of each PaliGemma version."""
-    from tests.support.tiny import build_model
-
-    return make_policy(build_model(tiny_processor, version=request.param), tiny_processor)
-
-
 @pytest.mark.parametrize("prompts", [PROMPTS[:2], PROMPTS], ids=["unpadded", "padded"])
 def test_greedy_row_equals_generate(policy, tiny_processor, images, prompts):
     sampling = Sampling(num_samples=2, max_new_tokens=10, min_new_tokens=3)
@@ -162,3 +154,29 @@ def test_bad_shapes_are_refused(policy, tiny_processor, images):
     ids = torch.zeros(1, 2, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="known: packed, plain"):
         score(policy, batch, ids, ids.bool(), sampling, layout="fast")
+
+
+def test_an_evaluation_preset_of_the_same_numbers_is_the_same_distribution(policy, tiny_processor, images):
+    """Every token that ``generate`` draws has the probability that scoring gives it."""
+    from scst.evaluation.decoding import Decoding, to_generation_config
+
+    sampling = Sampling(1, temperature=1.2, top_k=12, top_p=0.8, max_new_tokens=6, min_new_tokens=2)
+    decoding = Decoding("as training", do_sample=True, temperature=1.2, top_k=12, top_p=0.8)
+    config = to_generation_config(
+        decoding,
+        max_new_tokens=6,
+        min_new_tokens=2,
+        eos_token_id=1,
+        pad_token_id=0,
+        suppress_tokens=policy.forbidden.nonzero().flatten().tolist(),
+    )
+    config.update(output_scores=True, return_dict_in_generate=True)
+    encoder = PromptEncoder(tiny_processor)
+    torch.manual_seed(0)
+    done = policy.inner.generate(**encoder.encode_prompts(images, PROMPTS), generation_config=config)
+    ids = done.sequences[:, -len(done.scores) :].unsqueeze(1)
+    is_eos = (ids == 1).int()
+    mask = is_eos.cumsum(-1) - is_eos == 0
+    chosen = torch.stack(done.scores, 1).log_softmax(-1).gather(-1, ids[:, 0].unsqueeze(-1)).transpose(1, 2)
+    scores = score(policy, encoder.prompt_batch(images, PROMPTS), ids, mask, sampling)
+    torch.testing.assert_close(scores.logprobs, chosen.masked_fill(~mask, 0.0), rtol=0, atol=1e-5)

@@ -64,6 +64,19 @@ def test_same_captions_and_the_buffers_serve_again(policy, tiny_processor, image
     assert len(policy.static_steps) == 1
 
 
+def test_what_an_older_rollout_left_in_the_buffers_is_gone(policy, tiny_processor, images):
+    """A masked column has weight 0, and 0 * NaN is NaN."""
+    policy.cuda_graphs = True
+    expected = captions(policy, tiny_processor, images)
+    (steps,) = policy.static_steps.values()
+    for layer in steps.cache.layers:
+        layer.keys.fill_(torch.nan)
+        layer.values.fill_(torch.nan)
+    found = captions(policy, tiny_processor, images)
+    assert found.sampled_logprobs.isfinite().all()
+    assert_same(found, expected)
+
+
 def test_a_bounded_number_of_shapes_is_kept(policy, tiny_processor, images):
     policy.cuda_graphs = True
     for count in (4, 3, 2, 4):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from scst.adapters.lora import add_lora
-from scst.models.policy import Policy
-from scst.models.prompts import PromptEncoder, forbidden_token_mask
+from scst.models.policy import Policy, policy_for
+from scst.models.prompts import PromptEncoder
 from scst.rollout import distribution
 from tests.support.tiny import build_model
 
@@ -29,8 +29,7 @@ def make_policy(processor, *, version: int = 1, checkpointing: bool = False, **c
             parameter.data.normal_(0, 0.1, generator=generator)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    forbidden = forbidden_token_mask(processor, model.config.get_text_config().vocab_size)
-    return Policy(model.train(), forbidden, EOS, PAD)
+    return policy_for(model.train(), processor)
 
 
 def random_captions(num_captions: int, num_images: int = 4, length: int = 8, seed: int = 0):
