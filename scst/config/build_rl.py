@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from rich.console import Console
 from rewards.errors import RewardError
 from rewards.mixture import RewardMixture
 from rewards.registry import build_rewards
-from rewards.scorers.document_frequencies import FILE_NAME, DocumentFrequencies
 from scst.adapters.lora import check_adapter_exists
 from scst.config import build
 from scst.config.devices import check_adapter_on_devices
@@ -22,7 +20,7 @@ from scst.data.supervision import CaptionChoice
 from scst.errors import RecipeError
 from scst.metrics.bootstrap import check_metrics
 from scst.metrics.suite import METRICS
-from scst.rl.progress import RichProgress, SampleTable, SaveRewardState
+from scst.rl.progress import REWARD_STATE, RichProgress, SampleTable, SaveRewardState
 from scst.rl.trainer import Objective, SCSTTrainer
 from scst.rollout.backends import check_backend
 from scst.rollout.feature_cache import FeatureCache
@@ -116,33 +114,19 @@ def setup_reward(reward: RewardMixture, train: Any, recipe: Any) -> None:
     reward.setup(train.select_columns(["references", "image_id"]))
     checkpoint = checkpoint_to_resume(recipe.output_dir, recipe.resume)
     if checkpoint is not None:
-        _check_frequencies(reward, Path(checkpoint))
-        _restore(reward, checkpoint)
+        _restore(reward, Path(checkpoint))
     if PartialState().is_main_process:
-        reward.save(recipe.output_dir)
+        reward.write_tables(recipe.output_dir)
 
 
-def _restore(reward: RewardMixture, checkpoint: str) -> None:
+def _restore(reward: RewardMixture, checkpoint: Path) -> None:
+    path = checkpoint / REWARD_STATE
+    if not path.is_file():
+        raise RecipeError(f"resume: {checkpoint} holds no {REWARD_STATE}: it was written by an older version")
     try:
-        reward.load(checkpoint)
+        reward.load_state_dict(torch.load(path, weights_only=True))
     except RewardError as error:
         raise RecipeError(f"resume: {error}") from error
-
-
-def _check_frequencies(reward: RewardMixture, checkpoint: Path) -> None:
-    """By what the rewards would save: one that runs in worker processes has its table there."""
-    with tempfile.TemporaryDirectory() as folder:
-        reward.save(folder)
-        for name, own in reward.state_folders(folder).items():
-            tables = [path / FILE_NAME for path in (checkpoint / own.relative_to(folder), own)]
-            if not all(path.is_file() for path in tables):
-                continue
-            before, now = (DocumentFrequencies.load(path).fingerprint for path in tables)
-            if before != now:
-                raise RecipeError(
-                    f"resume: the document frequencies of {name!r} ({now[:6]}) are not those of the "
-                    f"checkpoint ({before[:6]}): dataset, split or end-of-sequence policy have changed"
-                )
 
 
 def build_trainer(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -145,8 +146,11 @@ def sample_table(record: StepRecord, step: int, num_images: int) -> Table:
     return table
 
 
+REWARD_STATE = "reward_state.pt"
+
+
 class SaveRewardState(TrainerCallback):
-    """Saves what the rewards depend on (document frequencies) with every checkpoint.
+    """Saves the state of the rewards, and the tables they count with, in every checkpoint.
 
     Args:
         reward: the mixture.
@@ -157,4 +161,5 @@ class SaveRewardState(TrainerCallback):
 
     def save_beside(self, folder: Path) -> None:
         """Into a checkpoint that is being written; called on one process."""
-        self.reward.save(folder)
+        torch.save(self.reward.state_dict(), folder / REWARD_STATE)
+        self.reward.write_tables(folder)

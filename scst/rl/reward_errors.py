@@ -48,7 +48,7 @@ class StopOnRewardErrorMixin(SaneStepsMixin):
         return self.accelerator.gather(mine).view(-1, len(numbers)).tolist()
 
     def _other_state(self) -> dict[str, Any]:
-        return self.reward.state_dict()
+        return self.reward.moments.state_dict()
 
     def _restore_other_state(self, state: dict[str, Any]) -> None:
-        self.reward.load_state_dict(state)
+        self.reward.moments.load_state_dict(state)

@@ -14,12 +14,12 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from rewards.cider_d import CiderDReward
 from rewards.errors import RewardError
 from rewards.execution.batch import Batch
 from rewards.execution.workers import WorkerPool
 from rewards.mixture import RewardMixture
 from rewards.registry import WeightedReward
-from rewards.scorers.cider import CiderDReward
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = ["a river", "", " .", "word " * 400, "🙂 a\nb|||c", "a long road near a river", "a river"]
@@ -34,8 +34,14 @@ class Recorder:
     def setup(self, dataset):
         self.setups.append(dataset)
 
-    def save_state(self, folder):
-        (Path(folder) / f"state-{os.getpid()}").write_text(str(self.setups))
+    def state_dict(self):
+        return {"setups": self.setups, "process": os.getpid()}
+
+    def load_state_dict(self, state):
+        self.setups = state["setups"] * 2
+
+    def write_tables(self, folder):
+        (Path(folder) / f"table-{os.getpid()}").write_text(str(self.setups))
 
     def __call__(self, completions, trainer_state=None, log_metric=None, image=None, **columns):
         if log_metric is not None:
@@ -146,9 +152,20 @@ def test_setup_columns_logs_and_state(mixture, tmp_path):
     processes = {value for name, value in logged if name == "own_process"}
     assert len(processes) == 2
     assert os.getpid() not in processes
-    mixed.save(tmp_path)
+    mixed.write_tables(tmp_path)
     (file,) = tmp_path.iterdir()
     assert file.read_text() == "[{'references': [['r']]}]"
+    saved = mixed.state_dict()["rewards"]["bad"]
+    assert saved["setups"] == [{"references": [["r"]]}]
+    assert saved["process"] in processes
+    mixed.load_state_dict(mixed.state_dict())
+    mixed.components(
+        completions=["a", "b"],
+        image=[Image.new("RGB", (5, 5))] * 2,
+        trainer_state=state,
+        log_metric=lambda name, value: logged.append((name, value)),
+    )
+    assert [value for name, value in logged[-10:] if name == "setups"] == [2, 2], "every worker has it"
     mixed.close()
     assert ends_within(processes, 5)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import shutil
@@ -17,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from rewards.errors import RewardError
-from rewards.mixture import STATE_NAME
 from scst.objective.advantages import advantage_shares
+from scst.rl.progress import REWARD_STATE
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = "tests.training.test_rewards"
@@ -68,6 +67,10 @@ def failing(monkeypatch):
     tell(None)
 
 
+def moments(checkpoint: Path) -> dict:
+    return torch.load(checkpoint / REWARD_STATE)["moments"]
+
+
 @pytest.mark.parametrize("step", [3, 4], ids=["within an epoch", "at the start of an epoch"])
 def test_a_failing_reward_leaves_a_run_to_resume(run_stage, sft_adapter, tmp_path, failing, step):
     """Bit for bit: statistics, generators and gradients of the half step are those of its beginning."""
@@ -78,7 +81,7 @@ def test_a_failing_reward_leaves_a_run_to_resume(run_stage, sft_adapter, tmp_pat
         run_stage("scst", output_dir=str(tmp_path / "parts"), **keys)
     (checkpoint,) = (tmp_path / "parts").glob("checkpoint-*")
     assert checkpoint.name == f"checkpoint-{step - 1}", "the last step that was completed"
-    assert json.loads((checkpoint / STATE_NAME).read_text())["noisy_length"]["count"] == (step - 1) * 16
+    assert moments(checkpoint)["noisy_length"]["count"] == (step - 1) * 16
     failing(at_step=None)
     resumed = run_stage("scst", output_dir=str(tmp_path / "parts"), resume=True, **keys)
     assert losses(resumed) == losses(whole)
@@ -244,5 +247,5 @@ def test_processes_stop_together(world, sft_adapter, tmp_path):
     checkpoint = tmp_path / "out" / "checkpoint-2"
     assert (checkpoint / "rng_state_1.pth").is_file()
     # 2 steps of 2 processes of 2 images, 2 samples and the greedy caption each: 2 * 2 * 2 * 3 = 24
-    assert json.loads((checkpoint / STATE_NAME).read_text())["second_process_fails"]["count"] == 24
+    assert moments(checkpoint)["second_process_fails"]["count"] == 24
     shutil.rmtree(tmp_path / "out")
