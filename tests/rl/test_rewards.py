@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import shutil
@@ -16,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 from rewards.errors import RewardError
-from rewards.mixture import STATE_NAME
 from scst.objective.advantages import advantage_magnitudes
 from tests.support.paths import ROOT
 
@@ -67,6 +65,10 @@ def failing(monkeypatch):
     tell(None)
 
 
+def moments(checkpoint: Path) -> dict:
+    return torch.load(checkpoint / "parts-0.pt", weights_only=True)["rewards"]["moments"]
+
+
 @pytest.mark.parametrize("step", [3, 4], ids=["within an epoch", "at the start of an epoch"])
 def test_a_failing_reward_leaves_a_run_to_resume(run_stage, sft_adapter, tmp_path, failing, step):
     """Bit for bit: statistics, generators and gradients of the half step are those of its beginning."""
@@ -77,7 +79,7 @@ def test_a_failing_reward_leaves_a_run_to_resume(run_stage, sft_adapter, tmp_pat
         run_stage("scst", output_dir=str(tmp_path / "parts"), **keys)
     (checkpoint,) = (tmp_path / "parts").glob("checkpoint-*")
     assert checkpoint.name == f"checkpoint-{step - 1}", "the last step that was completed"
-    assert json.loads((checkpoint / STATE_NAME).read_text())["noisy_length"]["count"] == (step - 1) * 16
+    assert moments(checkpoint)["noisy_length"]["count"] == (step - 1) * 16
     failing(at_step=None)
     resumed = run_stage("scst", output_dir=str(tmp_path / "parts"), resume=True, **keys)
     assert losses(resumed) == losses(whole)
@@ -243,5 +245,5 @@ def test_processes_stop_together(world, sft_adapter, tmp_path):
     checkpoint = tmp_path / "out" / "checkpoint-2"
     assert (checkpoint / "rng_state_1.pth").is_file()
     # 2 steps of 2 processes of 2 images, 2 samples and the greedy caption each: 2 * 2 * 2 * 3 = 24
-    assert json.loads((checkpoint / STATE_NAME).read_text())["second_process_fails"]["count"] == 24
+    assert moments(checkpoint)["second_process_fails"]["count"] == 24
     shutil.rmtree(tmp_path / "out")

@@ -312,7 +312,7 @@ def test_changed_document_frequencies_refuse_to_resume(run_stage, sft_adapter, t
     }
     run_stage("scst", **keys)
     omitted = [{"name": "cider_d", "kwargs": {"eos": "omitted"}}]
-    with pytest.raises(RecipeError, match="document frequencies of 'cider_d'"):
+    with pytest.raises(RecipeError, match="'cider_d': the document frequencies"):
         run_stage("scst", resume=True, rewards=omitted, max_steps=6, **keys)
 
 
