@@ -90,22 +90,6 @@ class RewardMixture:
         (``document_frequencies.json``), of others each into a folder of their name within."""
         self._calls.write_tables(Path(folder))
 
-    @property
-    def moments(self):
-        mixture = self
-
-        class _M:
-            def state_dict(self):
-                return {n: dataclasses.asdict(m) for n, m in mixture._moments.items()}
-
-            def load_state_dict(self, state):
-                mixture._moments = {n: Moments(**state[n]) for n in mixture._moments}
-
-        return _M()
-
-    def write_tables(self, folder):
-        self._calls.save_state(folder)
-
     def __call__(self, *, completions: Sequence[str], **columns: Any) -> MixedRewards:
         """Reward every completion.
 
