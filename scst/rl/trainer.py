@@ -166,7 +166,7 @@ class SCSTTrainer(TrainerHooks):
             scoring.batch_size or None,
             can_split=not self.has_collective_forward,
         )
-        self.checkpointer.register("rewards", self.mixture)
+        self.checkpointer.register("reward_functions", self.mixture.calls)
         self.checkpointer.register("rewarder", self.rewarder, rewinds=True)
         self.last_step: RewardedRollout | None = None
         self._micro_batches_of_step = 0
