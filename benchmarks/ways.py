@@ -20,9 +20,9 @@ from transformers import TrainingArguments
 from benchmarks.models import load_adapted
 from benchmarks.naive import NaiveSCST
 from benchmarks.trl_paligemma import build_trainer
+from rewards.cider_d import CiderDReward
 from rewards.mixture import RewardMixture
 from rewards.registry import build_rewards
-from rewards.scorers.cider import CiderDReward
 from scst.data.collate import SCSTCollator
 from scst.models.policy import Policy
 from scst.models.prompts import PromptEncoder

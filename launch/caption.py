@@ -23,10 +23,10 @@ def run(arguments: Arguments) -> None:
         print_dry_run(recipe, {"pictures": len(pictures)})
         return
     from scst.config import build
+    from scst.data.files import write_jsonl
     from scst.distributed.sharded_loader import map_across_ranks
     from scst.evaluation.captioning import caption_images
     from scst.evaluation.decoding import get_decoding
-    from scst.data.files import write_jsonl
 
     build.prepare_libraries()
     decoding = get_decoding(recipe.decoding)

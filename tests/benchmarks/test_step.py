@@ -14,7 +14,8 @@ from trl import GRPOTrainer, RLOOTrainer
 from benchmarks.models import VOCABULARY_3B, ModelShape, build_config, build_processor
 from benchmarks.naive import NaiveSCST, coco_cider
 from benchmarks.trl_paligemma import TRAINERS, build_trainer
-from rewards.scorers.cider import CiderD, CiderDReward
+from rewards.cider_d import CiderDReward
+from rewards.scorers.cider import CiderD
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.adapters.lora import add_lora
 from scst.models.policy import Policy

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from scst.data.files import write_jsonl
 from scst.errors import DataError, RecipeError
 from scst.evaluation import evaluate as evaluation
 from scst.evaluation.captioning import Caption
@@ -26,7 +27,6 @@ from scst.models.policy import policy_for
 from scst.models.prompts import PromptEncoder
 from scst.report.curves import lines
 from scst.rollout.greedy import greedy_captions
-from scst.data.files import write_jsonl
 from scst.types import Sampling
 from tests.support.browser import DESKTOP, PHONE, OpenPage
 from tests.support.golden import CAPTIONS, REFERENCES

@@ -60,7 +60,7 @@ def test_evaluation_stays_within_the_memory_of_training(run_stage, tmp_path, sta
     training, evaluations = peaks(trainer.state.log_history)
     assert len(evaluations) == 2
     assert max(evaluations) <= training * 1.01
-    assert trainer.validation.parts.limit == 4
+    assert trainer.validation.batches.limit == 4
 
 
 def test_an_evaluation_that_takes_more_is_made_smaller(tmp_path):
