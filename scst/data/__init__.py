@@ -8,7 +8,7 @@ The modules, in the order a dataset passes through them:
   check.
 - ``splits``: the dataset's own splits or seeded fractions, and the leakage check.
 - ``validate``: examples that cannot be trained on, found before a model is loaded.
-- ``loading``: all of the above behind ``load_splits``.
+- ``load_splits``: all of the above behind one function of that name.
 - ``supervision``: which caption of an image is trained on.
 - ``preview``: what the model will see, decoded back from token ids.
 - ``collate``: rows to batches.
