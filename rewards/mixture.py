@@ -45,6 +45,7 @@ class RewardMixture:
     Attributes:
         rewards: the :class:`WeightedReward` list.
         moments: statistics of the normalised rewards, with a state of their own.
+        calls: the functions where they run, with the state of each that has one.
 
     Raises:
         RewardError: when a reward cannot be built, two have one name, or one with ``workers`` cannot be sent
@@ -54,7 +55,7 @@ class RewardMixture:
     def __init__(self, rewards: Sequence[RewardEntry]):
         self.rewards = build_rewards(rewards)
         self.moments = RewardMoments(reward.name for reward in self.rewards if reward.normalize)
-        self._calls = RewardCalls(self.rewards)
+        self.calls = RewardCalls(self.rewards)
 
     def setup(self, dataset: Any) -> None:
         """Start the worker processes, and give every reward that wants it the training references, once.
@@ -65,15 +66,15 @@ class RewardMixture:
         Raises:
             RewardError: naming the reward that could not be set up.
         """
-        self._calls.setup(dataset)
+        self.calls.setup(dataset)
 
     def close(self) -> None:
         """End the worker processes, and what rewards have started themselves."""
-        self._calls.close()
+        self.calls.close()
 
     def state_dict(self) -> dict[str, Any]:
         """``moments`` of the normalised rewards, and ``rewards``: the state of each that has one, by name."""
-        return {"moments": self.moments.state_dict(), "rewards": self._calls.state_dict()}
+        return {"moments": self.moments.state_dict(), "rewards": self.calls.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave; after :meth:`setup`.
@@ -82,29 +83,13 @@ class RewardMixture:
             RewardError: a statistic or a state is missing, or a reward refuses its state: dataset, split or
                 end-of-sequence policy have changed.
         """
-        self._calls.load_state_dict(state["rewards"])
+        self.calls.load_state_dict(state["rewards"])
         self.moments.load_state_dict(state["moments"])
 
     def write_tables(self, folder: str | Path) -> None:
         """Write the document frequencies of the rewards that have them: of the first one into the folder
         (``document_frequencies.json``), of others each into a folder of their name within."""
-        self._calls.write_tables(Path(folder))
-
-    @property
-    def moments(self):
-        mixture = self
-
-        class _M:
-            def state_dict(self):
-                return {n: dataclasses.asdict(m) for n, m in mixture._moments.items()}
-
-            def load_state_dict(self, state):
-                mixture._moments = {n: Moments(**state[n]) for n in mixture._moments}
-
-        return _M()
-
-    def write_tables(self, folder):
-        self._calls.save_state(folder)
+        self.calls.write_tables(Path(folder))
 
     def __call__(self, *, completions: Sequence[str], **columns: Any) -> MixedRewards:
         """Reward every completion.
@@ -126,7 +111,7 @@ class RewardMixture:
         Raises:
             RewardError: as a whole call does.
         """
-        return self._calls.values(Batch({"completions": completions, **columns}))
+        return self.calls.values(Batch({"completions": completions, **columns}))
 
     def mean_reward(self, **columns: Any) -> float:
         """Mean weighted reward of completions, not normalised: comparable over a run, and changes no state.

@@ -14,6 +14,7 @@ from rewards.mixture import RewardMixture
 from scst.adapters.loading import disable_dropout
 from scst.data.supervision import CaptionChoice
 from scst.distributed.collectives import average_gradients, gradients_kept_on_error
+from scst.distributed.launching import uses_deepspeed, uses_fsdp
 from scst.distributed.processes import gather_numbers
 from scst.distributed.sharded_loader import PADDING_EXAMPLE
 from scst.distributed.sharded_weights import unsharded
@@ -117,6 +118,8 @@ class SCSTTrainer(TrainerHooks):
         callbacks: Sequence[TrainerCallback] = (),
     ):
         refuse_unsupported(args)
+        scoring = scoring or ScoringSettings()
+        refuse_what_cannot_work(model, scoring)
         args.ddp_broadcast_buffers = False  # constants; a retried forward must not wait for other processes
         disable_dropout(model)
         super().__init__(
@@ -130,8 +133,6 @@ class SCSTTrainer(TrainerHooks):
             callbacks=callbacks,
         )
         sampling, objective = sampling or Sampling(), objective or Objective()
-        scoring = scoring or ScoringSettings()
-        self._refuse_what_cannot_work(scoring)
         self.streams_weights = streams_weights
         self.mixture = rewards if isinstance(rewards, RewardMixture) else _set_up(rewards, train_dataset)
         self.encoder = PromptEncoder.of(processor)
@@ -165,34 +166,12 @@ class SCSTTrainer(TrainerHooks):
             scoring.batch_size or None,
             can_split=not self.has_collective_forward,
         )
-        self.checkpointer.register("rewards", self.mixture)
+        self.checkpointer.register("reward_functions", self.mixture.calls)
         self.checkpointer.register("rewarder", self.rewarder, rewinds=True)
         self.last_step: RewardedRollout | None = None
         self._micro_batches_of_step = 0
         self._policy: tuple[torch.nn.Module, Policy] | None = None
         self._cuda_graphs = cuda_graphs
-
-    def _refuse_what_cannot_work(self, scoring: ScoringSettings) -> None:
-        if self.is_fsdp_enabled and trains_vision(self.model):  # it is scored outside of FSDP's root
-            raise RecipeError(
-                "the adapter reaches the vision tower or the projector, which self-critical training under "
-                "FSDP2 cannot score: launch with recipes/accelerate/ddp.yaml or zero3.yaml"
-            )
-        if not scoring.prompt_gradient and trains_vision(self.model):
-            raise RecipeError(
-                "prompt_gradient: false trains nothing in the vision tower and the projector, but the "
-                "adapter is there: train it with prompt_gradient: true"
-            )
-        if not scoring.prompt_gradient and trains_prompt(self.model):
-            raise RecipeError(
-                "prompt_gradient: false trains no prompt tokens, and the adapter has nothing else: train it "
-                "with prompt_gradient: true"
-            )
-        if scoring.batch_size and self.has_collective_forward:
-            raise RecipeError(
-                "scoring_batch_size: under DeepSpeed and FSDP a micro-batch is scored whole; give a smaller "
-                "per_device_train_batch_size and more gradient_accumulation_steps"
-            )
 
     @property
     def batchers(self) -> dict[str, MicroBatcher]:
@@ -358,3 +337,31 @@ def _set_up(rewards: Sequence[Any], train_dataset: Any) -> RewardMixture:
     mixture = RewardMixture(rewards)
     mixture.setup(train_dataset.select_columns(["references", "image_id"]))
     return mixture
+
+
+def refuse_what_cannot_work(model: torch.nn.Module, scoring: ScoringSettings) -> None:
+    """Refuse adapters and settings that do not go together, or not with the launcher's way of dividing work.
+
+    Raises:
+        RecipeError: naming what to use instead.
+    """
+    if uses_fsdp() and trains_vision(model):  # it is scored outside of FSDP's root
+        raise RecipeError(
+            "the adapter reaches the vision tower or the projector, which self-critical training under "
+            "FSDP2 cannot score: launch with recipes/accelerate/ddp.yaml or zero3.yaml"
+        )
+    if not scoring.prompt_gradient and trains_vision(model):
+        raise RecipeError(
+            "prompt_gradient: false trains nothing in the vision tower and the projector, but the "
+            "adapter is there: train it with prompt_gradient: true"
+        )
+    if not scoring.prompt_gradient and trains_prompt(model):
+        raise RecipeError(
+            "prompt_gradient: false trains no prompt tokens, and the adapter has nothing else: train it "
+            "with prompt_gradient: true"
+        )
+    if scoring.batch_size and (uses_fsdp() or uses_deepspeed()):
+        raise RecipeError(
+            "scoring_batch_size: under DeepSpeed and FSDP a micro-batch is scored whole; give a smaller "
+            "per_device_train_batch_size and more gradient_accumulation_steps"
+        )

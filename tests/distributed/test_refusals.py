@@ -8,6 +8,8 @@ from scst.adapters.lora import add_lora
 from scst.config import devices
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
+from scst.rl.policy_loss import ScoringSettings
+from scst.rl.trainer import refuse_what_cannot_work
 from tests.support.processes import device_config, environment_of
 
 
@@ -28,7 +30,6 @@ def test_fsdp2_divides_no_quantised_weights(launched):
         with pytest.raises(RecipeError, match=f"quantization: {quantization} .*zero3.yaml"):
             devices.check_devices(build_recipe("sft", {"quantization": quantization}))
     devices.check_devices(build_recipe("sft", {"quantization": "none"}))
-    devices.check_devices(build_recipe("evaluate", {"quantization": "nf4"}))
 
 
 def test_fsdp1_is_refused(launched, monkeypatch):
@@ -55,9 +56,9 @@ def test_vision_adapters_under_fsdp2(launched, tiny_model, targets, refused):
     model = add_lora(tiny_model, targets=targets, rank=2, alpha=4)
     if refused:
         with pytest.raises(RecipeError, match="vision tower or the projector"):
-            devices.check_adapter_on_devices(model)
+            refuse_what_cannot_work(model, ScoringSettings())
     else:
-        devices.check_adapter_on_devices(model)
+        refuse_what_cannot_work(model, ScoringSettings())
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def failing(monkeypatch):
 
 
 def moments(checkpoint: Path) -> dict:
-    return torch.load(checkpoint / "parts-0.pt", weights_only=True)["rewards"]["moments"]
+    return torch.load(checkpoint / "parts-0.pt", weights_only=True)["rewarder"]["moments"]
 
 
 @pytest.mark.parametrize("step", [3, 4], ids=["within an epoch", "at the start of an epoch"])
@@ -85,7 +86,7 @@ def test_a_failing_reward_leaves_a_run_to_resume(run_stage, sft_adapter, tmp_pat
     assert losses(resumed) == losses(whole)
     expected, actual = (load_file(tmp_path / run / "adapter_model.safetensors") for run in ("whole", "parts"))
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
-    assert resumed.reward.state_dict() == whole.reward.state_dict()
+    assert resumed.mixture.state_dict() == whole.mixture.state_dict()
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_trl_reward_functions_run_here(run_stage, sft_adapter, tmp_path):
     mean, std = (entries[-1][f"reward_some_opinions{suffix}"] for suffix in ("", "_std"))
     assert mean == pytest.approx(opinions[~opinions.isnan()].mean().item())
     assert std == pytest.approx(opinions[~opinions.isnan()].std(correction=0).item())
-    assert not trainer.mixture._calls.pools["cider_d"]._workers, "the script ended them"
+    assert not trainer.mixture.calls.pools["cider_d"]._workers, "the script ended them"
 
 
 def test_magnitudes_literally():

@@ -144,7 +144,7 @@ def test_lengths_are_checked_part_by_part(mixture):
 def test_a_worker_that_hangs_is_ended(mixture):
     mixed = mixture(hanging, timeout_s=3)
     mixed.setup({"references": []})
-    (pool,) = mixed._calls.pools.values()
+    (pool,) = mixed.calls.pools.values()
     pids = [worker.process.pid for worker in pool._workers]
     with pytest.raises(RewardError, match=r"'bad' did not answer within its `timeout_s` of 3 s .*'a river'"):
         mixed(completions=["a river", "b"])
