@@ -82,7 +82,7 @@ def build_world(options: argparse.Namespace, folder: Path) -> Any:
 
     from benchmarks.models import IMAGE_SIZE, ModelShape, write_checkpoint
     from benchmarks.ways import Stopwatch, World
-    from scst.models.loading import load_processor
+    from scst.models.pretrained import load_processor
     from scst.types import Sampling
     from tests.support.tiny import noise_images
 

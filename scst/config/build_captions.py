@@ -15,7 +15,7 @@ from rewards.scorers.clipscore import ClipScorer
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from rewards.scorers.java import find_java
 from rewards.scorers.sentence_similarity import SentenceSimilarity
-from scst.data.loading import load_splits
+from scst.data.load_splits import load_splits
 from scst.data.preparation.cleaning import Step, parse_steps
 from scst.data.preparation.inspection import image_scores
 from scst.data.preparation.prepared_dataset import CorpusScores

@@ -27,7 +27,7 @@ from scst.experiments.matrix_plan import EVALUATE, Plan, Run, make_plan
 from scst.experiments.runner import Outcome, Runner
 from scst.metrics.bootstrap import check_metrics
 from scst.metrics.suite import METRICS, NOVELTY
-from scst.models.loading import check_model_exists
+from scst.models.pretrained import check_model_exists
 
 SCRIPTS = {
     "sft": ROOT / "launch" / "sft.py",

@@ -34,7 +34,7 @@ def checked_settings(recipe: Any) -> MetricSettings:
 
 def _training_captions(recipe: Any) -> list[str]:
     """All captions of the training split."""
-    from scst.data.loading import load_splits
+    from scst.data.load_splits import load_splits
 
     train = load_splits(
         recipe.dataset,

@@ -13,7 +13,7 @@ from scst.adapters.loaded import LoadedPolicy
 from scst.adapters.loading import check_adapter_exists
 from scst.config.build_validation import validation_of
 from scst.config.recipes import SCSTRecipe
-from scst.data.loading import LoadedData
+from scst.data.load_splits import LoadedData
 from scst.errors import RecipeError
 from scst.metrics.bootstrap import check_metrics
 from scst.metrics.suite import METRICS

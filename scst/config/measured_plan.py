@@ -25,7 +25,7 @@ from rich.table import Table
 
 from scst.cli.arguments import Arguments
 from scst.data.files import write_json
-from scst.data.loading import LoadedData
+from scst.data.load_splits import LoadedData
 from scst.models.policy import trains_prompt, trains_vision
 from scst.training.micro_batcher import DoesNotFit, is_out_of_memory
 from scst.training.plan import (

@@ -189,7 +189,9 @@ WRONG = {
 def test_wrong_input_exits_2_and_names_what_is_wrong(case, capsys, monkeypatch, tmp_path):
     """Before any model is loaded."""
     script, flags, message = WRONG[case]
-    monkeypatch.setattr("scst.models.loading.load_model", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "scst.models.pretrained.load_model", lambda *a, **k: pytest.fail("a model was loaded")
+    )
     if script == "scst" and "--adapter" not in flags:
         (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
         flags = ["--adapter", str(tmp_path), *flags]

@@ -15,7 +15,7 @@ from launch.prepare import run
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.cli.arguments import main
 from scst.config import build_captions
-from scst.data.loading import load_splits
+from scst.data.load_splits import load_splits
 from tests.support.paths import ROOT
 from tests.support.worlds import write_risc
 

@@ -207,7 +207,7 @@ def test_document_frequencies_are_those_that_training_would_count(tmp_path):
     table = DocumentFrequencies.load(output)
     assert (table.num_images, table.split, table.eos) == (12, "train", "emitted")
     assert table.fingerprint[:6] in done.stdout
-    from scst.data.loading import load_splits
+    from scst.data.load_splits import load_splits
 
     rows = load_splits(str(data), ["train"]).splits["train"]
     assert (

@@ -18,7 +18,7 @@ from scst.explain.explain import METHODS, Settings, explain
 from scst.explain.explanation_files import explanation_record, write_overlays
 from scst.explain.explanation_page import explanation_page, times
 from scst.explain.overlay import AGAINST, FOR, LONGEST_SIDE, overlay
-from scst.models.loading import load_model
+from scst.models.pretrained import load_model
 from tests.support.browser import OpenPage
 from tests.support.worlds import write_model, write_recipe
 

@@ -16,7 +16,7 @@ from scst.adapters.loading import check_adapter_exists, load_adapter
 from scst.cli.arguments import Arguments, parse
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
-from scst.models.loading import allow_deepspeed_states, check_model_exists, load_model, load_processor
+from scst.models.pretrained import allow_deepspeed_states, check_model_exists, load_model, load_processor
 from scst.training.checkpoints import read_manifest, write_manifest
 
 

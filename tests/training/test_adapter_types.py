@@ -12,7 +12,7 @@ from scst.config import build
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
 from scst.evaluation.captioning import caption_images
-from scst.models.loading import load_model
+from scst.models.pretrained import load_model
 from tests.support.adapted import KINDS
 from tests.support.stages import adapter_weights, bits, losses
 from tests.support.tiny import noise_images

@@ -100,7 +100,7 @@ def test_image_scores_meet_their_captions(tmp_path):
 
 def test_fractions_are_those_of_training(tmp_path):
     """The same images as ``load_splits`` puts into each split."""
-    from scst.data.loading import load_splits
+    from scst.data.load_splits import load_splits
 
     folder = str(write_risc(tmp_path / "toy", rows_of({"": 20})))
     examples = split_examples(inspect(RowStream(folder)).examples, "60/20/20", 7)

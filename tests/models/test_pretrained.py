@@ -11,7 +11,7 @@ from scst.adapters.lora import LORA_TARGETS, LORA_VARIANTS, add_lora
 from scst.adapters.parameters import count_parameters
 from scst.adapters.snapshot import AdapterSnapshot
 from scst.errors import RecipeError
-from scst.models.loading import attention_kernel, check_model_exists, load_model
+from scst.models.pretrained import attention_kernel, check_model_exists, load_model
 from tests.support.worlds import write_model
 
 

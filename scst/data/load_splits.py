@@ -1,4 +1,4 @@
-"""The door of the data room: a dataset's name in, checked splits out."""
+"""Load a dataset by name, as checked splits."""
 
 import hashlib
 import json
@@ -74,8 +74,10 @@ def load_splits(
         inspected = {name: inspect_examples(part, console) for name, part in chosen.items()}
         bad = [example for inspection in inspected.values() for example in inspection.bad]
     else:
-        whole = inspect_examples(rows, console)  # bad images must not take places in exact fractions
-        inspected, bad = _split_inspection(whole, splits, fractions, split_seed, limits), whole.bad
+        # Inspected before the split: bad images must not count in exact fractions.
+        everything = inspect_examples(rows, console)
+        inspected = _split_inspection(everything, splits, fractions, split_seed, limits)
+        bad = everything.bad
     if on_bad_example == "error":
         refuse_bad(bad)
     return _assemble(inspected, bad)
@@ -122,13 +124,14 @@ def _counts(rows: datasets.Dataset, content_hashes: Sequence[str]) -> dict[str, 
 
 
 def _split_inspection(
-    whole: Inspection, splits: Sequence[str], fractions: str, seed: int, limits: Mapping[str, int]
+    everything: Inspection, splits: Sequence[str], fractions: str, seed: int, limits: Mapping[str, int]
 ) -> dict[str, Inspection]:
     """Cut one inspection of all rows into the named splits."""
-    hash_of = dict(zip(whole.rows["image_id"][:], whole.content_hashes, strict=True))  # ids are unique by now
-    chosen = select_splits(whole.rows, splits, fractions, seed, content_hashes=whole.content_hashes)
+    ids = everything.rows["image_id"][:]  # unique after the inspection
+    hash_of = dict(zip(ids, everything.content_hashes, strict=True))
+    chosen = select_splits(everything.rows, splits, fractions, seed, content_hashes=everything.content_hashes)
     parts = _limited(chosen, limits, seed)
-    blank = dict.fromkeys(parts, 0) | {next(iter(parts)): whole.blank_captions}
+    blank = dict.fromkeys(parts, 0) | {next(iter(parts)): everything.blank_captions}
     return {
         name: Inspection(part, [hash_of[key] for key in part["image_id"]], [], blank[name])
         for name, part in parts.items()
