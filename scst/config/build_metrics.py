@@ -12,7 +12,8 @@ from rich.console import Console
 from scst.errors import RecipeError
 from scst.evaluation.caption_files import read_captions
 from scst.evaluation.score_files import compare_files, differences_table
-from scst.metrics.bootstrap import check_metrics, comparison_json
+from scst.metrics.bootstrap import check_metrics
+from scst.metrics.paired import comparison_json
 from scst.metrics.suite import METRICS, NOVELTY, MetricSettings
 
 
@@ -69,7 +70,7 @@ def metric_list() -> str:
 
 
 def print_comparison(recipe: Any, files: Sequence[str]) -> None:
-    """Paired bootstrap of two evaluations: a table on standard error, JSON on standard output.
+    """Paired comparison of two evaluations: a table on standard error, JSON on standard output.
 
     Raises:
         RecipeError: not two of them. DataError: they are not about the same images.

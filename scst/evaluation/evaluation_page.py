@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from scst.evaluation.comparison import Comparison, ranking_metric
 from scst.evaluation.samples import ScoredSamples, spread_indices
 from scst.evaluation.training_log import TrainingStage
 from scst.evaluation.training_section import rewards_section, training_section
-from scst.metrics.bootstrap import MetricDifference, MetricResult
-from scst.metrics.suite import METRICS, Corpus
+from scst.metrics.bootstrap import MetricResult
+from scst.metrics.corpus import Corpus
+from scst.metrics.paired import MetricDifference
+from scst.metrics.suite import METRICS
 from scst.report import charts, curves, parts
 from scst.report.page import MOST_TABS, html_page, tabs
 from scst.report.parts import SMALL, Pictures, card, cards, number_cell, shown, table
@@ -102,11 +105,12 @@ def _comparison(report: Report, pictures: Pictures) -> str:
     found = report.comparison
     if found is None:
         return ""
-    heads = ("metric", "before", "now", "difference", "95 % interval", "p")
+    heads = ("metric", "before", "now", "difference", "95 % interval", "p", "test", "images")
     rows = [_difference_row(name, difference) for name, difference in found.differences.items()]
     return (
-        f'<p class="note">before: {escape(found.name)}; now: this evaluation. Paired bootstrap over '
-        "images: the interval is that of the difference, p is two-sided.</p>"
+        f'<p class="note">before: {escape(found.name)}; now: this evaluation. The interval is that of '
+        "the difference (paired bootstrap over images); p is two-sided, by a permutation test below 200 "
+        "images; images are those that both are judged on.</p>"
         f"{table(heads, rows)}{_changes(report, found, pictures)}"
     )
 
@@ -114,7 +118,9 @@ def _comparison(report: Report, pictures: Pictures) -> str:
 def _difference_row(name: str, found: MetricDifference) -> str:
     numbers = (f"{found.values[0]:.4f}", f"{found.values[1]:.4f}", f"{found.difference:+.4f}")
     interval = f"{found.ci95[0]:+.4f} to {found.ci95[1]:+.4f}"
-    cells = "".join(map(number_cell, (*numbers, interval, f"{found.p_value:.3f}")))
+    p_value = "-" if math.isnan(found.p_value) else f"{found.p_value:.3f}"
+    last = (interval, p_value, found.test, f"{found.judged:,}")
+    cells = "".join(map(number_cell, (*numbers, *last)))
     return f"<tr><td>{escape(METRICS[name].title)}</td>{cells}</tr>"
 
 

@@ -21,7 +21,8 @@ from scst.evaluation.evaluation_page import Report, rankings, report_html
 from scst.evaluation.samples import ScoredSamples, sample_captions, spread_indices, training_sampling
 from scst.evaluation.training_log import TrainingStage, training_stages
 from scst.evaluation.training_section import _ends, rewards_section, training_section
-from scst.metrics.bootstrap import compare_captions, metric_results, metric_scores
+from scst.metrics.bootstrap import metric_results, metric_scores
+from scst.metrics.paired import compare_captions
 from scst.metrics.suite import METRICS, Corpus, MetricSettings
 from scst.models.policy import policy_for
 from scst.models.prompts import PromptEncoder
