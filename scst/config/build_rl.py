@@ -24,7 +24,6 @@ from scst.metrics.bootstrap import check_metrics
 from scst.metrics.suite import METRICS
 from scst.rl.progress import RichProgress, SampleTable, SaveRewardState
 from scst.rl.trainer import Objective, SCSTTrainer
-from scst.rollout.backends import check_backend
 from scst.rollout.feature_cache import FeatureCache
 from scst.training.checkpoints import checkpoint_to_resume
 from scst.training.collapse_monitor import CollapseAlarm, CollapseWatch
@@ -61,7 +60,6 @@ def check_settings(recipe: Any) -> None:
         )
     if recipe.cuda_graphs and not torch.cuda.is_available():
         raise RecipeError("cuda_graphs: there is no CUDA device here; leave it out")
-    check_backend(recipe.rollout_backend, recipe.quantization)
     sampling_of(recipe)
 
 
@@ -181,7 +179,7 @@ def build_trainer(
         ),
         validation=validation,
         choice=CaptionChoice(recipe.caption_policy, recipe.seed),
-        late_rollouts=recipe.late_rollouts,
+        late_rollouts=recipe.one_step_off_policy,
         cuda_graphs=recipe.cuda_graphs,
         streamed_weights=recipe.rollout_weights == "streamed",
         feature_cache=build_feature_cache(recipe, model, processor, data),

@@ -91,7 +91,7 @@ def check_devices(recipe: Any) -> None:
         )
     if uses_fsdp() or uses_zero3():
         _check_adapter_type(recipe)
-    if getattr(recipe, "rollout_weights", "whole") == "streamed":
+    if getattr(recipe, "rollout_weights", "unsharded") == "streamed":
         _check_streaming(recipe)
     if uses_fsdp() and os.environ.get("FSDP_VERSION", "1") != "2":
         raise RecipeError("FSDP 1 is not supported: launch with recipes/accelerate/fsdp2.yaml")

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
+
+
+@dataclass
+class Recipe:
+    """The keys of one command."""
+
+    stage: ClassVar[str]
+    """The stage's name in run records, matrices and ``RECIPES``."""
+    command: ClassVar[str]
+    """``scst COMMAND``: its name on the command line."""
 
 
 def key(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
@@ -15,7 +25,7 @@ def key(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def default_of(recipe_class: type, name: str) -> Any:
+def default_of(recipe_class: type[Recipe], name: str) -> Any:
     """The default of a recipe's key."""
     found = next(f for f in fields(recipe_class) if f.name == name)
     return found.default if found.default is not MISSING else found.default_factory()
@@ -42,7 +52,7 @@ class ModelKeys:
 class DataKeys:
     """Which images, captions and prompts."""
 
-    dataset: str = key("embedded:scenes", "RISC folder, parquet, saved dataset, hub id or embedded:scenes")
+    dataset: str | None = key(None, "RISC folder, parquet, saved dataset, hub id or embedded:scenes")
     train_split: str = key("train", "split to train on; train+val: both together")
     eval_split: str = key("val", "split to evaluate on")
     split_fractions: str | None = key(

@@ -11,6 +11,7 @@ from scst.config.keys import (
     MetricKeys,
     ModelKeys,
     PromptKeys,
+    Recipe,
     RunKeys,
     ValidationKeys,
     default_of,
@@ -20,8 +21,11 @@ from scst.errors import RecipeError
 
 
 @dataclass
-class SFTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys):
+class SFTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys, Recipe):
     """Supervised stage: a new adapter, or with `adapter` an existing one continued."""
+
+    stage = "sft"
+    command = "sft"
 
     caption_policy: str = key(
         "random", "caption an image is trained on", ["first", "random", "longest", "consensus", "all"]
@@ -90,8 +94,11 @@ ADAPTER_KEYS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass
-class SCSTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys):
+class SCSTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys, Recipe):
     """Self-critical stage: refines the adapter of the supervised stage."""
+
+    stage = "scst"
+    command = "rl"
 
     num_samples: int = key(5, "K, sampled captions per image beside the greedy one")
     temperature: float = key(1.0, "of sampling; scoring uses the same distribution")
@@ -119,17 +126,14 @@ class SCSTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys):
     merge_captions: bool = key(True, "score equal captions of an image once; the gradient is the same")
     skip_zero_advantages: bool = key(True, "leave out captions whose gradient is zero")
     head_chunk: int = key(128, "caption tokens whose logits exist at one time; 0: all of them")
-    late_rollouts: bool = key(
+    one_step_off_policy: bool = key(
         False, "learn from the captions of the step before, whose rewards were computed beside the GPU"
     )
-    max_importance_ratio: float = key(2.0, "where late_rollouts cuts its importance ratios")
-    rollout_backend: str = key(
-        "local", "what samples captions; vllm is refused with reasons", ["local", "vllm"]
-    )
+    max_importance_ratio: float = key(2.0, "where one_step_off_policy cuts its importance ratios")
     rollout_weights: str = key(
-        "whole",
+        "unsharded",
         "under ZeRO-3, while captions are sampled: whole on every process, or gathered layer by layer",
-        ["whole", "streamed"],
+        ["unsharded", "streamed"],
     )
     cuda_graphs: bool = key(False, "record the steps of decoding on a GPU (was not run on one yet)")
     feature_cache: bool | str = key(
@@ -150,8 +154,11 @@ class SCSTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys):
 
 
 @dataclass
-class EvaluateRecipe(MetricKeys, ModelKeys, DataKeys, RunKeys):
+class EvaluateRecipe(MetricKeys, ModelKeys, DataKeys, RunKeys, Recipe):
     """Captions a split and scores it."""
+
+    stage = "evaluate"
+    command = "evaluate"
 
     decoding: str = key(
         "greedy",
@@ -170,8 +177,11 @@ class EvaluateRecipe(MetricKeys, ModelKeys, DataKeys, RunKeys):
 
 
 @dataclass
-class ScoreRecipe(MetricKeys):
+class ScoreRecipe(MetricKeys, Recipe):
     """Scores caption files; no model unless a metric is one."""
+
+    stage = "score"
+    command = "score"
 
     predictions: str | None = key(None, "captions: JSONL, COCO JSON or plain text; - for standard input")
     references: list = key([], "human captions; several plain text files: one per reference")
@@ -182,8 +192,11 @@ class ScoreRecipe(MetricKeys):
 
 
 @dataclass
-class DocumentFrequenciesRecipe:
+class DocumentFrequenciesRecipe(Recipe):
     """Counts n-grams of human captions once, for rewards and metrics."""
+
+    stage = "document-frequencies"
+    command = "prepare document-frequencies"
 
     dataset: str | None = key(None, "RISC folder, parquet, saved dataset, hub id or embedded:scenes")
     train_split: str = key("train", "split whose references are counted")
@@ -201,10 +214,13 @@ class DocumentFrequenciesRecipe:
 
 
 @dataclass
-class PrepareRecipe:
+class PrepareRecipe(Recipe):
     """Looks at a dataset, cleans it, chooses captions, splits it, and writes a new one."""
 
-    dataset: str = key("embedded:scenes", "RISC folder, parquet, saved dataset, hub id or embedded:scenes")
+    stage = "prepare"
+    command = "prepare"
+
+    dataset: str | None = key(None, "RISC folder, parquet, saved dataset, hub id or embedded:scenes")
     output_dir: str = key("outputs/prepared", "folder of the new dataset and of data_report.html")
     layout: str = key(
         "auto",
@@ -260,8 +276,11 @@ class PrepareRecipe:
 
 
 @dataclass
-class CaptionRecipe(ModelKeys, RunKeys):
+class CaptionRecipe(ModelKeys, RunKeys, Recipe):
     """Captions pictures."""
+
+    stage = "caption"
+    command = "caption"
 
     prompt: str = key("caption en", "the instruction beside the image")
     max_new_tokens: int = key(32, "length limit of captions in tokens")
@@ -276,8 +295,11 @@ class CaptionRecipe(ModelKeys, RunKeys):
 
 
 @dataclass
-class MergeRecipe:
+class MergeRecipe(Recipe):
     """Writes a checkpoint that needs no adapter."""
+
+    stage = "merge"
+    command = "merge"
 
     adapter: str | None = key(None, "folder of an adapter made by launch/sft.py or launch/scst.py")
     model_name_or_path: str | None = key(None, "its base model; default: the one it names")
@@ -290,8 +312,11 @@ class MergeRecipe:
 
 
 @dataclass
-class ExplainRecipe(ModelKeys, RunKeys):
+class ExplainRecipe(ModelKeys, RunKeys, Recipe):
     """Shows which parts of one picture a caption rests on."""
+
+    stage = "explain"
+    command = "explain"
 
     prompt: str = key("caption en", "the instruction beside the image")
     max_new_tokens: int = key(32, "length limit of captions in tokens")
@@ -321,8 +346,11 @@ class ExplainRecipe(ModelKeys, RunKeys):
 
 
 @dataclass
-class MatrixRecipe:
+class MatrixRecipe(Recipe):
     """Models x prompts x decodings: trains what has to be trained, evaluates all, and compares."""
+
+    stage = "matrix"
+    command = "matrix"
 
     models: list = key(
         [{"name": "base"}],
@@ -341,16 +369,43 @@ class MatrixRecipe:
     output_dir: str = key("outputs/matrix", "folder of all runs and of matrix.html, .md, .csv and .json")
 
 
-RECIPES: dict[str, type] = {
-    "sft": SFTRecipe,
-    "scst": SCSTRecipe,
-    "evaluate": EvaluateRecipe,
-    "caption": CaptionRecipe,
-    "explain": ExplainRecipe,
-    "merge": MergeRecipe,
-    "score": ScoreRecipe,
-    "prepare": PrepareRecipe,
-    "document-frequencies": DocumentFrequenciesRecipe,
-    "matrix": MatrixRecipe,
+RECIPES: dict[str, type[Recipe]] = {
+    recipe.stage: recipe
+    for recipe in (
+        SFTRecipe,
+        SCSTRecipe,
+        EvaluateRecipe,
+        CaptionRecipe,
+        ExplainRecipe,
+        MergeRecipe,
+        ScoreRecipe,
+        PrepareRecipe,
+        DocumentFrequenciesRecipe,
+        MatrixRecipe,
+    )
 }
 """Stage -> its recipe. Training stages are those with a field ``training``."""
+
+TrainingRecipe = SFTRecipe | SCSTRecipe
+DataRecipe = SFTRecipe | SCSTRecipe | EvaluateRecipe | PrepareRecipe | DocumentFrequenciesRecipe
+
+
+def check_required(recipe: Recipe) -> None:
+    """Refuse a recipe that leaves out its model or data: there is no default that would be used by accident.
+
+    Raises:
+        RecipeError: naming the key.
+    """
+    if isinstance(recipe, EvaluateRecipe) and recipe.compare:
+        return
+    if isinstance(recipe, DataRecipe) and recipe.dataset is None:
+        raise RecipeError(
+            "dataset: missing; give a RISC folder, parquet, a saved dataset or a hub id (embedded:scenes: the "
+            "bundled scenes)"
+        )
+    needs_model = SFTRecipe | EvaluateRecipe | CaptionRecipe | ExplainRecipe
+    if isinstance(recipe, needs_model) and recipe.model_name_or_path is None and recipe.adapter is None:
+        raise RecipeError(
+            "model_name_or_path: missing; give a PaliGemma checkpoint, or an adapter (--adapter DIR), which "
+            "names its own"
+        )

@@ -1,0 +1,12 @@
+"""Packages of a wheel; everything else is in pyproject.toml.
+
+`recipes/` lies beside `scst/` in a clone and becomes `scst/recipes` in a wheel, which `packages.find` cannot say.
+"""
+
+from setuptools import find_packages, setup
+
+setup(
+    packages=[*find_packages(include=["scst", "scst.*", "rewards", "rewards.*"]), "scst.recipes"],
+    package_dir={"scst.recipes": "recipes"},
+    package_data={"scst": ["assets/**/*", "py.typed"], "scst.recipes": ["**/*.yaml", "*.md", "**/*.md"]},
+)
