@@ -6,8 +6,8 @@
     python launch/evaluate.py ...                                             (from a clone)
 
 Without --config the keys come from the run that made the adapter: base model, dataset, prompt, length
-limits. Leaves metrics.json (values, signatures, confidence intervals; written last), predictions.jsonl
-and report.html in output_dir. --compare_with OTHER adds what changed since an earlier evaluation to the report.
+limits. Leaves metrics.json (values, signatures, confidence intervals; written last), predictions.jsonl and
+report.html in output_dir. --compare_with OTHER adds what changed since an earlier evaluation to the report.
 """
 
 from __future__ import annotations

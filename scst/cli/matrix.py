@@ -5,9 +5,9 @@
     scst matrix --config ... --seeds 1,2,3
     python launch/matrix.py --config recipes/experiments/prompts-matrix.yaml      (from a clone)
 
-Repeat the command to continue after a kill, a failure or a changed key: complete runs are not run
-again. Leaves matrix.html, matrix.md, matrix.csv, matrix.json, figures/ and a folder per run in output_dir. How to write a
-matrix: docs/matrix.md.
+Repeat the command to continue after a kill, a failure or a changed key: complete runs are not run again.
+Leaves matrix.html, matrix.md, matrix.csv, matrix.json, figures/ and a folder per run in output_dir. How to
+write a matrix: docs/matrix.md.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     scst caption --model_name_or_path OUT IMAGE_OR_FOLDER...
     python launch/merge.py --adapter DIR --output_dir OUT         (from a clone)
 
-LoRA (rsLoRA, DoRA) and prompt tuning can be merged. Prefix tuning and bottleneck adapters cannot: the
-base model has no weights that could hold them. Prints the prompt to use with the new checkpoint; after prompt tuning it
-contains the virtual tokens.
+LoRA (rsLoRA, DoRA) and prompt tuning can be merged. Prefix tuning and bottleneck adapters cannot: the base
+model has no weights that could hold them. Prints the prompt to use with the new checkpoint; after prompt
+tuning it contains the virtual tokens.
 """
 
 from __future__ import annotations

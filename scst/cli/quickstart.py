@@ -3,8 +3,9 @@
     scst quickstart                    (what `make quickstart` runs)
     python launch/quickstart.py        (from a clone)
 
-Runs five commands, which it prints as a user would type them, then shows the three models side by
-side. Leaves everything in outputs/quickstart/{base,sft,scst}. Flags are passed on to both training stages, e.g. --seed 2.
+Runs five commands, which it prints as a user would type them, then shows the three models side by side.
+Leaves everything in outputs/quickstart/{base,sft,scst}. Flags are passed on to both training stages, e.g.
+--seed 2.
 """
 
 from __future__ import annotations
