@@ -1,6 +1,7 @@
 """Packages of a wheel; everything else is in pyproject.toml.
 
-`recipes/` lies beside `scst/` in a clone and becomes `scst/recipes` in a wheel, which `packages.find` cannot say.
+`recipes/` lies beside `scst/` in a clone and becomes `scst/recipes` in a wheel; pyproject.toml cannot say so
+together with `packages.find`.
 """
 
 from setuptools import find_packages, setup

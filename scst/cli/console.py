@@ -1,4 +1,4 @@
-"""The command ``scst``: two-stage fine-tuning of image captioners, supervised and then self-critical.
+"""Fine-tuning of image captioners in two stages: supervised, then self-critical sequence training.
 
 scst COMMAND --help
 scst --version
@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-import scst
+from scst import __version__
 
 COMMANDS = (
     "sft",
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in COMMANDS:
         return int(importlib.import_module(f"scst.cli.{name}").main(arguments))
     if name == "--version":
-        print(f"scst {scst.__version__}")
+        print(f"scst {__version__}")
     elif name in ("--help", "-h"):
         print(help_text())
     else:

@@ -28,8 +28,9 @@ def help_text(recipe_class: type[Recipe], usage: str) -> str:
 
 def _flags(recipe_class: type[Recipe]) -> list[str]:
     flags = {
-        "--config RECIPE.yaml": "a file of `key: value` lines, or a packaged recipe such as rsicd/sft; every key\n"
-        "can be overridden as --key value; `extends: OTHER.yaml` in it begins with the\nkeys of another recipe",
+        "--config RECIPE.yaml": "a file of `key: value` lines, or a packaged recipe such as rsicd/sft;\n"
+        "every key can be overridden as --key value; `extends: OTHER.yaml` in it\n"
+        "begins with the keys of another recipe",
         "--dry_run": "check recipe and dataset, print the resolved recipe, load no model",
     }
     if is_training(recipe_class):
@@ -40,7 +41,5 @@ def _flags(recipe_class: type[Recipe]) -> list[str]:
             f"of {', '.join(accelerate_names())}"
         )
         flags["--num_processes N"] = "how many processes to start [the configuration's; without one: 1]"
-    lines = [
-        zip([flag, *[""] * text.count("\n")], text.splitlines(), strict=True) for flag, text in flags.items()
-    ]
-    return [f"  {flag:24} {line}" for rows in lines for flag, line in rows]
+    indented = {flag: text.replace("\n", "\n" + " " * 27) for flag, text in flags.items()}
+    return [f"  {flag:24} {text}" for flag, text in indented.items()]

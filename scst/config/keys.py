@@ -28,7 +28,7 @@ def key(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
 def default_of(recipe_class: type[Recipe], name: str) -> Any:
     """The default of a recipe's key."""
     found = next(f for f in fields(recipe_class) if f.name == name)
-    return found.default if found.default is not MISSING else found.default_factory()
+    return found.default_factory() if found.default_factory is not MISSING else found.default
 
 
 @dataclass

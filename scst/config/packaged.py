@@ -48,9 +48,8 @@ def find_recipe(name: str | Path, *, place: str = "--config") -> Path:
     packaged = RECIPES_FOLDER / f"{text.removesuffix('.yaml')}.yaml"
     if not path.is_absolute() and packaged.is_file():
         return packaged
-    raise RecipeError(
-        f"{place}: there is no file {text!r}, and no packaged recipe{_hint(text, recipe_names())}"
-    )
+    hint = _hint(text, recipe_names())
+    raise RecipeError(f"{place}: there is no file {text!r}, and no packaged recipe of that name{hint}")
 
 
 def find_accelerate_config(name: str) -> Path:
@@ -68,9 +67,9 @@ def find_accelerate_config(name: str) -> Path:
 
 
 def _hint(name: str, known: list[str]) -> str:
-    """``of that name``, and which names are like it: as a whole, or in their last part."""
+    """The names that are like it, as a whole or in their last part."""
     wanted = name.removesuffix(".yaml")
-    close = difflib.get_close_matches(wanted, known, n=3)
     last = wanted.rpartition("/")[2]
+    close = difflib.get_close_matches(wanted, known, n=3)
     close += [other for other in known if other.rpartition("/")[2] == last and other not in close]
-    return f" of that name; did you mean {', '.join(close[:4])}?" if close else " of that name"
+    return f"; did you mean {', '.join(close[:4])}?" if close else ""

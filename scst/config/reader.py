@@ -174,7 +174,9 @@ def training_argument_names() -> dict[str, str]:
     return {
         node.target.id: ast.unparse(node.annotation)
         for node in body
-        if isinstance(node, ast.AnnAssign) and not node.target.id.startswith("_")
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and not node.target.id.startswith("_")
     }
 
 

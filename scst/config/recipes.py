@@ -400,8 +400,8 @@ def check_required(recipe: Recipe) -> None:
         return
     if isinstance(recipe, DataRecipe) and recipe.dataset is None:
         raise RecipeError(
-            "dataset: missing; give a RISC folder, parquet, a saved dataset or a hub id (embedded:scenes: the "
-            "bundled scenes)"
+            "dataset: missing; give a RISC folder, parquet, a saved dataset or a hub id; embedded:scenes are "
+            "the rendered scenes of the package"
         )
     needs_model = SFTRecipe | EvaluateRecipe | CaptionRecipe | ExplainRecipe
     if isinstance(recipe, needs_model) and recipe.model_name_or_path is None and recipe.adapter is None:

@@ -52,8 +52,8 @@ class Runner:
     folder until they have.
 
     Args:
-        scripts: what the launcher runs for "sft", "scst" and "evaluate": a script, or -m and a module; the last
-            takes several recipe files.
+        scripts: what the launcher runs for "sft", "scst" and "evaluate": a script, or -m and a module;
+            that of "evaluate" takes several recipe files.
         launcher: what starts them, e.g. ``accelerate launch --num_processes 2``.
         console: where progress goes.
     """
