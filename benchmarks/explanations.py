@@ -17,8 +17,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
-
 OCCLUSIONS = ("blur", "mean", "gray", "black")
 
 

@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
-
 from benchmarks.models import (
     IMAGE_SIZE,
     IMAGE_TOKENS,

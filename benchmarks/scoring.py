@@ -30,8 +30,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
-
 from benchmarks.record import circumstances, set_up, write
 
 WAYS = ("usual", "plain", "packed", "chunked", "left_out")

@@ -33,8 +33,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
-
 PHASES = ("rollout", "reward", "loss")
 MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 

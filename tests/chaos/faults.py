@@ -350,8 +350,7 @@ def _ruin_gradients(steps: set[int]) -> None:
 
 BREAKING = """
 import os, sys
-from launch import scst
-from scst.cli.arguments import main
+from scst.cli.rl import main
 from scst.rl.trainer import SCSTTrainer
 
 def training_step(self, *args, original=SCSTTrainer.training_step, **kwargs):
@@ -360,7 +359,7 @@ def training_step(self, *args, original=SCSTTrainer.training_step, **kwargs):
     return original(self, *args, **kwargs)
 
 SCSTTrainer.training_step = training_step
-sys.exit(main("scst", scst.run, usage=""))
+sys.exit(main())
 """
 
 

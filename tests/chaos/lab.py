@@ -207,13 +207,9 @@ def _become(
         _report_progress(progress)
         if setup:
             setup(rank)
-        import importlib
+        from tests.support.commands import call
 
-        from scst.cli.arguments import main
-
-        code = main(
-            stage, importlib.import_module(f"launch.{stage}").run, usage="", argv=["--config", str(recipe)]
-        )
+        code = call(stage, "--config", str(recipe))
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import yaml
 from PIL import Image
 
 from scst.config.recipes import EvaluateRecipe
+from tests.support.commands import call
 from tests.support.worlds import write_model, write_recipe, write_risc
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,14 +31,6 @@ def world(tmp_path_factory):
 def start(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """Run Python in the project's root."""
     return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
-
-
-def call(script: str, *flags: str) -> int:
-    """A launch script in this process: its exit code."""
-    module = importlib.import_module(f"launch.{script}")
-    from scst.cli.arguments import main
-
-    return main(script, module.run, usage=module.__doc__, argv=list(flags))
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "matrix", "merge"])

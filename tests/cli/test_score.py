@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.metrics.suite import METRICS
+from tests.support.commands import call
 from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES
 from tests.support.worlds import write_risc
 
@@ -21,14 +21,6 @@ ROOT = Path(__file__).resolve().parents[2]
 def start(script: str, *flags: str, stdin: str | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, f"launch/{script}.py", *flags]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, input=stdin, timeout=300)
-
-
-def call(script: str, *flags: str) -> int:
-    """A launch script in this process: its exit code."""
-    module = importlib.import_module(f"launch.{script}")
-    from scst.cli.arguments import main
-
-    return main(script, module.run, usage=module.__doc__, argv=list(flags))
 
 
 def jsonl(rows) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from scst.adapters.lora import add_lora
-from scst.config import build_rl, devices
+from scst.config import devices
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
-from scst.rollout.backends import reasons_against_vllm
 from tests.support.processes import device_config, environment_of
 
 
@@ -60,25 +58,6 @@ def test_vision_adapters_under_fsdp2(launched, tiny_model, targets, refused):
             devices.check_adapter_on_devices(model)
     else:
         devices.check_adapter_on_devices(model)
-
-
-def test_vllm_is_refused_with_every_reason(monkeypatch):
-    recipe = build_recipe("scst", {"adapter": "a", "rollout_backend": "vllm", "quantization": "nf4"})
-    with pytest.raises(RecipeError, match=r"vllm cannot be used.*both directions.* rollout_backend: local"):
-        build_rl.check_settings(recipe)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    reasons = " / ".join(reasons_against_vllm("nf4"))
-    for part in ("not installed", "no CUDA device", "4-bit", "both directions"):
-        assert part in reasons
-
-
-def test_where_vllm_is_installed_the_masks_still_speak_against_it(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    (reason,) = reasons_against_vllm("none")
-    assert "both directions" in reason
-    assert len(reasons_against_vllm("8bit")) == 2
 
 
 @pytest.mark.parametrize(

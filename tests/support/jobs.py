@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from typing import Any
 
@@ -12,10 +11,11 @@ from scst.cli.arguments import Arguments
 from scst.config import build
 from scst.config.reader import build_recipe
 from scst.rollout import distribution
+from tests.support.commands import command_of
 
 
 def train(stage: str, keys: dict[str, Any]) -> list[dict[str, Any]]:
-    """A training stage as its launch script runs it; returns what it logged."""
+    """A training stage as its command runs it; returns what it logged."""
     torch.set_num_threads(1)
     trainers = []
     run_training = build.run_training
@@ -26,7 +26,7 @@ def train(stage: str, keys: dict[str, Any]) -> list[dict[str, Any]]:
 
     build.run_training = recording
     try:
-        importlib.import_module(f"launch.{stage}").run(Arguments(build_recipe(stage, keys)))
+        command_of(stage).run(Arguments(build_recipe(stage, keys)))
     finally:
         build.run_training = run_training
     return trainers[0].state.log_history
@@ -36,7 +36,7 @@ def launch_script(stage: str, keys: dict[str, Any], positional: list[str] | None
     """Another launch script, as it runs itself."""
     torch.set_num_threads(1)
     arguments = Arguments(build_recipe(stage, keys), positional=positional or [])
-    importlib.import_module(f"launch.{stage}").run(arguments)
+    command_of(stage).run(arguments)
 
 
 def brevity(completions: list[str], **columns: Any) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scst.config.reader import build_recipe
+from tests.support.commands import command_of
 from tests.support.worlds import write_model, write_risc
 
 
@@ -21,8 +22,6 @@ def world(tmp_path_factory):
 @pytest.fixture
 def run_stage(world, monkeypatch):
     """Run a stage in this process: ``run_stage("sft", output_dir=..., **keys)`` returns the trainer."""
-    import importlib
-
     from scst.cli.arguments import Arguments
     from scst.config import build
 
@@ -49,8 +48,7 @@ def run_stage(world, monkeypatch):
             "seed": 3,
         }
         settings |= {"lora_rank": 4} if stage == "sft" else {"num_samples": 3, "table_steps": 0}
-        module = importlib.import_module(f"launch.{stage}")
-        module.run(Arguments(build_recipe(stage, settings | keys)))
+        command_of(stage).run(Arguments(build_recipe(stage, settings | keys)))
         return trainers[-1]
 
     return run
