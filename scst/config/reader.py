@@ -211,7 +211,8 @@ def _unknown_key(recipe_class: type[Recipe], name: str) -> RecipeError:
     owners = [f"scst {other.command}" for other in RECIPES.values() if name in _fields(other)]
     if owners:
         return RecipeError(f"{name}: a key of `{owners[0]}`, not of `{command}`")
-    known = set(_fields(recipe_class)) | _all_keys()
+    others = training_argument_names() if "training" in _fields(recipe_class) else _all_keys()
+    known = set(_fields(recipe_class)) - {"training"} | set(others)
     close = difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else f"see {command} --help"
     return RecipeError(f"{name}: unknown key; {hint}")

@@ -33,10 +33,10 @@ def current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
             old = next(old for old, new in RENAMED_KEYS.items() if new == key)
             raise RecipeError(f"{key}: given twice, also by its old name {old}")
         if key != name:
-            _warn(f"{name} is now called {key}; the old name will be removed in the next release")
+            _warn(f"{name} is now called {key}; this release still reads the old name")
         if isinstance(value, str) and value in RENAMED_VALUES.get(key, {}):
             new = RENAMED_VALUES[key][value]
-            _warn(f"{key}: {value} is now called {new}; the old value will be removed in the next release")
+            _warn(f"{key}: {value} is now called {new}; this release still reads the old name")
             value = new
         current[key] = value
     return current

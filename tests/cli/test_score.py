@@ -213,7 +213,7 @@ def test_document_frequencies_are_those_that_training_would_count(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["frequencies"], "unexpected argument 'frequencies'"),
+        (["frequencies", "--dataset", "embedded:scenes"], "unexpected argument 'frequencies'"),
         (["document-frequencies"], "dataset: missing"),
         (["document-frequencies", "--dataset", "/nowhere"], "/nowhere"),
         (["document-frequencies", "--dataset", "embedded:scenes", "--eos", "maybe"], "eos: must be one of"),
@@ -228,6 +228,6 @@ def test_wrong_preparations_exit_2(flags, message):
 def test_a_table_of_another_split_is_refused_before_the_model_is_loaded(tmp_path, capsys):
     DocumentFrequencies.from_references(REFERENCES, eos="emitted", split="val").save(tmp_path / "df.json")
     rewards = [{"name": "cider_d", "kwargs": {"frequencies": str(tmp_path / "df.json")}}]
-    flags = ["--adapter", str(tmp_path), "--rewards", json.dumps(rewards), "--model_name_or_path", "/nowhere"]
+    flags = ["--config", "quickstart/scst", "--adapter", str(tmp_path), "--rewards", json.dumps(rewards)]
     assert call("scst", *flags) == 2
     assert "are of split 'val', but the run trains on 'train'" in capsys.readouterr().err
