@@ -225,7 +225,8 @@ def _fields(recipe_class: type[Recipe]) -> dict[str, dataclasses.Field[Any]]:
 def _convert(name: str, value: Any, recipe_class: type[Recipe]) -> Any:
     """The value in the type of its key; YAML reads 1e-5 as text and flags come as text."""
     annotation = typing.get_type_hints(recipe_class)[name]
-    kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    members = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    kinds = [typing.get_origin(member) or member for member in members]  # list of list[str]
     choices = _fields(recipe_class)[name].metadata["choices"]
     if choices and value not in choices:
         raise RecipeError(f"{name}: must be one of {', '.join(choices)}; got {value!r}")
