@@ -10,12 +10,11 @@ from typing import Any
 import yaml
 
 from scst.adapters.loading import check_adapter_exists
-from scst.cli.arguments import ROOT
 from scst.config import build, build_rl, build_sft
 from scst.config.build_metrics import metric_settings
 from scst.config.keys import default_of
 from scst.config.reader import build_recipe
-from scst.config.recipes import RECIPES
+from scst.config.recipes import RECIPES, check_required
 from scst.data.files import write_json, write_text
 from scst.data.sources import check_layout
 from scst.errors import RecipeError, RunStopped
@@ -30,9 +29,9 @@ from scst.metrics.suite import METRICS, NOVELTY
 from scst.models.pretrained import check_model_exists
 
 SCRIPTS = {
-    "sft": ROOT / "launch" / "sft.py",
-    "scst": ROOT / "launch" / "scst.py",
-    EVALUATE: ROOT / "launch" / "evaluations.py",
+    "sft": ["-m", "scst.cli.sft"],
+    "scst": ["-m", "scst.cli.rl"],
+    EVALUATE: ["-m", "scst.cli.evaluations"],
 }
 FIGURES = "figures"
 
@@ -59,6 +58,7 @@ def checked_plan(recipe: Any) -> Plan:
 def _check(run: Run, seen: set[str]) -> None:
     """One run; what many of them share is looked at once."""
     recipe = build_recipe(run.stage, dict(run.keys))
+    check_required(recipe)
     checks = {f"dataset {recipe.dataset}": lambda: check_layout(recipe.dataset)}
     if recipe.model_name_or_path:
         checks[f"model {recipe.model_name_or_path}"] = lambda: check_model_exists(recipe.model_name_or_path)

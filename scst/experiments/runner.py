@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,12 +52,13 @@ class Runner:
     folder until they have.
 
     Args:
-        scripts: the launch script of "sft", "scst" and "evaluate"; the last takes several recipe files.
+        scripts: what the launcher runs for "sft", "scst" and "evaluate": a script, or -m and a module;
+            that of "evaluate" takes several recipe files.
         launcher: what starts them, e.g. ``accelerate launch --num_processes 2``.
         console: where progress goes.
     """
 
-    def __init__(self, scripts: dict[str, Path], launcher: str, console: Console):
+    def __init__(self, scripts: Mapping[str, Sequence[str]], launcher: str, console: Console):
         self.scripts = scripts
         self.launcher = launcher_command(launcher)
         self.console = console
@@ -137,7 +138,7 @@ class Runner:
         with log.open("ab") as output:
             begin = output.tell()
             self._child = subprocess.Popen(
-                [*self.launcher, str(self.scripts[stage]), *arguments],
+                [*self.launcher, *self.scripts[stage], *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which hands it on once

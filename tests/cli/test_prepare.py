@@ -11,9 +11,8 @@ import sys
 
 import pytest
 
-from launch.prepare import run
 from rewards.scorers.document_frequencies import DocumentFrequencies
-from scst.cli.arguments import main
+from scst.cli.prepare import main
 from scst.config import build_captions
 from scst.data.load_splits import load_splits
 from tests.support.paths import ROOT
@@ -21,7 +20,7 @@ from tests.support.worlds import write_risc
 
 
 def call(*flags: str) -> int:
-    return main("prepare", run, usage="", argv=["--agreement", "[]", *flags])
+    return main(["--agreement", "[]", *flags])
 
 
 def start(*arguments: str) -> subprocess.CompletedProcess:

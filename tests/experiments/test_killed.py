@@ -11,7 +11,7 @@ import time
 import torch
 from safetensors.torch import load_file
 
-from tests.support.command_lines import call
+from tests.support.commands import call
 from tests.support.paths import ROOT
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from tests.support.command_lines import call
+from tests.support.commands import call
 
 
 def test_dry_run_prints_every_run_and_loads_nothing(config, tmp_path, capsys, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from scst.adapters.lora import add_lora
-from scst.cli.arguments import main
+from scst.cli.explain import main
 from scst.config.reader import read_recipe_file
 from scst.explain.explain import METHODS, Settings, explain
 from scst.explain.explanation_files import explanation_record, write_overlays
@@ -192,9 +192,7 @@ def write_adapter(folder, model) -> None:
 
 
 def call(*flags) -> int:
-    from launch import explain as script
-
-    return main("explain", script.run, usage=script.__doc__, argv=[str(flag) for flag in flags])
+    return main([str(flag) for flag in flags])
 
 
 def flags_of(world, *more):

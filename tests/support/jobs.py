@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from typing import Any
 
@@ -11,12 +10,13 @@ import torch
 from scst.cli.arguments import Arguments
 from scst.config.reader import build_recipe
 from scst.rollout import distribution
+from tests.support.commands import command_of
 
 
 def train(stage: str, keys: dict[str, Any]) -> list[dict[str, Any]]:
-    """A training stage as its launch script runs it; returns what it logged."""
+    """A training stage as its command runs it; returns what it logged."""
     torch.set_num_threads(1)
-    trainer = importlib.import_module(f"launch.{stage}").run(Arguments(build_recipe(stage, keys)))
+    trainer = command_of(stage).run(Arguments(build_recipe(stage, keys)))
     return trainer.state.log_history
 
 
@@ -24,7 +24,7 @@ def launch_script(stage: str, keys: dict[str, Any], positional: list[str] | None
     """Another launch script, as it runs itself."""
     torch.set_num_threads(1)
     arguments = Arguments(build_recipe(stage, keys), positional=positional or [])
-    importlib.import_module(f"launch.{stage}").run(arguments)
+    command_of(stage).run(arguments)
 
 
 def brevity(completions: list[str], **columns: Any) -> list[float]:

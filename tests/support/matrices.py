@@ -52,8 +52,9 @@ class Lab:
         self.calls = folder / "calls.txt"
         self.scripts = {}
         for stage in ("sft", "scst", "evaluate"):
-            self.scripts[stage] = folder / f"{stage}.py"
-            self.scripts[stage].write_text(STAND_IN.format(stage=stage, calls=self.calls))
+            script = folder / f"{stage}.py"
+            self.scripts[stage] = [str(script)]
+            script.write_text(STAND_IN.format(stage=stage, calls=self.calls))
 
     def recipe(self, **keys):
         settings = {

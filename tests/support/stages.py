@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from scst.cli.arguments import Arguments
 from scst.config.reader import build_recipe
+from tests.support.commands import command_of
 from tests.support.worlds import write_model, write_risc
 
 
@@ -41,8 +40,7 @@ def run_stage(world):
             "seed": 3,
         }
         settings |= {"lora_rank": 4} if stage == "sft" else {"num_samples": 3, "table_steps": 0}
-        module = importlib.import_module(f"launch.{stage}")
-        return module.run(Arguments(build_recipe(stage, settings | keys)))
+        return command_of(stage).run(Arguments(build_recipe(stage, settings | keys)))
 
     return run
 
