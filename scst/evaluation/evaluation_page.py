@@ -94,7 +94,7 @@ def _metrics(report: Report) -> str:
         f'<tr class="s"><td colspan="3"><code>{escape(result.signature)}</code></td></tr>'
         for name, result in results.items()
     ]
-    return charts.facts(numbers) + table(("metric", "value", "95 % interval"), rows)
+    return charts.key_figures(numbers) + table(("metric", "value", "95 % interval"), rows)
 
 
 def _comparison(report: Report, pictures: Pictures) -> str:

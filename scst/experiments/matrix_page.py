@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scst.experiments import tables
-from scst.experiments.figures import Figure
+from scst.experiments.figures import DrawnFigure
 from scst.experiments.results import Result, Robustness, Row, metric_names
 from scst.report.page import html_page
 
@@ -31,7 +31,7 @@ def matrix_html(
     robustness: Sequence[Robustness],
     metric: str | None,
     trainings: Sequence[Mapping[str, Any]],
-    figures: Sequence[Figure],
+    figures: Sequence[DrawnFigure],
     folder: Path,
 ) -> str:
     """The page; tables scroll inside themselves, so that a phone shows it without scrolling sideways.

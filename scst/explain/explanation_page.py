@@ -15,6 +15,8 @@ from PIL import Image
 from scst.explain.explain import METHODS, Explanation
 from scst.explain.faithfulness import FaithfulnessCurve
 from scst.explain.overlay import LONGEST_SIDE, overlay
+from scst.report import charts, curves
+from scst.report.curves import lines
 from scst.report.page import html_page, thumbnail_uri
 
 MAP_SIDE = 320  # pixels of a map on the page
@@ -40,8 +42,7 @@ _STYLE = """
 figure { margin: 0; } figure img { width: 100%; display: block; border-radius: .4rem; }
 figcaption { font-size: .85rem; margin-top: .2rem; } figcaption span { color: var(--soft); display: block; }
 .side { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; }
-.side p { margin: .3rem 0; font-weight: 600; } .plots { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
+.side p { margin: .3rem 0; font-weight: 600; }
 .whole { width: min(100%, 20rem); border-radius: .4rem; display: block; }
 .scroll { overflow-x: auto; } .key { font-size: .85rem; color: var(--soft); }
 """
@@ -60,7 +61,8 @@ def explanation_page(
     parts = [f'<img class="whole" alt="the picture" src="{thumbnail_uri(image, 2 * MAP_SIDE)}">']
     parts += [_comparison(image, explanations)] if len(explanations) > 1 else []
     parts += [_model(number, image, each) for number, each in enumerate(explanations)]
-    return html_page(title, subtitle, "\n".join([*parts, _READING_AID]), style=_STYLE + _rules(explanations))
+    style = charts.STYLE + curves.STYLE + _STYLE + _rules(explanations)
+    return html_page(title, subtitle, "\n".join([*parts, _READING_AID]), style=style)
 
 
 def _rules(explanations: Sequence[Explanation]) -> str:
@@ -210,9 +212,14 @@ def _curves(explanation: Explanation) -> str:
 
 
 def _plot(title: str, curve: FaithfulnessCurve) -> str:
+    """Both curves of a method, probability per token over the share of the picture, and their areas."""
+    points = {
+        name: list(zip(curve.shares.tolist(), values.tolist(), strict=True))
+        for name, values in (("deletion", curve.deletion), ("insertion", curve.insertion))
+    }
+    chart = lines(points, title=title, horizontal="share of the picture", from_zero=True, last_values=False)
     areas = f"insertion {curve.insertion_area:.3f} - deletion {curve.deletion_area:.3f}"
-    caption = f"{title}<span>faithfulness {curve.faithfulness:+.3f} = {areas}</span>"
-    return f"<figure>{curve_plot(curve)}<figcaption>{caption}</figcaption></figure>"
+    return f'<div>{chart}<span class="soft">faithfulness {curve.faithfulness:+.3f} = {areas}</span></div>'
 
 
 def _completeness(explanation: Explanation) -> str:
@@ -225,32 +232,12 @@ def _completeness(explanation: Explanation) -> str:
     )
 
 
-def curve_plot(curve: FaithfulnessCurve) -> str:
-    """Inline SVG of both curves: probability per token over the share of the picture."""
-    size, top = 200, max(curve.deletion.max(), curve.insertion.max(), 1e-9)
-
-    def line(values: np.ndarray, style: str) -> str:
-        places = zip(curve.shares, values, strict=True)
-        points = " ".join(f"{size * x:.1f},{size * (1 - y / top):.1f}" for x, y in places)
-        return f'<polyline points="{points}" fill="none" stroke-width="3" {style}/>'
-
-    inserted = line(curve.insertion, 'stroke="#ff6000"')
-    deleted = line(curve.deletion, 'stroke="#0060ff" stroke-dasharray="7 4"')
-    return (
-        f'<svg viewBox="-4 -24 {size + 8} {size + 54}" role="img" aria-label="deletion and insertion">'
-        f'<path d="M0 0V{size}H{size}" fill="none" stroke="currentColor" opacity=".4"/>'
-        f"{inserted}{deleted}"
-        f'<text x="0" y="{size + 22}">0</text><text x="{size}" y="{size + 22}" text-anchor="end">all</text>'
-        f'<text x="0" y="-8">{top:.2f}</text></svg>'
-    )
-
-
 _READING_AID = """
 <h2>How to read this</h2>
 <p>Orange speaks for the words, blue against them. A map says what this model's probability of these
 words depends on, compared with a picture in which everything is hidden; it does not say that the words are
 right.</p>
-<p>Deletion (blue, dashed) hides the most important segments first: the sooner the probability falls, the
-better the map. Insertion (orange) shows them first: the sooner it rises, the better. Faithfulness is the area
+<p>Deletion (blue) hides the most important segments first: the sooner the probability falls, the better the
+map. Insertion (orange, dashed) shows them first: the sooner it rises, the better. Faithfulness is the area
 between the two, insertion minus deletion; a random order has 0 on average.</p>
 """

@@ -25,7 +25,7 @@ code, .soft { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
 .card img { width: 100%; aspect-ratio: 1; object-fit: cover; display: block; }
 .card div { padding: .6rem .8rem; } .card p { margin: .2rem 0; font-weight: 600; }
 .card ul { margin: .4rem 0 0; padding-left: 1.1rem; color: var(--soft); font-size: .9rem; }
-svg { width: 100%; height: auto; } svg text { font-size: 15px; fill: currentColor; }
+svg { width: 100%; height: auto; }
 .tabs { position: relative; } .tabs > input { position: absolute; left: 0; margin: 0; opacity: 0;
   pointer-events: none; }
 .tabs > label { display: inline-block; padding: .35rem .7rem; margin: 0 .35rem .5rem 0; cursor: pointer;

@@ -14,8 +14,8 @@ from scst.data.preparation.prepared_dataset import (
 )
 from scst.data.preparation.statistics import (
     agreement,
-    caption_facts,
     category_counts,
+    count_captions,
     equal_images,
     seen_in_training,
     top_words,
@@ -188,12 +188,12 @@ def test_layouts_and_folders_in_each_other(tmp_path):
             form_to_write("auto", "risc", inner, str(tmp_path))
 
 
-# --- facts
+# --- statistics
 
 
 def test_facts_literally():
-    facts = caption_facts([example(0, ["a big tree", "a big tree", " ."]), example(1, ["a big tree"])])
-    assert facts.summary() == {
+    found = count_captions([example(0, ["a big tree", "a big tree", " ."]), example(1, ["a big tree"])])
+    assert found.summary() == {
         "images": 2,
         "captions": 4,
         "distinct_captions": 2,
@@ -204,10 +204,10 @@ def test_facts_literally():
         "shortest": 0,
         "longest": 3,
     }
-    assert facts.distinct_per_image == {2: 1, 1: 1}
-    assert facts.most_repeated[0] == ("a big tree", 3)
-    assert facts.degenerate_examples == [("img_0", " .", "no letters")]
-    assert top_words(facts.frequencies) == ["big", "tree"], "`a` is a function word"
+    assert found.distinct_per_image == {2: 1, 1: 1}
+    assert found.most_repeated[0] == ("a big tree", 3)
+    assert found.degenerate_examples == [("img_0", " .", "no letters")]
+    assert top_words(found.frequencies) == ["big", "tree"], "`a` is a function word"
 
 
 def test_what_evaluation_shares_with_training():
@@ -252,7 +252,7 @@ def test_facts_of_real_captions(shared_data):
     examples = [
         Example(i, r["image_id"], r["captions"], "train", {}, str(i), (64, 64)) for i, r in enumerate(rows)
     ]
-    facts = caption_facts(examples)
-    assert (facts.images, facts.captions, facts.distinct) == (8734, 43670, 12973)
-    assert dict(facts.distinct_per_image) == {1: 4529, 2: 1403, 3: 1295, 4: 942, 5: 565}
-    assert facts.mean_length == pytest.approx(10.65, abs=0.005)
+    found = count_captions(examples)
+    assert (found.images, found.captions, found.distinct) == (8734, 43670, 12973)
+    assert dict(found.distinct_per_image) == {1: 4529, 2: 1403, 3: 1295, 4: 942, 5: 565}
+    assert found.mean_length == pytest.approx(10.65, abs=0.005)

@@ -2,9 +2,10 @@
 
 A step takes captions to captions: ``lowercase``, ``nfkc``, ``ascii``, ``collapse-spaces`` rewrite one,
 ``length 5-20`` and ``drop-degenerate`` leave some out, ``dedupe`` leaves out what an image says twice,
-``synonyms`` (:mod:`scst.data.preparation.synonyms`) maps rare words, ``package.module:function`` is anybody's. After
-every step the words must still be the captions' words: a published run trained on cluster ids ("0 1") that
-such a step had left in place of words, and noticed when its BLEU was 0.
+``synonyms`` (:mod:`scst.data.preparation.synonyms`) maps rare words, and
+``package.module:function`` is the user's own. After every step the words must still be the captions' words: a
+published run trained on cluster ids ("0 1") that such a step had left in place of words, and noticed when its
+BLEU was 0.
 """
 
 import importlib

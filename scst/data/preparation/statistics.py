@@ -22,7 +22,7 @@ SHOWN = 20
 
 
 @dataclass(frozen=True)
-class CaptionFacts:
+class CaptionStatistics:
     """What there is in the captions of some examples.
 
     Attributes:
@@ -73,7 +73,7 @@ class CaptionFacts:
         }
 
 
-def caption_facts(examples: Sequence[Example]) -> CaptionFacts:
+def count_captions(examples: Sequence[Example]) -> CaptionStatistics:
     """Count the captions of some examples."""
     texts = Counter(caption for example in examples for caption in example.references)
     lengths: Counter[int] = Counter()
@@ -92,7 +92,7 @@ def caption_facts(examples: Sequence[Example]) -> CaptionFacts:
         if caption in kinds
     ]
     different = [len(set(example.references)) for example in examples]
-    return CaptionFacts(
+    return CaptionStatistics(
         images=len(examples),
         captions=texts.total(),
         distinct=len(texts),
