@@ -53,7 +53,7 @@ def draw_figures(
     if main:
         figures += _ablations(rows, main, folder)
         figures += _length_ablation(rows, main, letters, folder)
-    if robustness:
+    if main and robustness:
         caption = f"{title_of(main)} with every prompt over that with the training prompt. {legend}"
         figures.append((_robustness(robustness, letters, main, folder), caption))
     for metric in metrics:
@@ -121,7 +121,7 @@ def _bars(rows: Sequence[Row], metric: str, letters: Mapping[str, str], folder: 
         ]
         values = [row.values[metric] for row in mine]
         errors = list(zip(*map(_error, values), strict=True))
-        style = {"color": COLOURS[number % len(COLOURS)], "label": model}
+        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "label": model}
         style |= {"error_kw": {"elinewidth": 1, "capsize": 2, "ecolor": "#444"}}
         heights = [value.value for value in values]
         if lying:
@@ -160,7 +160,7 @@ def _robustness(
     size = 0.8 / len(robustness)
     for number, entry in enumerate(robustness):
         label = entry.model if len(set(decodings)) == 1 else f"{entry.model}, {decodings[number]}"
-        style = {"color": COLOURS[number % len(COLOURS)], "width": size, "edgecolor": "white"}
+        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "width": size, "edgecolor": "white"}
         for prompt, ratio in entry.ratios.items():
             place = prompts.index(prompt) + (number + 0.5) * size - 0.4
             trained = entry.was_trained_on and prompt not in entry.unseen

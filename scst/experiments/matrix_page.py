@@ -47,7 +47,7 @@ def matrix_html(
     complete = sum(result.state == "complete" for result in results)
     parts = [_table(*tables.grid(rows, metrics))]
     parts += [f'<p class="soft">{escape(tables.how_to_read(rows))}.</p>', _failures(results)]
-    if robustness:
+    if metric and robustness:
         parts += [f"<h2>Prompt robustness ({escape(tables.title_of(metric))})</h2>"]
         parts += [_table(tables.ROBUSTNESS_HEADING, tables.robustness_lines(robustness))]
     if figures:

@@ -12,7 +12,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from scst.explain.explain import METHODS, Explanation
+from scst.explain.explanation import METHODS, Explanation
 from scst.explain.faithfulness import FaithfulnessCurve
 from scst.explain.overlay import LONGEST_SIDE, overlay
 from scst.report import charts, curves
@@ -68,7 +68,7 @@ def explanation_page(
 def _rules(explanations: Sequence[Explanation]) -> str:
     """A checked radio button shows its view and marks its word."""
     rules = []
-    for place in range(1, max(len(each.subjects) for each in explanations) + 1):
+    for place in range(1, max(len(each.targets) for each in explanations) + 1):
         checked = f".ex > input:nth-of-type({place})"
         rules.append(f"{checked}:checked ~ .views > .view:nth-child({place}) {{ display: block; }}")
         rules.append(
@@ -88,7 +88,7 @@ def _comparison(image: Image.Image, explanations: Sequence[Explanation]) -> str:
 def _side_card(image: Image.Image, explanation: Explanation) -> str:
     method, label = first_method(explanation), escape(explanation.label)
     picture = thumbnail_uri(map_picture(image, explanation, method, explanation.focus, MAP_SIDE), MAP_SIDE)
-    name = escape(subject_name(explanation, explanation.focus))
+    name = escape(target_name(explanation, explanation.focus))
     return (
         f'<figure><img alt="{label}" src="{picture}"><figcaption><p>{escape(explanation.caption)}</p>'
         f"<span>{label} · {METHODS[method]}, {name}</span></figcaption></figure>"
@@ -113,14 +113,14 @@ def comparison_table(explanations: Sequence[Explanation]) -> str:
 
 
 def _model(number: int, image: Image.Image, explanation: Explanation) -> str:
-    subjects = explanation.subjects
+    targets = explanation.targets
     buttons = "".join(
         f'<input type="radio" name="m{number}" id="m{number}-{which}"{checked}>'
-        for which in subjects
+        for which in targets
         for checked in [" checked" if which == explanation.focus else ""]
     )
-    labels = "".join(_word_label(number, explanation, which) for which in subjects)
-    views = "".join(_view(image, explanation, which) for which in subjects)
+    labels = "".join(_word_label(number, explanation, which) for which in targets)
+    views = "".join(_view(image, explanation, which) for which in targets)
     return (
         f"<h2>{escape(explanation.label)}</h2>"
         f'<p>“{escape(explanation.caption)}”</p><p class="key">Tap a word: its maps appear. The stronger its '
@@ -136,7 +136,7 @@ def _word_label(number: int, explanation: Explanation, which: int) -> str:
     strength = 0 if which == 0 else round(45 * float(np.clip(gain / top, 0, 1)))
     return (
         f'<label for="m{number}-{which}" style="--g:{strength}%"><b>'
-        f"{escape(subject_name(explanation, which))}</b> <small>{_signed(gain)}</small></label>"
+        f"{escape(target_name(explanation, which))}</b> <small>{_signed(gain)}</small></label>"
     )
 
 
@@ -145,7 +145,7 @@ def _signed(value: float) -> str:
     return f"{round(float(value), 1) + 0.0:+.1f}"
 
 
-def subject_name(explanation: Explanation, which: int) -> str:
+def target_name(explanation: Explanation, which: int) -> str:
     """The word, or what stands for all of them."""
     return explanation.words[which - 1] if which else "whole caption"
 
@@ -168,7 +168,7 @@ def _sentence(explanation: Explanation, which: int) -> str:
         explanation.logprobs[which],
         explanation.hidden_logprobs[which],
     )
-    name = escape(subject_name(explanation, which))
+    name = escape(target_name(explanation, which))
     if which == 0:
         ratio = times(gain)
         return f"The picture makes the caption {ratio} times as probable as it is with everything hidden."
@@ -207,7 +207,7 @@ def first_method(explanation: Explanation) -> str:
 def _curves(explanation: Explanation) -> str:
     plots = "".join(_plot(METHODS[name], curve) for name, curve in explanation.curves.items())
     gap = _completeness(explanation)
-    name = escape(subject_name(explanation, explanation.focus))
+    name = escape(target_name(explanation, explanation.focus))
     return f'<h3>Deletion and insertion ({name})</h3><div class="plots">{plots}</div>{gap}'
 
 

@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ COLOURS = {
 """Colour in the figure -> colour on the page."""
 FONT_SIZE = 11  # units of the viewBox
 _NUMBER = re.compile(r"-?\d+\.\d+")
-_SETTINGS = {
+_SETTINGS: Any = {  # Any: matplotlib types the names of settings as literals
     "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
     "svg.hashsalt": "scst",  # or the ids of clip paths are random
     "font.size": FONT_SIZE,

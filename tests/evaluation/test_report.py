@@ -13,10 +13,10 @@ from PIL import Image
 from rich.console import Console
 
 from scst.errors import DataError, RecipeError
-from scst.evaluation import evaluate as evaluation
+from scst.evaluation import evaluation
 from scst.evaluation.captioning import Caption
 from scst.evaluation.comparison import compare_with, other_evaluation
-from scst.evaluation.evaluate import evaluate
+from scst.evaluation.evaluation import Evaluation
 from scst.evaluation.evaluation_page import Report, rankings, report_html
 from scst.evaluation.samples import ScoredSamples, sample_captions, spread_indices, training_sampling
 from scst.evaluation.training_log import TrainingStage, training_stages
@@ -32,6 +32,12 @@ from scst.types import Sampling
 from tests.support.browser import DESKTOP, PHONE, OpenPage
 from tests.support.golden import CAPTIONS, REFERENCES
 from tests.support.tiny import build_model
+
+
+def evaluate(model, processor, dataset, **settings):
+    """The summary of an evaluation with these settings."""
+    return Evaluation(**settings).run(model, processor, dataset)
+
 
 IDS = [f"img_{i}" for i in range(5)]
 QUALITY = ("cider_d", "bleu_4", "rouge_l")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from scst.data.scenes.canvas import CONCRETE, GRASS, PAINT, WATER, Canvas
 from scst.data.scenes.painters import court_lines, plane
-from scst.explain.attribution_target import CaptionSubject
+from scst.explain.attribution_target import AttributionTarget
 from scst.explain.segments import Occluder, cut_into_segments, hidden_picture
 
 PROMPT, LIMIT = "caption en", 40
@@ -83,12 +83,12 @@ def with_random_weights(model):
     return twin
 
 
-def subject_of(model, processor, image, caption) -> CaptionSubject:
-    return CaptionSubject(model, processor, image, PROMPT, caption, max_new_tokens=LIMIT)
+def target_of(model, processor, image, caption) -> AttributionTarget:
+    return AttributionTarget(model, processor, image, PROMPT, caption, max_new_tokens=LIMIT)
 
 
-def occluder_of(subject: CaptionSubject, occlusion: str = "blur", num_segments: int = 40) -> Occluder:
-    picture = subject.picture()
+def occluder_of(target: AttributionTarget, occlusion: str = "blur", num_segments: int = 40) -> Occluder:
+    picture = target.picture()
     hidden = torch.from_numpy(np.ascontiguousarray(hidden_picture(picture, occlusion))).permute(2, 0, 1)[None]
     segments = cut_into_segments(picture, num_segments)
-    return Occluder(subject.pixels, subject.to_pixels(hidden.to(subject.pixels)), segments)
+    return Occluder(target.pixels, target.to_pixels(hidden.to(target.pixels)), segments)
