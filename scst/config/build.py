@@ -32,10 +32,10 @@ from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.adapters.lora import check_adapter_exists, load_adapter
 from scst.adapters.prompt_tuning import use_virtual_tokens
 from scst.config.build_adapter import new_adapter
-from scst.config.build_captions import consensus_scores
 from scst.config.devices import check_devices, start_processes, uses_fsdp
 from scst.data.collate import SFTCollator
 from scst.data.loading import LoadedData, load_splits
+from scst.data.preparation.caption_scorers import consensus_scores
 from scst.data.preparation.selection import consensus_first
 from scst.data.preview import training_preview
 from scst.data.supervision import CaptionChoice

@@ -81,8 +81,9 @@ class Evaluation:
         """Evaluate a policy on a dataset.
 
         Writes ``predictions.jsonl`` (``image_id, caption, references, ended_by_eos``), ``report.html`` and,
-        last and atomically, ``metrics.json``: where it is, the evaluation is complete. An older one is removed
-        first. Of several processes each captions a part of the images; the main one scores and writes.
+        last and atomically, ``metrics.json``: where it is, the evaluation is complete. An older one is
+        removed first. Of several processes each captions a part of the images; the main one scores and
+        writes.
 
         Args:
             model, processor: a PaliGemma, with or without adapter, and its processor.

@@ -1,6 +1,7 @@
 """Any number of finished evaluations side by side on the screen: their metrics, and some of their captions.
 
-Nothing is tested here; the paired test of two evaluations is :func:`scst.evaluation.score_files.compare_files`.
+Nothing is tested here; the paired test of two evaluations is
+:func:`scst.evaluation.score_files.compare_files`.
 """
 
 from __future__ import annotations

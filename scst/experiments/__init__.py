@@ -1,7 +1,7 @@
 """Experiment matrices: models x prompts x decodings, trained and evaluated one after the other.
 
-What does not belong here: recipes. What a key means and which stage has it comes in from above as ``StageKeys``.
-Every run is a process of its own, started with a file of keys; nothing here trains or loads a model.
+What does not belong here: recipes. What a key means and which stage has it comes in from above as
+``StageKeys``. Every run is a process of its own, started with a file of keys; nothing here loads a model.
 
 stage_keys.py      what the matrix asks about the keys of a stage
 matrix_models.py   the models, grids spanned

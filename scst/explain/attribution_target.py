@@ -42,9 +42,9 @@ def caption_words(processor: Any, ids: list[int]) -> list[Word]:
 class AttributionTarget:
     """The log probabilities of one caption's words under a model, for any pixels of the model's input size.
 
-    The caption is teacher-forced: each word is scored given the image and the words before it. The distribution
-    is the one that captions are decoded from, in which forbidden tokens have probability 0. The prompt is
-    bidirectional and the caption causal, by explicit masks.
+    The caption is teacher-forced: each word is scored given the image and the words before it. The
+    distribution is the one that captions are decoded from, in which forbidden tokens have probability 0. The
+    prompt is bidirectional and the caption causal, by explicit masks.
 
     Args:
         model: a PaliGemma, with or without adapter, in evaluation mode.

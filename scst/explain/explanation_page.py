@@ -12,12 +12,13 @@ from html import escape
 import numpy as np
 from PIL import Image
 
+from scst.data.thumbnails import thumbnail_uri
 from scst.explain.explanation import METHODS, Explanation
 from scst.explain.faithfulness import FaithfulnessCurve
 from scst.explain.overlay import LONGEST_SIDE, overlay
 from scst.report import charts, curves
 from scst.report.curves import lines
-from scst.report.page import html_page, thumbnail_uri
+from scst.report.page import html_page
 
 MAP_SIDE = 320  # pixels of a map on the page
 SMOOTHING = {
@@ -44,7 +45,7 @@ figcaption { font-size: .85rem; margin-top: .2rem; } figcaption span { color: va
 .side { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; }
 .side p { margin: .3rem 0; font-weight: 600; }
 .whole { width: min(100%, 20rem); border-radius: .4rem; display: block; }
-.scroll { overflow-x: auto; } .key { font-size: .85rem; color: var(--soft); }
+.scroll { overflow-x: auto; } .hint { font-size: .85rem; color: var(--soft); }
 """
 
 
@@ -123,8 +124,8 @@ def _model(number: int, image: Image.Image, explanation: Explanation) -> str:
     views = "".join(_view(image, explanation, which) for which in targets)
     return (
         f"<h2>{escape(explanation.label)}</h2>"
-        f'<p>“{escape(explanation.caption)}”</p><p class="key">Tap a word: its maps appear. The stronger its '
-        f"colour, the more the picture adds to its probability (nats).</p>"
+        f"<p>“{escape(explanation.caption)}”</p>"
+        f'<p class="hint">Tap a word: its maps appear. The stronger its colour, the more the picture adds to its probability (nats).</p>'
         f'<div class="ex">{buttons}<div class="words">{labels}</div><div class="views">{views}</div></div>'
         f"{_curves(explanation)}"
     )
@@ -158,7 +159,7 @@ def _view(image: Image.Image, explanation: Explanation, which: int) -> str:
         for name in METHODS
         if name in explanation.heat
     )
-    sentence = f'<p class="key">{_sentence(explanation, which)}</p>'
+    sentence = f'<p class="hint">{_sentence(explanation, which)}</p>'
     return f'<div class="view">{sentence}<div class="maps">{figures}</div></div>'
 
 
@@ -227,7 +228,7 @@ def _completeness(explanation: Explanation) -> str:
         return ""
     total, expected = explanation.completeness[explanation.focus]
     return (
-        f'<p class="key">Completeness of Integrated Gradients: attributions sum to {total:.4f}; the log '
+        f'<p class="hint">Completeness of Integrated Gradients: attributions sum to {total:.4f}; the log '
         f"probability rises by {expected:.4f}.</p>"
     )
 

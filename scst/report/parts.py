@@ -7,7 +7,7 @@ from functools import lru_cache
 from html import escape
 from typing import Any
 
-from scst.report.page import thumbnail_uri
+from scst.data.thumbnails import thumbnail_uri
 
 CARD, SMALL = 176, 88  # pixels of a picture on a card, in a table
 STYLE = """

@@ -11,11 +11,12 @@ BLEU was 0.
 import importlib
 import logging
 import re
+import string
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from scst.data.supervision import words
+from rewards.scorers.text import words
 from scst.errors import DataError, RecipeError
 
 logger = logging.getLogger(__name__)
@@ -209,7 +210,7 @@ def check_words(step: Step, before: Captions, after: Captions) -> None:
 
 
 def _folded(word: str) -> str:
-    return ascii_caption(word).lower() or word
+    return ascii_caption(word).lower().strip(string.punctuation) or word
 
 
 def _first(captions: Captions) -> str:

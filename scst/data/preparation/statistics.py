@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rewards.scorers.text import words
 from scst.data.preparation.cleaning import degenerate_kind
 from scst.data.preparation.inspection import Example
 from scst.data.preparation.selection import CaptionScores, sibling_scores
 from scst.data.splits import seeded_hash
-from scst.data.supervision import words
 
 _FUNCTION_WORDS = """
     a an the this that these those it its is are was were be been there here and or but with without of in on
