@@ -125,8 +125,8 @@ def _model(number: int, image: Image.Image, explanation: Explanation) -> str:
     return (
         f"<h2>{escape(explanation.label)}</h2>"
         f"<p>“{escape(explanation.caption)}”</p>"
-        '<p class="hint">Tap a word: its maps appear. The stronger its colour, the more the picture adds to its '
-        "probability (nats).</p>"
+        '<p class="hint">Tap a word: its maps appear. The stronger its colour, the more the picture adds to '
+        "its probability (nats).</p>"
         f'<div class="ex">{buttons}<div class="words">{labels}</div><div class="views">{views}</div></div>'
         f"{_curves(explanation)}"
     )

@@ -6,6 +6,7 @@ from PIL import Image
 
 from scst.data.preparation.cleaning import parse_steps
 from scst.data.preparation.inspection import Example, image_scores, inspect
+from scst.data.preparation.preparation import Preparation
 from scst.data.preparation.prepared_dataset import (
     form_to_write,
     prepare,
@@ -186,6 +187,28 @@ def test_layouts_and_folders_in_each_other(tmp_path):
     for inner in (tmp_path, tmp_path / "inside"):
         with pytest.raises(DataError, match="lie in each other"):
             form_to_write("auto", "risc", inner, str(tmp_path))
+
+
+def test_a_preparation_from_plain_values(tmp_path):
+    """No recipe: the notebook's way."""
+    data = write_risc(tmp_path / "data", rows_of({"train": 4, "val": 2}))
+    finished = []
+    report = Preparation(
+        str(data),
+        str(tmp_path / "new"),
+        cleaning=["dedupe"],
+        selection="longest",
+        agreement=[],
+        eos="omitted",
+    ).run(lambda folder, report, table: finished.append((folder.name, report.dataset, table.eos)))
+    assert finished == [("new.partial", str(data), "omitted")]
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {
+        "captions.csv", "data_report.json", "document_frequencies.json", "resized",
+    }  # fmt: skip
+    assert report.prepared.changed_splits == ["train"]
+    assert [e.references[0] for e in report.prepared.after] == [CAPTIONS[1]] * 4 + [CAPTIONS[0]] * 2
+    with pytest.raises(RecipeError, match="holds an earlier prepared dataset"):
+        Preparation(str(data), str(tmp_path / "new")).check()
 
 
 # --- statistics
