@@ -92,7 +92,8 @@ def sample_captions(
         batch_size: images at a time; fewer when memory runs out.
         seed: of the draws, which depend on it and the image id alone.
     """
-    policy, found = policy_for(model, processor), []
+    policy = policy_for(model, processor)
+    found: list[tuple[str, list[str]]] = []
 
     def sample(part: slice) -> None:
         here = indices[part]

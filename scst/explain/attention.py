@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ def attention_rollout(target: AttributionTarget) -> np.ndarray:
         (1 + W, H, W') maps that sum to the share of attention that reaches the image at all; the whole
         caption's is the mean over its tokens.
     """
-    inner = target.policy.inner
+    inner: Any = target.policy.inner  # transformers' class, whose parts have no types
     with eager_attention(inner), torch.no_grad():
         tower, decoder = inner.model.vision_tower, inner.model.language_model
         with recorded_attention(tower) as seen, recorded_attention(decoder) as read:
@@ -64,7 +65,7 @@ def recorded_attention(part: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 @contextmanager
-def eager_attention(model: nn.Module) -> Iterator[None]:
+def eager_attention(model: Any) -> Iterator[None]:
     """Inside, attention weights exist: other kernels never write them down."""
     before = {id(c): (c, c._attn_implementation) for c in _configurations(model)}
     model.set_attn_implementation("eager")

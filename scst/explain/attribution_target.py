@@ -154,8 +154,9 @@ class AttributionTarget:
         return (colours - mean) / std
 
     def _normalisation(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        values = (self._image_processor.image_mean, self._image_processor.image_std)
-        return tuple(torch.tensor(value, device=device).view(1, 3, 1, 1) for value in values)
+        values = [self._image_processor.image_mean, self._image_processor.image_std]
+        mean, std = torch.tensor(values, device=device).view(2, 1, 3, 1, 1)
+        return mean, std
 
     def _embeddings(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, P + T, D) embeddings of prompt and caption, differentiable in the pixels."""

@@ -210,13 +210,14 @@ class _Maps:
     def integrated_gradients(self) -> dict[int, np.ndarray]:
         maps = {}
         for which in self.targets:
-            maps[which], *self.completeness[which] = integrated_gradients(
+            maps[which], total, expected = integrated_gradients(
                 self.target,
                 which,
                 self.occluder.hidden,
                 steps=self.settings.ig_steps,
                 batch_size=self.settings.batch_size,
             )
+            self.completeness[which] = total, expected
         return maps
 
     def grad_cam(self) -> dict[int, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from captum.attr import IntegratedGradients, LayerGradCam
@@ -61,6 +63,6 @@ def grad_cam(target: AttributionTarget, which: int) -> np.ndarray:
     return enlarge(cam[0, 0].detach().double().cpu(), target.pixels.shape[-2:])
 
 
-def enlarge(heat: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+def enlarge(heat: torch.Tensor, size: Sequence[int]) -> np.ndarray:
     """A map of patches (h, w) at the picture's size (H, W)."""
     return interpolate(heat[None, None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0].numpy()
