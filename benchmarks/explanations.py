@@ -47,17 +47,17 @@ def shares_of(model, processor, scene, caption: str, steps: int, permutations: i
     from scst.explain.attention import attention_rollout
     from scst.explain.gradients import grad_cam, integrated_gradients
     from scst.explain.shapley import segment_shapley_values
-    from tests.support.objects import occluder_of, share_on, subject_of
+    from tests.support.objects import occluder_of, share_on, target_of
 
-    subject = subject_of(model, processor, scene.image, caption)
-    maps = {"grad_cam": grad_cam(subject, 0), "attention_rollout": attention_rollout(subject)[0]}
+    target = target_of(model, processor, scene.image, caption)
+    maps = {"grad_cam": grad_cam(target, 0), "attention_rollout": attention_rollout(target)[0]}
     for occlusion in OCCLUSIONS:
-        occluder = occluder_of(subject, occlusion)
+        occluder = occluder_of(target, occlusion)
         segments = occluder.segments.numpy()
-        values = segment_shapley_values(subject, occluder, permutations=permutations, batch_size=16)[0]
+        values = segment_shapley_values(target, occluder, permutations=permutations, batch_size=16)[0]
         maps[f"shap, {occlusion}"] = (values / np.bincount(segments.ravel()))[segments]
         maps[f"integrated_gradients, {occlusion}"] = integrated_gradients(
-            subject, 0, occluder.hidden, steps=steps, batch_size=16
+            target, 0, occluder.hidden, steps=steps, batch_size=16
         )[0]
     return {name: share_on(scene.mask, heat) for name, heat in maps.items()}
 

@@ -67,7 +67,7 @@ class Runner:
         self._stopped_by: int | None = None
         self._lock: tuple[int, ...] = ()
 
-    def run(self, plan: Plan, root: Path, after_each: Callable[[Outcome], None]) -> Outcome:
+    def run(self, plan: Plan, root: Path, after_each: Callable[[Outcome], object]) -> Outcome:
         """Run everything that is not complete.
 
         Args:
@@ -111,8 +111,9 @@ class Runner:
         """All missing evaluations of a model in one process; each tells its own error."""
         runs = list({cell.run.folder: cell.run for cell in cells}.values())
         missing = [run for run in runs if not run.is_complete]
-        failed = runs[0].after and runs[0].after.folder in self.outcome.errors
-        log = self._blame(runs[0].after) if failed else ""
+        training = runs[0].after
+        failed = training is not None and training.folder in self.outcome.errors
+        log = self._blame(training) if training is not None and failed else ""
         if missing and not failed:
             advance(missing[0], starting=True)
             for run in missing:
@@ -202,7 +203,8 @@ def launcher_command(launcher: str) -> list[str]:
 
 def _end_with_parent() -> None:
     """In the child: SIGTERM when the parent dies, however it does."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _last_words(log: Path, begin: int) -> str:

@@ -11,15 +11,21 @@ import pytest
 from rich.console import Console
 
 from scst.errors import DataError, RecipeError
-from scst.evaluation import evaluate as evaluation
+from scst.evaluation import evaluation
 from scst.evaluation.captioning import Caption
-from scst.evaluation.evaluate import evaluate
+from scst.evaluation.evaluation import Evaluation
 from scst.evaluation.evaluation_page import Report, report_html
 from scst.evaluation.side_by_side import captions_table, comparison_table
 from scst.metrics.bootstrap import score_captions
 from scst.metrics.suite import METRICS as REGISTRY
 from scst.metrics.suite import Corpus, MetricSettings
 from tests.support.golden import CAPTIONS, REFERENCES
+
+
+def evaluate(model, processor, dataset, **settings):
+    """The summary of an evaluation with these settings."""
+    return Evaluation(**settings).run(model, processor, dataset)
+
 
 METRICS = ("bleu_1", "cider_d", "bad_ending_rate", "truncation_rate")
 SETTINGS = {"prompt": "caption en", "max_new_tokens": 5, "metrics": METRICS, "bootstrap_samples": 50}

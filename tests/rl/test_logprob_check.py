@@ -8,10 +8,10 @@ from functools import partial
 
 import pytest
 import torch
-from scst.data.loading import load_splits
 
 from scst.adapters.kinds import LoRA
 from scst.adapters.loaded import LoadedPolicy
+from scst.data.load_splits import load_splits
 from scst.data.supervision import CaptionChoice
 from scst.errors import ScstError
 from scst.models.policy import Policy, policy_for

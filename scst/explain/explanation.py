@@ -1,4 +1,4 @@
-"""All explanations of one caption of one image under one model."""
+"""Every explanation of one caption of one image under one model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from scst.errors import RecipeError
 from scst.explain.attention import attention_rollout
-from scst.explain.attribution_target import CaptionSubject
+from scst.explain.attribution_target import AttributionTarget
 from scst.explain.faithfulness import FaithfulnessCurve, faithfulness_curve
 from scst.explain.gradients import grad_cam, integrated_gradients
 from scst.explain.segments import Occluder, cut_into_segments, hidden_picture, segment_means
@@ -69,22 +69,22 @@ class Explanation:
         label: which model it is of.
         caption: the text.
         words: W words.
-        subjects: those of 0 (whole caption), 1 ... W that have maps.
-        focus: the subject that the curves are of: the chosen word, or the whole caption.
+        targets: what has maps, of 0 (the whole caption) and 1 ... W (its words).
+        focus: the target of the curves: the chosen word, or the whole caption (0).
         logprobs: (1 + W,) log probabilities of caption and words at the picture.
         hidden_logprobs: (1 + W,) the same with everything hidden.
         picture: (H, W, 3) what the model sees.
         segments: (H, W) segment numbers.
-        heat: method -> subject -> (H, W) map.
-        importance: method -> subject -> (S,) the map by segment.
+        heat: method -> target -> (H, W) map.
+        importance: method -> target -> (S,) the map by segment.
         curves: method -> deletion and insertion of the focus.
-        completeness: subject -> (sum of Integrated Gradients, what it should be).
+        completeness: target -> (sum of Integrated Gradients, what it should be).
     """
 
     label: str
     caption: str
     words: list[str]
-    subjects: list[int]
+    targets: list[int]
     focus: int
     logprobs: np.ndarray
     hidden_logprobs: np.ndarray
@@ -100,11 +100,11 @@ class Explanation:
         """(1 + W,) nats by which seeing the picture makes caption and words more probable."""
         return self.logprobs - self.hidden_logprobs
 
-    def main_region(self, subject: int, share: float = 0.5) -> np.ndarray:
+    def main_region(self, target: int, share: float = 0.5) -> np.ndarray:
         """(H, W) bool: the fewest segments with a share of the positive mass of the first method's map."""
         method = next(name for name in METHODS if name in self.importance)
         sizes = np.bincount(self.segments.ravel())
-        mass = np.clip(self.importance[method][subject], 0, None) * sizes
+        mass = np.clip(self.importance[method][target], 0, None) * sizes
         if mass.sum() == 0:
             return np.zeros(self.segments.shape, dtype=bool)
         order = np.argsort(-mass, kind="stable")
@@ -112,14 +112,14 @@ class Explanation:
         return np.isin(self.segments, order[:needed])
 
 
-def explain(
-    model: Any,
+def explain_caption(
+    model: torch.nn.Module,
     processor: Any,
     image: Image.Image,
     caption: str,
     *,
     prompt: str,
-    max_new_tokens: int,
+    max_new_tokens: int = 32,
     settings: Settings | None = None,
     word: str | int | None = None,
     label: str = "model",
@@ -131,7 +131,7 @@ def explain(
         model: a PaliGemma, with or without adapter, frozen and in evaluation mode.
         processor: its processor.
         image: the picture.
-        caption: usually what the model says of it.
+        caption: the text to explain, usually what the model says of the picture.
         prompt: the instruction.
         max_new_tokens: the caption is cut to so many tokens.
         settings: methods and their effort.
@@ -141,36 +141,36 @@ def explain(
 
     Raises:
         DataError: when the caption has no words.
-        RecipeError: when it has not the chosen one.
+        RecipeError: when it does not have the chosen word.
     """
     settings = settings or Settings()
-    subject = CaptionSubject(
+    target = AttributionTarget(
         model, processor, image, prompt, caption, max_new_tokens=max_new_tokens, progress=progress
     )
-    focus = 0 if word is None else subject.find_word(word)
-    subjects = list(range(subject.num_subjects)) if word is None else [0, focus]
-    picture = subject.picture()
+    focus = 0 if word is None else target.find_word(word)
+    targets = list(range(target.num_targets)) if word is None else [0, focus]
+    picture = target.picture()
     segments = cut_into_segments(picture, settings.num_segments)
-    hidden = _as_pixels(subject, hidden_picture(picture, settings.occlusion))
-    maps = _Maps(subject, Occluder(subject.pixels, hidden, segments), subjects, settings)
+    hidden = _as_pixels(target, hidden_picture(picture, settings.occlusion))
+    maps = _Maps(target, Occluder(target.pixels, hidden, segments), targets, settings)
     heat = {name: getattr(maps, name)() for name in METHODS if name in settings.methods}
     importance = {name: maps.by_segment(found) for name, found in heat.items()}
     curves = {name: maps.curve(focus, found[focus]) for name, found in importance.items()}
     with torch.no_grad():
-        seen, unseen = subject.logprobs(torch.cat([subject.pixels, hidden])).double().cpu().numpy()
-    texts = [each.text for each in subject.words]
+        seen, unseen = target.logprobs(torch.cat([target.pixels, hidden])).double().cpu().numpy()
+    texts = [each.text for each in target.words]
     return Explanation(
-        label, caption, texts, subjects, focus, seen, unseen, picture, segments, heat, importance, curves,
+        label, caption, texts, targets, focus, seen, unseen, picture, segments, heat, importance, curves,
         maps.completeness,
     )  # fmt: skip
 
 
-def pictures_to_see(settings: Settings, num_subjects: int) -> int:
+def pictures_to_see(settings: Settings, num_targets: int) -> int:
     """About how many pictures the model will look at, for a progress bar."""
     each = {
         "shap": settings.permutations * settings.num_segments,
-        "integrated_gradients": num_subjects * (settings.ig_steps + 2),
-        "grad_cam": num_subjects,
+        "integrated_gradients": num_targets * (settings.ig_steps + 2),
+        "grad_cam": num_targets,
         "attention_rollout": 1,
     }
     curves = len(settings.methods) * 2 * (settings.curve_steps + 1)
@@ -178,26 +178,26 @@ def pictures_to_see(settings: Settings, num_subjects: int) -> int:
 
 
 class _Maps:
-    """The maps of one caption, a method by name each: subject -> (H, W); and what is measured of them."""
+    """The maps of one caption: a method per name in :data:`METHODS`, each giving target -> (H, W)."""
 
-    def __init__(self, subject: CaptionSubject, occluder: Occluder, subjects: list[int], settings: Settings):
-        self.subject, self.occluder = subject, occluder
-        self.subjects, self.settings = subjects, settings
+    def __init__(self, target: AttributionTarget, occluder: Occluder, targets: list[int], settings: Settings):
+        self.target, self.occluder = target, occluder
+        self.targets, self.settings = targets, settings
         self.completeness: dict[int, tuple[float, float]] = {}
 
     def by_segment(self, maps: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-        """Subject -> (S,) means of its map over segments."""
+        """Target -> (S,) means of its map over segments."""
         segments = self.occluder.segments.cpu().numpy()
         return {which: segment_means(found, segments) for which, found in maps.items()}
 
     def curve(self, which: int, importance: np.ndarray) -> FaithfulnessCurve:
-        """Deletion and insertion of a subject, by the importance of segments."""
+        """Deletion and insertion of a target, by the importance of segments."""
         limits = {"steps": self.settings.curve_steps, "batch_size": self.settings.batch_size}
-        return faithfulness_curve(self.subject, self.occluder, which, importance, **limits)
+        return faithfulness_curve(self.target, self.occluder, which, importance, **limits)
 
     def shap(self) -> dict[int, np.ndarray]:
         values = segment_shapley_values(
-            self.subject,
+            self.target,
             self.occluder,
             permutations=self.settings.permutations,
             batch_size=self.settings.batch_size,
@@ -205,29 +205,30 @@ class _Maps:
         )
         segments = self.occluder.segments.cpu().numpy()
         density = values / np.bincount(segments.ravel())  # by pixel: the map's sum is the value's
-        return {which: density[which][segments] for which in self.subjects}
+        return {which: density[which][segments] for which in self.targets}
 
     def integrated_gradients(self) -> dict[int, np.ndarray]:
         maps = {}
-        for which in self.subjects:
-            maps[which], *self.completeness[which] = integrated_gradients(
-                self.subject,
+        for which in self.targets:
+            maps[which], total, expected = integrated_gradients(
+                self.target,
                 which,
                 self.occluder.hidden,
                 steps=self.settings.ig_steps,
                 batch_size=self.settings.batch_size,
             )
+            self.completeness[which] = total, expected
         return maps
 
     def grad_cam(self) -> dict[int, np.ndarray]:
-        return {which: grad_cam(self.subject, which) for which in self.subjects}
+        return {which: grad_cam(self.target, which) for which in self.targets}
 
     def attention_rollout(self) -> dict[int, np.ndarray]:
-        maps = attention_rollout(self.subject)
-        return {which: maps[which] for which in self.subjects}
+        maps = attention_rollout(self.target)
+        return {which: maps[which] for which in self.targets}
 
 
-def _as_pixels(subject: CaptionSubject, picture: np.ndarray) -> torch.Tensor:
+def _as_pixels(target: AttributionTarget, picture: np.ndarray) -> torch.Tensor:
     """A picture (H, W, 3) as (1, 3, H, W) preprocessed pixels."""
     colours = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
-    return subject.to_pixels(colours.to(subject.pixels))
+    return target.to_pixels(colours.to(target.pixels))

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
+import torch
 from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,7 +18,7 @@ from rich.table import Table
 from scst.data.files import write_json, write_jsonl, write_text
 from scst.distributed.sharded_loader import map_across_ranks
 from scst.errors import DataError
-from scst.evaluation.caption_files import PREDICTIONS, CaptionPairs
+from scst.evaluation.caption_files import PREDICTIONS, CaptionPairs, read_pairs
 from scst.evaluation.captioning import Caption, caption_images
 from scst.evaluation.comparison import compare_with, other_evaluation
 from scst.evaluation.decoding import Decoding, get_decoding
@@ -38,11 +40,13 @@ REPORT, METRICS_FILE = "report.html", "metrics.json"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a policy is evaluated.
+    """Captions a dataset, scores the captions and writes the results into a folder.
+
+    ``Evaluation(prompt="caption en", output_dir="out", metrics=["cider_d"]).run(model, processor, dataset)``
 
     Attributes:
         prompt: instruction without the image token.
-        output_dir: made if it does not exist.
+        output_dir: folder of the results; made if it does not exist.
         metrics: names in ``scst.metrics.suite.METRICS``.
         decoding, max_new_tokens, min_new_tokens, batch_size: as in :func:`caption_images`.
         seed: of sampled captions and of the bootstrap.
@@ -71,9 +75,30 @@ class Evaluation:
     compare_with: str | None = None
     console: Console = field(default_factory=Console)
 
-    def run(self, model: Any, processor: Any, dataset: Any) -> dict[str, Any]:
-        """See :func:`evaluate`."""
-        other = self._check(dataset)
+    def run(
+        self, model: torch.nn.Module, processor: Any, dataset: datasets.Dataset
+    ) -> dict[str, dict[str, Any]]:
+        """Evaluate a policy on a dataset.
+
+        Writes ``predictions.jsonl`` (``image_id, caption, references, ended_by_eos``), ``report.html`` and,
+        last and atomically, ``metrics.json``: where it is, the evaluation is complete. An older one is
+        removed first. Of several processes each captions a part of the images; the main one scores and
+        writes.
+
+        Args:
+            model, processor: a PaliGemma, with or without adapter, and its processor.
+            dataset: rows of ``image``, ``references`` and ``image_id``.
+
+        Returns:
+            The contents of ``metrics.json``; ``{}`` on other processes than the main one.
+
+        Raises:
+            RecipeError, DataError, ScstError: of :meth:`check`, or missing columns, no rows, or an evaluation
+                to compare with that is about other images; all before the first caption is generated.
+        """
+        self.check()
+        _check_columns(dataset)
+        other = self._other(dataset)
         folder = Path(self.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / METRICS_FILE).unlink(missing_ok=True)
@@ -87,7 +112,10 @@ class Evaluation:
         with self.console.status("scoring"):
             scores = metric_scores(corpus, self.metrics)
             results = metric_results(scores, len(captions), **self._bootstrap)
-            against = other and compare_with(other, self.compare_with, corpus, scores, **self._bootstrap)
+            against = None
+            if other is not None:
+                name = str(self.compare_with)
+                against = compare_with(other, name, corpus, scores, **self._bootstrap)
         page = Report(self.title, self._subtitle(len(captions)), corpus, results, stages, *sampled, against)
         write_text(folder / REPORT, report_html(page))
         write_json(folder / METRICS_FILE, metrics_json(results))
@@ -102,18 +130,29 @@ class Evaluation:
     def _decoding(self) -> Decoding:
         return get_decoding(self.decoding)
 
-    def _check(self, dataset: Any) -> CaptionPairs | None:
-        """Refuse what cannot be done before any caption is generated; the evaluation to compare with."""
+    def check(self) -> None:
+        """Refuse what cannot be done; needs neither model nor dataset.
+
+        Raises:
+            RecipeError: unknown preset or metric, or a number out of range. DataError: ``compare_with`` holds
+                no captions with references. ScstError: a metric lacks something, such as Java.
+        """
         check_metrics(self.metrics, self.settings, columns=("images", "ended_by_eos"))
-        _check_columns(dataset)
         get_decoding(self.decoding)
         check_report_samples(self.report_samples)
+        if self.compare_with is not None:
+            read_pairs(self.compare_with)
+
+    def _other(self, dataset: datasets.Dataset) -> CaptionPairs | None:
+        """The evaluation to compare with, in the order of the dataset."""
         if self.compare_with is None:
             return None
         image_ids = [str(image_id) for image_id in dataset["image_id"]]
         return other_evaluation(self.compare_with, image_ids, list(dataset["references"]))
 
-    def _caption(self, model: Any, processor: Any, dataset: Any, rows: range) -> list[Caption]:
+    def _caption(
+        self, model: torch.nn.Module, processor: Any, dataset: datasets.Dataset, rows: range
+    ) -> list[Caption]:
         """Captions of some rows."""
         captions_of = partial(
             caption_images,
@@ -126,7 +165,7 @@ class Evaluation:
         return _with_progress(captions_of, len(rows), f"captioning: {self.title}", self.console)
 
     def _samples(
-        self, model: Any, processor: Any, corpus: Corpus, stages: Sequence[TrainingStage]
+        self, model: torch.nn.Module, processor: Any, corpus: Corpus, stages: Sequence[TrainingStage]
     ) -> tuple[list[ScoredSamples], str]:
         """Samples for the report, drawn as the last stage drew them, and that distribution in words."""
         if not self.report_samples:
@@ -147,29 +186,7 @@ class Evaluation:
         return f"{count} images · prompt “{self.prompt}” · {self._decoding} · {limit}"
 
 
-def evaluate(model: Any, processor: Any, dataset: Any, **settings: Any) -> dict[str, Any]:
-    """Evaluate a policy on a dataset.
-
-    Writes ``predictions.jsonl`` (``image_id, caption, references, ended_by_eos``), ``report.html`` and, last
-    and atomically, ``metrics.json``: its presence means complete. An older one is removed first. Several
-    processes caption a share of the images each; the main one scores and writes.
-
-    Args:
-        model, processor: a PaliGemma, with or without adapter, and its processor.
-        dataset: ``datasets.Dataset`` of ``image``, ``references`` and ``image_id``.
-        settings: the attributes of :class:`Evaluation`.
-
-    Returns:
-        The contents of ``metrics.json``; on other processes than the main one nothing.
-
-    Raises:
-        RecipeError: unknown preset or metric. DataError: missing columns, no rows, another evaluation that is
-            not about these images. ScstError: no Java. All of these before the first caption is generated.
-    """
-    return Evaluation(**settings).run(model, processor, dataset)
-
-
-def _check_columns(dataset: Any) -> None:
+def _check_columns(dataset: datasets.Dataset) -> None:
     missing = {"image", "references", "image_id"} - set(dataset.column_names)
     if missing:
         raise DataError(f"evaluation: dataset lacks {sorted(missing)}; it has {dataset.column_names}")
@@ -186,7 +203,9 @@ def _with_progress(
         return caption(progress=partial(progress.advance, task))
 
 
-def _corpus(dataset: Any, captions: Sequence[Caption], settings: MetricSettings | None) -> Corpus:
+def _corpus(
+    dataset: datasets.Dataset, captions: Sequence[Caption], settings: MetricSettings | None
+) -> Corpus:
     return Corpus(
         [caption.text for caption in captions],
         list(dataset["references"]),
@@ -197,7 +216,7 @@ def _corpus(dataset: Any, captions: Sequence[Caption], settings: MetricSettings 
     )
 
 
-def _prediction_rows(dataset: Any, captions: Sequence[Caption]) -> list[dict[str, Any]]:
+def _prediction_rows(dataset: datasets.Dataset, captions: Sequence[Caption]) -> list[dict[str, Any]]:
     return [
         {
             "image_id": image_id,
