@@ -11,6 +11,7 @@ import yaml
 from scst.adapters.lora import LORA_TARGETS
 from scst.config.packaged import find_recipe
 from scst.config.reader import build_recipe, read_recipe_file, resolved
+from scst.config.recipes import RECIPES
 from tests.support.paths import ROOT
 from tests.support.recipes import RECIPES_FOLDER, name_of, stage_of
 

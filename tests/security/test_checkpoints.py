@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from scst.adapters.loading import check_adapter_exists, load_adapter
+from scst.cli import sft
 from scst.cli.arguments import Arguments, parse
 from scst.config.reader import build_recipe
 from scst.config.recipes import RECIPES
