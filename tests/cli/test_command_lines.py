@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -13,33 +12,23 @@ from PIL import Image
 from scst.config.recipes import EvaluateRecipe
 from tests.support.command_lines import call, start
 from tests.support.paths import ROOT
-from tests.support.worlds import write_model, write_recipe, write_risc
+from tests.support.worlds import write_recipe, write_risc
 
 SCRIPTS = ("sft", "scst", "evaluate", "caption", "explain")
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    write_model(folder / "model")
-    write_risc(folder / "data")
-    return folder
-
-
 @pytest.mark.parametrize("script", [*SCRIPTS, "matrix", "merge"])
-def test_help_imports_no_torch_and_is_quick(script):
+def test_help_imports_no_torch(script):
     code = (
         "import runpy, sys; sys.argv = ['x', '--help']\n"
         f"try: runpy.run_path('launch/{script}.py', run_name='__main__')\n"
         "except SystemExit as stop: assert not stop.code\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
-    started = time.perf_counter()
     done = start("-c", code)
     assert done.returncode == 0, done.stderr
     assert "--config RECIPE.yaml" in done.stdout
     assert "output_dir" in done.stdout
-    assert time.perf_counter() - started < 20
 
 
 @pytest.mark.parametrize(

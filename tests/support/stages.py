@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from scst.cli.arguments import Arguments
+from scst.config import build
 from scst.config.reader import build_recipe
 from tests.support.worlds import write_model, write_risc
 
@@ -20,22 +25,9 @@ def world(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def run_stage(world, monkeypatch):
+@pytest.fixture(scope="session")
+def run_stage(world):
     """Run a stage in this process: ``run_stage("sft", output_dir=..., **keys)`` returns the trainer."""
-    import importlib
-
-    from scst.cli.arguments import Arguments
-    from scst.config import build
-
-    trainers = []
-    run_training = build.run_training
-
-    def recording(trainer, *args, **kwargs):
-        trainers.append(trainer)
-        return run_training(trainer, *args, **kwargs)
-
-    monkeypatch.setattr(build, "run_training", recording)
 
     def run(stage: str, **keys):
         settings = {
@@ -51,18 +43,34 @@ def run_stage(world, monkeypatch):
             "seed": 3,
         }
         settings |= {"lora_rank": 4} if stage == "sft" else {"num_samples": 3, "table_steps": 0}
-        module = importlib.import_module(f"launch.{stage}")
-        module.run(Arguments(build_recipe(stage, settings | keys)))
-        return trainers[-1]
+        return run_recipe(stage, settings | keys)
 
     return run
 
 
-@pytest.fixture
-def sft_adapter(run_stage, tmp_path):
-    """The output folder of a short supervised stage."""
-    run_stage("sft", output_dir=str(tmp_path / "sft-adapter"))
-    return tmp_path / "sft-adapter"
+def run_recipe(stage: str, keys: dict[str, Any]) -> Any:
+    """Train as the launch script of a stage does; returns the trainer."""
+    trainers = []
+    run_training = build.run_training
+
+    def recording(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        trainers.append(trainer)
+        return run_training(trainer, *args, **kwargs)
+
+    build.run_training = recording
+    try:
+        importlib.import_module(f"launch.{stage}").run(Arguments(build_recipe(stage, keys)))
+    finally:
+        build.run_training = run_training
+    return trainers[-1]
+
+
+@pytest.fixture(scope="session")
+def sft_adapter(run_stage, tmp_path_factory):
+    """The output folder of a short supervised stage, trained once; to be read only."""
+    folder = tmp_path_factory.mktemp("sft") / "sft-adapter"
+    run_stage("sft", output_dir=str(folder))
+    return folder
 
 
 def adapter_weights(folder):
