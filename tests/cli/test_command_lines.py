@@ -17,6 +17,7 @@ from tests.support.worlds import write_recipe, write_risc
 SCRIPTS = ("sft", "scst", "evaluate", "caption", "explain")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [*SCRIPTS, "matrix", "merge"])
 def test_help_imports_no_torch(script):
     code = (
@@ -31,6 +32,7 @@ def test_help_imports_no_torch(script):
     assert "output_dir" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [["launch/sft.py"], ["-m", "launch.sft"], ["launch/scst.py"], ["-m", "launch.scst"]]
 )
@@ -43,11 +45,13 @@ def test_by_path_and_by_module(how):
     assert resolved["model_name_or_path"] == "embedded:scenes-paligemma"
 
 
+@pytest.mark.slow
 def test_by_path_from_another_folder(tmp_path):
     done = start(str(ROOT / "launch" / "scst.py"), "--dry_run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_whole_job_under_accelerate(world, tmp_path):
     """accelerate launch sft, accelerate launch scst on its adapter, evaluate, caption: as the README says."""
     shared = {
@@ -100,6 +104,7 @@ def test_whole_job_under_accelerate(world, tmp_path):
     assert captions[0]["image"] == str(picture)
 
 
+@pytest.mark.slow
 def test_zero_shot_evaluation_needs_no_adapter(world, tmp_path, capsys):
     code = call(
         "evaluate",
@@ -174,6 +179,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_exits_2_and_names_what_is_wrong(case, capsys, monkeypatch, tmp_path):
     """Before any model is loaded."""
@@ -200,6 +206,7 @@ BAD_DATA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD_DATA)
 def test_bad_example_is_refused_or_skipped(case, world, tmp_path, capsys):
     write_risc(tmp_path / "data")

@@ -35,6 +35,7 @@ def data(tmp_path):
     return write_risc(tmp_path / "data", train=8, val=3)
 
 
+@pytest.mark.slow
 def test_by_path_the_whole_of_it(data, tmp_path):
     """Cleaning, selection, a report, frequencies; the new folder is what training reads."""
     output = tmp_path / "deep" / "new"

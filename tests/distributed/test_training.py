@@ -12,6 +12,8 @@ from tests.support.jobs import train, train_where_one_ends_early
 from tests.support.processes import device_config, environment_of, run_together
 from tests.support.worlds import write_model, write_risc
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("sft", "scst")
 
 DEPENDS_ON_PARTS = (

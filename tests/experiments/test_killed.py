@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.support.command_lines import call
 from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def test_killed_and_gone_on_with(config, tmp_path, run_stage, capsys):

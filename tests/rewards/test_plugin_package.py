@@ -16,6 +16,8 @@ from scst.models.loading import load_model
 from tests.support.paths import ROOT
 from tests.support.worlds import write_model, write_recipe, write_risc
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = ROOT / "examples" / "reward_package"
 
 

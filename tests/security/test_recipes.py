@@ -70,6 +70,7 @@ _telemetry._TELEMETRY_QUEUE.join()
 """
 
 
+@pytest.mark.slow
 def test_usage_reports_are_off_unless_asked_for(tmp_path):
     """What TRL's trainers call when they are built, with this project's default and against it."""
     assert python(tmp_path, "-c", SEND)[1] == []
@@ -78,6 +79,7 @@ def test_usage_reports_are_off_unless_asked_for(tmp_path):
     assert any("huggingface.co" in host for host in hosts), "the recorder works"
 
 
+@pytest.mark.slow
 def test_a_training_run_speaks_to_nobody(world, tmp_path):
     recipe = (
         f"launch/sft.py --model_name_or_path {world / 'model'} --dataset {world / 'data'} --max_steps 1 "

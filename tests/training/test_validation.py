@@ -63,6 +63,7 @@ def test_evaluation_stays_within_the_memory_of_training(run_stage, tmp_path, sta
     assert trainer.validation.parts.limit == 4
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_takes_more_is_made_smaller(tmp_path):
     """The wrong twin: 48 images at a time, against one in a training step.
 

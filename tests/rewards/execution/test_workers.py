@@ -21,6 +21,8 @@ from rewards.scorers.cider import CiderDReward
 from tests.support.paths import ROOT
 from tests.support.rewards import Recorder, ends_within, hanging, is_alive
 
+pytestmark = pytest.mark.slow
+
 CAPTIONS = ["a river", "", " .", "word " * 400, "🙂 a\nb|||c", "a long road near a river", "a river"]
 
 

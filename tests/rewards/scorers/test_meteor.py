@@ -25,6 +25,8 @@ from rewards.scorers.tokenizer import tokenize
 from tests.support.fake_java import ODD, ends_within
 from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def service():

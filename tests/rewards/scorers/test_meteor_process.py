@@ -17,6 +17,8 @@ from rewards.scorers.meteor import CHUNK, MeteorService
 from tests.support.fake_java import FakeJava, ends_within, fake_score, is_alive
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_bounded_number_of_lines_waits_for_an_answer(fake):
     """And all are answered, in order; equal ones are asked once."""
