@@ -90,7 +90,8 @@ def main() -> int:
     options = parser.parse_args()
     import torch
 
-    from scst.training.run_record import versions, write_json
+    from scst.data.files import write_json
+    from scst.training.run_record import versions
 
     torch.set_num_threads(1)
     shares = measure(options.scenes, options.steps, options.permutations)

@@ -27,7 +27,7 @@ def measure(options: Any, folder: Path) -> dict[str, Any]:
 
     from benchmarks.step import build_world, weights_gb, write_references
     from benchmarks.ways import ours
-    from scst.training.memory import GB, PhaseMeter
+    from scst.training.phase_meter import GB, PhaseMeter
 
     world = build_world(options, folder)
     model = world.load()

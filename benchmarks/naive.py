@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from scst.models.policy import base_model
-from scst.models.prompts import decode_captions, encode_prompts, forbidden_token_ids
+from scst.models.prompts import PromptEncoder, forbidden_token_ids
 
 Timed = Callable[[str], AbstractContextManager[None]]
 """Called with the name of a phase; what runs inside the context belongs to it."""
@@ -91,7 +91,7 @@ class NaiveSCST:
             timed: measures the phases ``rollout``, ``reward`` and ``loss``.
         """
         prompts = [self.prompt] * len(rows)
-        inputs = encode_prompts(self.processor, [row["image"] for row in rows], prompts)
+        inputs = PromptEncoder.of(self.processor).encode_prompts([row["image"] for row in rows], prompts)
         inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
         with timed("rollout"):
             greedy, sampled = self.generate(inputs)
@@ -123,7 +123,9 @@ class NaiveSCST:
     ) -> torch.Tensor:
         """(B * K,) CIDEr of each sample minus that of its image's greedy caption."""
         ids = torch.cat([sampled, greedy])
-        captions = decode_captions(self.processor, ids, torch.ones_like(ids, dtype=torch.bool))
+        captions = PromptEncoder.of(self.processor).decode_captions(
+            ids, torch.ones_like(ids, dtype=torch.bool)
+        )
         repeated = [group for group in references for _ in range(self.num_samples)]
         rewards = torch.tensor(coco_cider(captions, repeated + references), dtype=torch.float32)
         of_samples, of_greedy = rewards.split([len(sampled), len(greedy)])

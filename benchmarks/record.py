@@ -33,7 +33,7 @@ def cpu() -> str:
 
 def write(path: Path | None, record: dict[str, Any]) -> None:
     """Write a record where a file was asked for."""
-    from scst.training.run_record import write_json
+    from scst.data.files import write_json
 
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)

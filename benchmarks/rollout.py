@@ -79,7 +79,7 @@ def build_policy(version: int, options: argparse.Namespace) -> tuple[Any, Any]:
 
 def build_ways(version: int, options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """Name -> a function that makes one rollout and returns the greedy token ids (B, T)."""
-    from scst.models.prompts import encode_prompts, prompt_batch
+    from scst.models.prompts import PromptEncoder
     from scst.rollout import distribution
     from scst.rollout.decode import rollout
     from scst.types import Sampling
@@ -88,8 +88,8 @@ def build_ways(version: int, options: argparse.Namespace) -> dict[str, Callable[
     policy, processor = build_policy(version, options)
     images = noise_images(options.images, IMAGE_SIZE)
     prompts = [PROMPT] * options.images
-    inputs = encode_prompts(processor, images, prompts)
-    batch = prompt_batch(processor, images, prompts)
+    inputs = PromptEncoder.of(processor).encode_prompts(images, prompts)
+    batch = PromptEncoder.of(processor).prompt_batch(images, prompts)
     sampling = Sampling(options.samples, max_new_tokens=options.tokens, min_new_tokens=options.tokens)
     uniforms = distribution.rollout_uniforms(
         [f"image-{i}" for i in range(options.images)],

@@ -89,13 +89,15 @@ def build_ways(version: int, options: argparse.Namespace) -> tuple[Any, dict[str
     """The policy, and name -> a function that returns logprobs (B, K, T) with gradients."""
     import torch
 
-    from scst.models.prompts import prompt_batch
+    from scst.models.prompts import PromptEncoder
     from scst.scoring.score import score
     from scst.types import Sampling
     from tests.support.tiny import noise_images
 
     policy, processor = build_policy(version, options)
-    batch = prompt_batch(processor, noise_images(options.images, 224), ["caption en"] * options.images)
+    batch = PromptEncoder.of(processor).prompt_batch(
+        noise_images(options.images, 224), ["caption en"] * options.images
+    )
     batch = batch.to(policy.device)
     with torch.no_grad():
         features = policy.image_features(batch.pixel_values)
@@ -108,7 +110,7 @@ def build_ways(version: int, options: argparse.Namespace) -> tuple[Any, dict[str
     numbers = torch.arange(options.samples, device=ids.device).expand(shape[:2])
     left_out = numbers.masked_fill(numbers >= round(options.samples * (1 - options.left_out)), -1)
 
-    def ours(layout: str, chunk: int, scored_as: Any = None) -> Callable[[], Any]:
+    def ours(layout: str, chunk: int, unique_index: Any = None) -> Callable[[], Any]:
         return lambda: (
             score(
                 policy,
@@ -118,9 +120,8 @@ def build_ways(version: int, options: argparse.Namespace) -> tuple[Any, dict[str
                 Sampling(options.samples, max_new_tokens=options.tokens),
                 image_features=features,
                 layout=layout,
-                scored_as=scored_as,
+                unique_index=unique_index,
                 head_chunk=chunk,
-                entropy_gradient=False,
             ).logprobs
         )
 
@@ -167,7 +168,7 @@ def run(policy: Any, way: Callable[[], Any]) -> dict[str, Any]:
     """Forward and backward once: CPU seconds, wall-clock seconds, growth of memory, logprobs, gradient."""
     import torch
 
-    from scst.training.memory import PhaseMeter
+    from scst.training.phase_meter import PhaseMeter
 
     policy.model.zero_grad()
     before = memory_in_use(policy.device)  # of the last way nothing may be left over to be used again
@@ -191,7 +192,7 @@ def memory_in_use(device: Any) -> float:
     """Gigabytes of tensors on the card, or of the process."""
     import torch
 
-    from scst.training.memory import GB
+    from scst.training.phase_meter import GB
 
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / GB

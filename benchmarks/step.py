@@ -114,7 +114,7 @@ def write_references(world: Any, model: Any) -> None:
     import torch
 
     from scst.models.policy import Policy
-    from scst.models.prompts import forbidden_token_mask, prompt_batch
+    from scst.models.prompts import PromptEncoder, forbidden_token_mask
     from scst.rollout import distribution
     from scst.rollout.decode import rollout
     from scst.types import Sampling
@@ -127,7 +127,9 @@ def write_references(world: Any, model: Any) -> None:
         written = rollout(
             Policy(model.eval(), forbidden, tokenizer.eos_token_id, tokenizer.pad_token_id),
             world.processor,
-            prompt_batch(world.processor, [row["image"] for row in world.rows], ["caption en"] * len(ids)),
+            PromptEncoder.of(world.processor).prompt_batch(
+                [row["image"] for row in world.rows], ["caption en"] * len(ids)
+            ),
             Sampling(4, max_new_tokens=length, min_new_tokens=length),
             distribution.rollout_uniforms(ids, seed=1, step=0, num_samples=4, length=length),
         )
@@ -369,7 +371,7 @@ def main(argv: list[str] | None = None) -> int:
     record = run(options, argv)
     print_table(record, options)
     if options.json:
-        from scst.training.run_record import write_json
+        from scst.data.files import write_json
 
         write_json(options.json, record)
     return 0

@@ -20,14 +20,14 @@ from transformers import TrainingArguments
 from benchmarks.models import load_adapted
 from benchmarks.naive import NaiveSCST
 from benchmarks.trl_paligemma import build_trainer
+from rewards.cider_d import CiderDReward
 from rewards.mixture import RewardMixture
 from rewards.registry import build_rewards
-from rewards.scorers.cider import CiderDReward
 from scst.data.collate import SCSTCollator
 from scst.models.policy import Policy
-from scst.models.prompts import decode_captions
+from scst.models.prompts import PromptEncoder
 from scst.rl.trainer import Objective, SCSTTrainer
-from scst.training.memory import PhaseMeter
+from scst.training.phase_meter import PhaseMeter
 from scst.types import PromptBatch, Rollout, Sampling
 
 PROMPT = "caption en"
@@ -311,7 +311,9 @@ class TwoGenerateTrainer(TimedTrainer):
         greedy, sampled = _naive(self.world, self.model).generate(inputs)
         sampled = sampled.unflatten(0, (len(prompts), -1))
         everything = torch.ones_like(sampled, dtype=torch.bool)
-        texts = decode_captions(self.processor, sampled.flatten(0, 1), everything.flatten(0, 1))
+        texts = PromptEncoder.of(self.processor).decode_captions(
+            sampled.flatten(0, 1), everything.flatten(0, 1)
+        )
         num_samples = sampled.shape[1]
         return Rollout(
             prompts=prompts,
@@ -321,7 +323,7 @@ class TwoGenerateTrainer(TimedTrainer):
             greedy_ids=greedy,
             greedy_mask=everything[:, 0],
             captions=[texts[i : i + num_samples] for i in range(0, len(texts), num_samples)],
-            greedy_captions=decode_captions(self.processor, greedy, everything[:, 0]),
+            greedy_captions=PromptEncoder.of(self.processor).decode_captions(greedy, everything[:, 0]),
             ended_by_eos=torch.zeros_like(everything[:, :, 0]),
             greedy_ended_by_eos=torch.zeros_like(everything[:, 0, 0]),
         )

@@ -23,15 +23,16 @@ def run(arguments: Arguments) -> None:
         print_dry_run(recipe, {"pictures": len(pictures)})
         return
     from scst.config import build
-    from scst.distributed.sharded_loader import done_together
+    from scst.data.files import write_jsonl
+    from scst.distributed.sharded_loader import map_across_ranks
     from scst.evaluation.captioning import caption_images
     from scst.evaluation.decoding import get_decoding
-    from scst.training.run_record import write_jsonl
 
     build.prepare_libraries()
     decoding = get_decoding(recipe.decoding)
     images = [open_picture(path) for path in pictures]
-    model, processor = build.build_policy(recipe, build.check_inputs(recipe), trainable=False)
+    policy = build.build_policy(recipe, build.check_inputs(recipe), trainable=False)
+    model, processor = policy.model, policy.encoder
 
     def caption(rows: range) -> list:
         with build.progress_to_stderr("captioning", len(rows)) as advance:
@@ -50,7 +51,7 @@ def run(arguments: Arguments) -> None:
 
     rows = [
         {"image": str(path), "caption": c.text, "ended_by_eos": c.ended_by_eos}
-        for path, c in zip(pictures, done_together(caption, len(pictures)), strict=True)
+        for path, c in zip(pictures, map_across_ranks(caption, len(pictures)), strict=True)
     ]
     if build.is_main_process():
         write_jsonl(rows, recipe.output)

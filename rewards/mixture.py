@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rewards.errors import RewardError
 from rewards.execution.batch import Batch
 from rewards.execution.calls import RewardCalls
-from rewards.moments import Moments
-from rewards.registry import WeightedReward
-
-STATE_NAME = "reward_statistics.json"
-
-Gather = Callable[[list[float]], list[list[float]]]
-"""Takes this process' numbers to those of every process, in the order of processes."""
+from rewards.moments import Gather, RewardMoments
+from rewards.registry import RewardEntry, build_rewards
 
 
 @dataclass(frozen=True)
@@ -48,72 +39,57 @@ class RewardMixture:
     gradient accumulation the micro-batches of a step see slightly different ones.
 
     Args:
-        rewards: the functions with names and weights.
+        rewards: names, functions, entries of a recipe or :class:`WeightedReward`, mixed as you like; see
+            :func:`rewards.registry.build_rewards`.
+
+    Attributes:
+        rewards: the :class:`WeightedReward` list.
+        moments: statistics of the normalised rewards, with a state of their own.
+        calls: the functions where they run, with the state of each that has one.
 
     Raises:
-        RewardError: when two rewards have one name, or one with ``workers`` cannot be sent to a process.
+        RewardError: when a reward cannot be built, two have one name, or one with ``workers`` cannot be sent
+            to a process.
     """
 
-    def __init__(self, rewards: Sequence[WeightedReward]):
-        names = [reward.name for reward in rewards]
-        if len(set(names)) < len(names):
-            raise RewardError(f"every reward of a mixture needs a name of its own, got {names}")
-        self.rewards = list(rewards)
-        self._calls = RewardCalls(rewards)
-        self._moments = {reward.name: Moments() for reward in rewards if reward.normalize}
+    def __init__(self, rewards: Sequence[RewardEntry]):
+        self.rewards = build_rewards(rewards)
+        self.moments = RewardMoments(reward.name for reward in self.rewards if reward.normalize)
+        self.calls = RewardCalls(self.rewards)
 
     def setup(self, dataset: Any) -> None:
         """Start the worker processes, and give every reward that wants it the training references, once.
 
+        Args:
+            dataset: columns ``references`` and ``image_id`` of the training images; a dict of lists will do.
+
         Raises:
             RewardError: naming the reward that could not be set up.
         """
-        self._calls.setup(dataset)
+        self.calls.setup(dataset)
 
     def close(self) -> None:
-        """End the worker processes."""
-        self._calls.close()
+        """End the worker processes, and what rewards have started themselves."""
+        self.calls.close()
 
-    def save(self, folder: str | Path) -> None:
-        """Let every reward that has state (document frequencies) write it beside a checkpoint, the first one
-        into the folder and others each into a folder of their name; add the statistics of those that are
-        normalised."""
-        self._calls.save_state(folder)
-        if self._moments:
-            path = Path(folder) / STATE_NAME
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text(json.dumps(self.state_dict()), encoding="utf-8")
-            os.replace(partial, path)
+    def state_dict(self) -> dict[str, Any]:
+        """``moments`` of the normalised rewards, and ``rewards``: the state of each that has one, by name."""
+        return {"moments": self.moments.state_dict(), "rewards": self.calls.state_dict()}
 
-    def state_folders(self, folder: str | Path) -> dict[str, Path]:
-        """Name of every reward with state -> where in the folder it writes."""
-        return self._calls.state_folders(folder)
-
-    def load(self, folder: str | Path) -> None:
-        """Restore what :meth:`save` wrote; rewards with ``load_state(folder)`` read theirs.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave; after :meth:`setup`.
 
         Raises:
-            RewardError: when the statistics of a normalised reward are missing.
+            RewardError: a statistic or a state is missing, or a reward refuses its state: dataset, split or
+                end-of-sequence policy have changed.
         """
-        self._calls.load_state(folder)
-        if not self._moments:
-            return
-        path = Path(folder) / STATE_NAME
-        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if missing := set(self._moments) - set(saved):
-            raise RewardError(
-                f"{folder} holds no statistics of the normalised rewards {sorted(missing)} ({STATE_NAME}): "
-                "resume from a checkpoint of a run that normalised them, or leave `normalize` as it was"
-            )
-        self.load_state_dict(saved)
+        self.calls.load_state_dict(state["rewards"])
+        self.moments.load_state_dict(state["moments"])
 
-    def state_dict(self) -> dict[str, dict[str, float]]:
-        """Statistics of the normalised rewards, by name."""
-        return {name: dataclasses.asdict(moments) for name, moments in self._moments.items()}
-
-    def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
-        """Go back to statistics that :meth:`state_dict` gave."""
-        self._moments = {name: Moments(**state[name]) for name in self._moments}
+    def write_tables(self, folder: str | Path) -> None:
+        """Write the document frequencies of the rewards that have them: of the first one into the folder
+        (``document_frequencies.json``), of others each into a folder of their name within."""
+        self.calls.write_tables(Path(folder))
 
     def __call__(self, *, completions: Sequence[str], **columns: Any) -> MixedRewards:
         """Reward every completion.
@@ -135,7 +111,7 @@ class RewardMixture:
         Raises:
             RewardError: as a whole call does.
         """
-        return self._calls.values(Batch({"completions": completions, **columns}))
+        return self.calls.values(Batch({"completions": completions, **columns}))
 
     def mean_reward(self, **columns: Any) -> float:
         """Mean weighted reward of completions, not normalised: comparable over a run, and changes no state.
@@ -158,30 +134,16 @@ class RewardMixture:
             gather: called where rewards are normalised, so that all processes have the same statistics; by
                 default there is one process.
         """
-        self._observe(components, gather)
+        self.moments.observe(components, gather)
         contributions = {
-            reward.name: [reward.weight * value for value in self._normalised(reward.name, components)]
+            reward.name: [
+                reward.weight * value
+                for value in self.moments.normalised(reward.name, components[reward.name])
+            ]
             for reward in self.rewards
         }
         total = [_sum(values) for values in zip(*contributions.values(), strict=True)]
         return MixedRewards(total, components, contributions)
-
-    def _observe(self, components: dict[str, list[float]], gather: Gather) -> None:
-        """Merge the batch of every process into the statistics, in the same order everywhere."""
-        if not self._moments:
-            return
-        batch = [Moments.of(components[name]) for name in self._moments]
-        numbers = [float(number) for moments in batch for number in dataclasses.astuple(moments)]
-        for process in gather(numbers):
-            for i, name in enumerate(self._moments):
-                count, mean, squares = process[3 * i : 3 * i + 3]
-                self._moments[name] = self._moments[name].merged(Moments(int(count), mean, squares))
-
-    def _normalised(self, name: str, components: dict[str, list[float]]) -> list[float]:
-        values = components[name]
-        if name not in self._moments:
-            return values
-        return [self._moments[name].standardised(value) for value in values]
 
 
 def _sum(contributions: Sequence[float]) -> float:

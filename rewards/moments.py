@@ -1,10 +1,16 @@
-"""Running mean and standard deviation of a reward."""
+"""Running mean and standard deviation of rewards, for those that are normalised."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+from rewards.errors import RewardError
+
+Gather = Callable[[list[float]], list[list[float]]]
+"""Maps the numbers of this process to those of every process, in the order of processes."""
 
 ROUNDING = 1e-9
 """Numbers whose standard deviation is below this share of their mean are equal but for rounding."""
@@ -51,3 +57,58 @@ class Moments:
         if math.isnan(value):
             return value
         return (value - self.mean) / self.std if self.std > ROUNDING * abs(self.mean) else 0.0
+
+
+class RewardMoments:
+    """Moments of every normalised reward, over all processes and since the run began.
+
+    Cheap to copy with :meth:`state_dict`: a trainer takes one after every step, and puts it back when a step
+    fails half way.
+
+    Args:
+        names: of the normalised rewards.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        self._moments = {name: Moments() for name in names}
+
+    def observe(self, components: Mapping[str, Sequence[float]], gather: Gather) -> None:
+        """Merge the batch of every process into the moments, in the same order everywhere.
+
+        Args:
+            components: reward name -> values of this process; NaN does not count.
+            gather: called once where rewards are normalised, else never.
+        """
+        if not self._moments:
+            return
+        batch = [Moments.of(components[name]) for name in self._moments]
+        numbers = [float(number) for moments in batch for number in dataclasses.astuple(moments)]
+        for process in gather(numbers):
+            for i, name in enumerate(self._moments):
+                count, mean, squares = process[3 * i : 3 * i + 3]
+                self._moments[name] = self._moments[name].merged(Moments(int(count), mean, squares))
+
+    def normalised(self, name: str, values: Sequence[float]) -> Sequence[float]:
+        """``(value - mean) / std`` of every value; the values of a reward that is not normalised unchanged."""
+        moments = self._moments.get(name)
+        return values if moments is None else [moments.standardised(value) for value in values]
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """Reward name -> ``count``, ``mean`` and ``squares``."""
+        return {name: dataclasses.asdict(moments) for name, moments in self._moments.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        """Go back to what :meth:`state_dict` gave.
+
+        Raises:
+            RewardError: when the moments of a normalised reward are missing; nothing is changed then.
+        """
+        if missing := sorted(set(self._moments) - set(state)):
+            raise RewardError(
+                f"the checkpoint holds no statistics of the normalised rewards {missing}: resume from a "
+                "checkpoint of a run that normalised them, or leave `normalize` as it was"
+            )
+        self._moments = {
+            name: Moments(int(m["count"]), m["mean"], m["squares"])
+            for name, m in ((name, state[name]) for name in self._moments)
+        }

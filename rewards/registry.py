@@ -1,4 +1,4 @@
-"""From a recipe's ``rewards:`` list to functions: by name, by import path, or announced by a package."""
+"""Rewards by name, by import path, announced by a package, or as they are: functions and objects."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ import importlib
 import inspect
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from rewards.bad_ending import BadEndingPenalty
+from rewards.bleu import BleuReward
+from rewards.cider_d import CiderDReward
+from rewards.clipscore import ClipScoreReward
+from rewards.contract import OPTIONAL_METHODS, REPLACED_METHODS, RewardFunction, check_contract
+from rewards.count_accuracy import CountAccuracyReward
+from rewards.entity_recall import EntityRecallReward
 from rewards.errors import RewardError
-from rewards.scorers.bleu import BleuReward
-from rewards.scorers.cider import CiderDReward
-from rewards.scorers.clipscore import ClipScoreReward
-from rewards.scorers.meteor import MeteorReward
-from rewards.scorers.rouge import RougeLReward
-from rewards.scorers.scene import CountAccuracyReward, EntityRecallReward
-from rewards.scorers.sentence_similarity import SentenceSimilarityReward
-from rewards.simple import BadEndingPenalty, LengthReward, RepetitionPenalty
+from rewards.length import LengthReward
+from rewards.meteor import MeteorReward
+from rewards.repetition import RepetitionPenalty
+from rewards.rouge_l import RougeLReward
+from rewards.sentence_similarity import SentenceSimilarityReward
 
 logger = logging.getLogger(__name__)
 
-RewardFunction = Callable[..., Any]
 ENTRY_POINT_GROUP = "scst.rewards"
 
 REWARDS: dict[str, Callable[..., RewardFunction]] = {
@@ -47,15 +50,18 @@ ENTRY_KEYS = ("name", "import_path", "weight", "kwargs", "normalize", "workers",
 
 @dataclass(frozen=True)
 class WeightedReward:
-    """One entry of a recipe's ``rewards:`` list, ready to be called.
+    """One reward of a mixture.
 
     Attributes:
-        name: of its own within a mixture.
+        name: unique within a mixture.
         function: the reward.
         weight: what its values are multiplied by, after normalisation.
         normalize: use its values minus their mean, over their standard deviation, both over the run.
         workers: processes it runs in; 0: in the training process.
         timeout_s: seconds that the step waits for one answer, above which the run stops.
+
+    Raises:
+        RewardError: when ``function`` breaks the contract (:func:`rewards.contract.check_contract`).
     """
 
     name: str
@@ -65,6 +71,13 @@ class WeightedReward:
     workers: int = 0
     timeout_s: float = 300.0
 
+    def __post_init__(self) -> None:
+        check_contract(self.name, self.function)
+
+
+RewardEntry = str | Mapping[str, Any] | RewardFunction | WeightedReward
+"""A registered name, an entry of a recipe, a function or object, or all settings together."""
+
 
 def known_rewards() -> dict[str, Callable[..., RewardFunction]]:
     """The built-in rewards and those that installed packages announce in the group ``scst.rewards``."""
@@ -72,26 +85,48 @@ def known_rewards() -> dict[str, Callable[..., RewardFunction]]:
     return announced | REWARDS
 
 
-def build_rewards(entries: Sequence[dict[str, Any]]) -> list[WeightedReward]:
-    """Reward functions of a recipe.
+def build_rewards(entries: Sequence[RewardEntry]) -> list[WeightedReward]:
+    """Ready rewards from what recipes and notebooks say.
 
     Args:
-        entries: dicts with ``name`` or ``import_path`` ("package.module:attribute"), optional ``kwargs`` and
-            what :class:`WeightedReward` has.
+        entries: each a registered name ("cider_d"); a function or object that can be called, named by its
+            ``__name__``; a mapping with ``name`` or ``import_path`` ("package.module:attribute"), optional
+            ``kwargs`` and what :class:`WeightedReward` has; or a :class:`WeightedReward`.
 
     Raises:
-        RewardError: on an entry of another form, an unknown name or an import that fails; it names the entry.
+        RewardError: on an entry of another form, an unknown name, an import that fails or two rewards of one
+            name; it names the entry.
     """
+    if isinstance(entries, str | Mapping) or callable(entries):
+        raise RewardError(f"`rewards` must be a list, got {entries!r}: put it into brackets")
     if not entries:
         raise RewardError("`rewards` is empty: name at least one reward, e.g. [{name: cider_d, weight: 1.0}]")
-    return [_build(entry) for entry in entries]
+    rewards = [_build(entry) for entry in entries]
+    names = [reward.name for reward in rewards]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RewardError(
+            f"every reward needs a name of its own, got {names}: rename one {twice[0]!r}, in a recipe "
+            "with both `name` and `import_path`, in Python with WeightedReward(name, function)"
+        )
+    return rewards
 
 
-def _build(entry: dict[str, Any]) -> WeightedReward:
+def _build(entry: RewardEntry) -> WeightedReward:
+    if isinstance(entry, WeightedReward):
+        return entry
     if isinstance(entry, str):  # --rewards cider_d,length
         entry = {"name": entry}
-    if not isinstance(entry, dict):
-        raise RewardError(f"a reward is a mapping with `name` or `import_path`, got {entry!r}")
+    if isinstance(entry, Mapping):
+        return _from_recipe(entry)
+    if callable(entry):
+        function = entry() if inspect.isclass(entry) else entry
+        return WeightedReward(_name_of(function), function)
+    raise RewardError(
+        f"a reward is a name, a function, or a mapping with `name` or `import_path`, got {entry!r}"
+    )
+
+
+def _from_recipe(entry: Mapping[str, Any]) -> WeightedReward:
     if not set(entry) <= set(ENTRY_KEYS) or not {"name", "import_path"} & set(entry):
         optional = ", ".join(f"`{key}`" for key in ENTRY_KEYS[2:])
         raise RewardError(f"a reward has `name` or `import_path`, and may have {optional}; got {list(entry)}")
@@ -105,7 +140,14 @@ def _build(entry: dict[str, Any]) -> WeightedReward:
     return WeightedReward(name, function, **_settings(name, entry))
 
 
-def _settings(name: str, entry: dict[str, Any]) -> dict[str, Any]:
+def _name_of(function: Any) -> str:
+    """``__name__``, of a partial that of its function, else the name of the class."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _settings(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """``weight``, ``normalize``, ``workers`` and ``timeout_s`` where the entry has them."""
     rules = {
         "weight": (float, _is_number, "a finite number"),
@@ -162,7 +204,7 @@ def _announced(point: EntryPoint) -> Callable[..., RewardFunction]:
 def _constructor(target: Any) -> Callable[..., RewardFunction]:
     """A class builds its reward; a function or a ready object is the reward, with ``kwargs`` bound to it."""
     if inspect.isclass(target):
-        return target
+        return target  # type: ignore[no-any-return]
 
     def bind(**kwargs: Any) -> RewardFunction:
         return _Bound(target, **kwargs) if kwargs else target
@@ -181,6 +223,6 @@ class _Bound(functools.partial):
         return self.func(**columns, **self.keywords)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("setup", "save_state", "load_state", "close"):
+        if name in (*OPTIONAL_METHODS, *REPLACED_METHODS):  # the last are refused by name
             return getattr(self.func, name)
         raise AttributeError(name)

@@ -6,9 +6,14 @@ The shape alphabet of the whole project: ``B`` images, ``K`` sampled captions pe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
+
+IGNORED_LABEL = -100
+"""Of tokens that no cross-entropy is computed for, as in torch and transformers."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,52 @@ class Rollout:
     image_features: torch.Tensor | None = None
     prompt_cache: torch.Tensor | None = None
 
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def to(self, device: torch.device | str) -> Rollout:
+        """The same rollout on another device."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: v.to(device) for name, v in values.items() if hasattr(v, "to")})
+
+    def select(self, images: slice) -> Rollout:
+        """The rollout of some of its images."""
+        return replace(self, **{f.name: _select(getattr(self, f.name), images) for f in fields(self)})
+
+    @classmethod
+    def join(cls, rollouts: Sequence[Rollout], pad_token_id: int) -> Rollout:
+        """One rollout of all images, as if they had been sampled together.
+
+        Args:
+            rollouts: of the same K; completions are padded to the longest of all.
+            pad_token_id: what ``completion_ids`` and ``greedy_ids`` are padded with.
+        """
+        if len(rollouts) == 1:
+            return rollouts[0]
+        padding = {"completion_ids": pad_token_id, "greedy_ids": pad_token_id}
+        columns = {f.name: [getattr(r, f.name) for r in rollouts] for f in fields(cls)}
+        return cls(**{name: _join(values, padding.get(name, 0)) for name, values in columns.items()})
+
+
+def _select(value: Any, images: slice) -> Any:
+    if isinstance(value, PromptBatch):
+        return value.select(images)
+    return None if value is None else value[images]
+
+
+def _join(values: list[Any], padding: int) -> Any:
+    first = values[0]
+    if first is None:
+        return None
+    if isinstance(first, PromptBatch):
+        return PromptBatch(**{f.name: torch.cat([getattr(v, f.name) for v in values]) for f in fields(first)})
+    if isinstance(first, list):
+        return [item for value in values for item in value]
+    if first.ndim > 1:  # tokens are the last axis; image features (B, N, D) have equal D: nothing is padded
+        length = max(value.shape[-1] for value in values)
+        values = [torch.nn.functional.pad(v, (0, length - v.shape[-1]), value=padding) for v in values]
+    return torch.cat(values)
+
 
 @dataclass(frozen=True)
 class TokenScores:
@@ -119,11 +170,11 @@ class TokenScores:
 
     Attributes:
         logprobs: (B, K, T) natural log probabilities under the sampling distribution; 0 on padding.
-        entropy: (B, K, T) entropy of that distribution in nats; 0 on padding.
+        entropy: (B, K, T) entropy of that distribution in nats; 0 on padding. None unless it was asked for.
     """
 
     logprobs: torch.Tensor
-    entropy: torch.Tensor
+    entropy: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -139,3 +190,18 @@ class RewardOutput:
     sampled: torch.Tensor
     greedy: torch.Tensor
     components: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption.
+
+    Attributes:
+        text: decoded, without special tokens.
+        ended_by_eos: False when the length limit cut it.
+        num_tokens: tokens generated, the end-of-sequence token included.
+    """
+
+    text: str
+    ended_by_eos: bool
+    num_tokens: int

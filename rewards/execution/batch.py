@@ -10,15 +10,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.errors import RewardError
+from rewards.errors import NamedRewardError
 
 LOG_FUNCTIONS = ("log_metric", "log_extra")
 PER_CALL = ("trainer_state", *LOG_FUNCTIONS)
 """Columns with one value per call; every other one has one value per completion."""
-
-
-class NamedRewardError(RewardError):
-    """Its message names the reward already."""
 
 
 @dataclass(frozen=True)

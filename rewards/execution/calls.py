@@ -11,20 +11,21 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from rewards.errors import RewardError
-from rewards.execution.batch import LOG_FUNCTIONS, Batch, NamedRewardError, called, checked_values
+from rewards.errors import NamedRewardError, RewardError
+from rewards.execution.batch import LOG_FUNCTIONS, Batch, called, checked_values
 from rewards.execution.threads import CallThread, LoopThread
 from rewards.execution.workers import WorkerPool
 from rewards.registry import WeightedReward
 
 SEARCH_SECONDS = 10.0
 """How long the one completion that makes a function raise is looked for."""
+NOT_SET_UP = "its `setup` was not called: call setup(dataset) of the mixture with the training data first"
 
 
 class RewardCalls:
@@ -41,6 +42,7 @@ class RewardCalls:
         self.rewards = list(rewards)
         self.pools = {r.name: WorkerPool(r.name, r.function, r.workers) for r in rewards if r.workers}
         self._threads: dict[str, CallThread] = {}
+        self._is_set_up = False
 
     def setup(self, dataset: Any) -> None:
         """Call ``setup`` of every reward that has it.
@@ -49,41 +51,48 @@ class RewardCalls:
             RewardError: when it raises; the message names the reward.
         """
         for reward in self.rewards:
-            self._optional(reward, "setup", dataset)
+            if reward.name in self.pools or hasattr(reward.function, "setup"):  # a pool starts its workers
+                self._call(reward, "setup", dataset)
+        self._is_set_up = True
 
-    def save_state(self, folder: str | Path) -> None:
-        """Call ``save_state`` of every reward that has it: the first one writes into the folder, others each
-        into a folder of their name within, as two of them may well write files of the same name.
+    def state_dict(self) -> dict[str, Any]:
+        """Name -> state of every reward that has one; errors as in :meth:`setup`."""
+        return {reward.name: self._call(reward, "state_dict") for reward in self._having("state_dict")}
 
-        Errors as in :meth:`setup`.
+    def load_state_dict(self, states: Mapping[str, Any]) -> None:
+        """Give every reward that has state its own.
+
+        Raises:
+            RewardError: naming the reward whose state is missing or refused.
         """
-        folders = self.state_folders(folder)
-        for reward in self.rewards:
-            if own := folders.get(reward.name):
-                own.mkdir(exist_ok=True)
-                self._optional(reward, "save_state", own)
+        rewards = self._having("load_state_dict")
+        if missing := [reward.name for reward in rewards if reward.name not in states]:
+            raise NamedRewardError(
+                f"the checkpoint holds no state of the rewards {missing}: resume with the rewards that the "
+                "run began with"
+            )
+        for reward in rewards:
+            self._call(reward, "load_state_dict", states[reward.name])
 
-    def load_state(self, folder: str | Path) -> None:
-        """Call ``load_state`` of every reward that has it, with the folder that :meth:`save_state` gave it.
+    def write_tables(self, folder: Path) -> None:
+        """Let every reward that has tables write them: the first one into the folder, others each into a
+        folder of their name within, as two of them may well write files of the same name."""
+        for i, reward in enumerate(self._having("write_tables")):
+            own = folder / quote(reward.name, safe="") if i else folder
+            own.mkdir(exist_ok=True)
+            self._call(reward, "write_tables", own)
 
-        Errors as in :meth:`setup`.
-        """
-        folders = self.state_folders(folder)
-        for reward in self.rewards:
-            self._optional(reward, "load_state", folders.get(reward.name, Path(folder)))
+    def _having(self, method: str) -> list[WeightedReward]:
+        return [reward for reward in self.rewards if hasattr(reward.function, method)]
 
-    def state_folders(self, folder: str | Path) -> dict[str, Path]:
-        """Name of every reward with state -> where in the folder it writes."""
-        names = [reward.name for reward in self.rewards if hasattr(reward.function, "save_state")]
-        return {name: Path(folder, quote(name, safe="") if i else "") for i, name in enumerate(names)}
-
-    def _optional(self, reward: WeightedReward, method: str, argument: Any) -> None:
-        function = getattr(self.pools.get(reward.name, reward.function), method, None)
+    def _call(self, reward: WeightedReward, method: str, *arguments: Any) -> Any:
+        """Call an optional method of a reward, here or in its worker processes."""
         try:
-            if function is not None:
-                function(argument)
+            return getattr(self.pools.get(reward.name, reward.function), method)(*arguments)
         except NamedRewardError:
             raise
+        except RewardError as error:
+            raise NamedRewardError(f"reward {reward.name!r}: {error}") from error
         except Exception as error:
             raise RewardError(
                 f"{method} of reward {reward.name!r} raised {type(error).__name__}: {error}"
@@ -134,8 +143,9 @@ class RewardCalls:
             raise error
         if error is not None:
             given = self._culprit(reward, batch) or str(batch)
+            hint = "" if self._is_set_up or not hasattr(reward.function, "setup") else f"; {NOT_SET_UP}"
             raise RewardError(
-                f"reward {reward.name!r} raised {type(error).__name__}: {error} ({given})"
+                f"reward {reward.name!r} raised {type(error).__name__}: {error} ({given}){hint}"
             ) from error
         return future.result()
 

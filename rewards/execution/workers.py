@@ -22,7 +22,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from rewards.execution.batch import LOG_FUNCTIONS, Batch, NamedRewardError, called, checked_length
+from rewards.errors import NamedRewardError
+from rewards.execution.batch import LOG_FUNCTIONS, Batch, called, checked_length
 
 LogCall = tuple[str, tuple, dict]  # which log function, and what it was called with
 SECONDS_TO_END = 2.0
@@ -79,15 +80,23 @@ class WorkerPool:
                 batch.columns[name](*arguments, **keywords)
         return values
 
-    def save_state(self, folder: str | Path) -> None:
-        """Let the first worker's reward write its state."""
-        self._start()
-        self._ask(self._workers[:1], [self._request("save_state", folder)])
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the first worker's reward."""
+        return self._ask_first("state_dict")
 
-    def load_state(self, folder: str | Path) -> None:
-        """Let every worker's reward read a state."""
+    def load_state_dict(self, state: Any) -> None:
+        """Give every worker's reward a state."""
         self._start()
-        self._ask(self._workers, [self._request("load_state", folder)] * self.count)
+        self._ask(self._workers, [self._request("load_state_dict", state)] * self.count)
+
+    def write_tables(self, folder: Path) -> None:
+        """Let the first worker's reward write its tables."""
+        self._ask_first("write_tables", folder)
+
+    def _ask_first(self, method: str, *arguments: Any) -> Any:
+        self._start()
+        ((answer, _),) = self._ask(self._workers[:1], [self._request(method, *arguments)])
+        return answer
 
     def close(self) -> None:
         """End the workers; a later call starts new ones."""
@@ -115,13 +124,12 @@ class WorkerPool:
             self.kill()  # a worker that is not set up must not be called
             raise
 
-    def _request(self, method: str, argument: Any) -> bytes:
+    def _request(self, method: str, *arguments: Any) -> bytes:
         try:
-            return pickle.dumps((method, argument))
+            return pickle.dumps((method, arguments))
         except Exception:
-            if isinstance(argument, dict):  # find the column
-                for name, value in argument.items():
-                    _pickled(self.name, value, f"the column {name!r}")
+            for name, value in arguments[0].items() if arguments and isinstance(arguments[0], dict) else ():
+                _pickled(self.name, value, f"the column {name!r}")  # names the one that cannot be sent
             raise
 
     def _ask(self, workers: Sequence[_Worker], requests: Sequence[bytes]) -> list[tuple[Any, list]]:
@@ -194,18 +202,18 @@ def _sendable(batch: Batch) -> dict[str, Any]:
 
 
 def _serve(connection: Connection, pickled: bytes) -> None:
-    """What a worker does: answer (method, argument) with (succeeded, answer or exception, log calls)."""
+    """What a worker does: answer (method, arguments) with (succeeded, answer or exception, log calls)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process' to handle
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # N workers with a thread per core each would crowd
     threading.Thread(target=_end_with_parent, daemon=True).start()
     function = None
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
-            method, argument = connection.recv()
+            method, arguments = connection.recv()
             logged: list[LogCall] = []
             try:
                 function = pickle.loads(pickled) if function is None else function
-                reply = pickle.dumps((True, _answer(function, method, argument, logged), logged))
+                reply = pickle.dumps((True, _answer(function, method, arguments, logged), logged))
             except Exception as error:
                 reply = pickle.dumps((False, _portable(error), []))
             connection.send_bytes(reply)
@@ -213,18 +221,23 @@ def _serve(connection: Connection, pickled: bytes) -> None:
 
 def _end_with_parent() -> None:
     """The pipe tells a waiting worker that the training process is gone; this tells one that hangs."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
     os._exit(1)
 
 
-def _answer(function: Callable[..., Any], method: str, argument: Any, logged: list[LogCall]) -> Any:
+def _answer(
+    function: Callable[..., Any], method: str, arguments: tuple[Any, ...], logged: list[LogCall]
+) -> Any:
     if method != "call":
         optional = getattr(function, method, None)
-        return optional(argument) if optional is not None else None
+        return optional(*arguments) if optional is not None else None
+    (columns,) = arguments
     for name in LOG_FUNCTIONS:
-        if argument.get(name) is not None:
-            argument[name] = partial(_log, logged, name)
-    answer = called(function, argument)
+        if columns.get(name) is not None:
+            columns[name] = partial(_log, logged, name)
+    answer = called(function, columns)
     with contextlib.suppress(TypeError):  # no list: the training process says so
         return [value.item() if hasattr(value, "item") else value for value in answer]
     return answer

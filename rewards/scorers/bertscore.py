@@ -180,5 +180,5 @@ def _tokenizer(model: str, config: Any) -> Any:
         if isinstance(tokenizer, RobertaTokenizer):
             positions -= 2  # RoBERTa counts positions from its padding id on
         tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
-    tokenizer.build_inputs_with_special_tokens = lambda ids: tokenizer.encode("")
+    tokenizer.build_inputs_with_special_tokens = lambda ids: tokenizer.encode("")  # type: ignore[method-assign]
     return tokenizer

@@ -13,20 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from rewards.scorers.document_frequencies import (
-    EOS_POLICIES,
     EOS_WORD,
-    FILE_NAME,
     MAX_ORDER,
     DocumentFrequencies,
 )
 from rewards.scorers.ngrams import NUMBER_BITS, NgramIndex
-from rewards.scorers.text import caption_texts
 from rewards.scorers.tokenizer import NAME as TOKENIZER
 from rewards.scorers.tokenizer import tokenize
 
@@ -199,10 +194,10 @@ class Cider:
         reference_counts = np.concatenate([_padded(group.counts, width) for group in groups])[row]
         products = self._overlap(counts[shared, None], reference_counts.astype(float))
         products *= self._idf_of(keys[shared])[:, None] ** 2
-        dots = [np.bincount(cell[shared], column, texts * MAX_ORDER) for column in products.T]
+        sums = [np.bincount(cell[shared], column, texts * MAX_ORDER) for column in products.T]
         norms = self._norms(cell, keys, counts, texts)[:, :, None]
         norms = norms * np.stack([_padded(group.norms, width) for group in groups])[slot]  # (N, 4, R)
-        dots = np.stack(dots, -1).reshape(texts, MAX_ORDER, width).astype(float)  # bincount of nothing: int
+        dots = np.stack(sums, -1).reshape(texts, MAX_ORDER, width).astype(float)  # bincount of nothing: int
         cosines = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
         lengths = np.stack([_padded(group.lengths, width) for group in groups])[slot]
         penalty = self._penalty(_bigrams(words)[:, None] - lengths)
@@ -247,57 +242,3 @@ def _padded(array: np.ndarray, width: int) -> np.ndarray:
     """Zeros for the references that an image has fewer than others: their cosine is 0."""
     missing = width - array.shape[-1]
     return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)]) if missing else array
-
-
-class CiderDReward:
-    """CIDEr-D as a reward function: the reward of Rennie et al. 2017 (arXiv:1612.00563).
-
-    Args:
-        eos: "emitted" (default): the end of sequence counts as a word when the policy emitted it, so that a
-            fragment ("... with a") does not score like a finished caption; "omitted": plain captions.
-        frequencies: path of a saved table; by default it is built from the training references in ``setup``.
-    """
-
-    def __init__(self, eos: str = "emitted", frequencies: str | None = None):
-        if eos not in EOS_POLICIES:
-            raise ValueError(f"eos must be one of {', '.join(EOS_POLICIES)}, got {eos!r}")
-        self.eos = eos
-        self.scorer: CiderD | None = None
-        if frequencies is not None:
-            self._use(DocumentFrequencies.load(frequencies))
-
-    def setup(self, dataset: Any) -> None:
-        """Build the document frequencies from ``dataset["references"]`` unless a table was given."""
-        if self.scorer is None:
-            self._use(DocumentFrequencies.from_references(dataset["references"], eos=self.eos))
-
-    def save_state(self, folder: str | Path) -> None:
-        """Write the document frequencies into ``folder``."""
-        if self.scorer is not None:
-            self.scorer.frequencies.save(Path(folder) / FILE_NAME)
-
-    def _use(self, frequencies: DocumentFrequencies) -> None:
-        if frequencies.eos != self.eos:
-            raise ValueError(
-                f"the document frequencies were counted with eos={frequencies.eos!r}, but the reward wants "
-                f"eos={self.eos!r}: build a table with the same policy or change the reward's `eos`"
-            )
-        self.scorer = CiderD(frequencies)
-
-    def __call__(
-        self,
-        completions: Sequence[str],
-        references: Sequence[Sequence[str]],
-        ended_by_eos: Sequence[bool] | None = None,
-        **columns: Any,
-    ) -> list[float]:
-        """CIDEr-D of every completion; without ``ended_by_eos`` all count as ended.
-
-        Raises:
-            RuntimeError: when called before ``setup``.
-        """
-        if self.scorer is None:
-            raise RuntimeError(
-                "call setup(dataset) with the training references before using the CIDEr-D reward"
-            )
-        return self.scorer.scores(caption_texts(completions), references, ended_by_eos)

@@ -17,8 +17,7 @@ from typing import IO
 
 from pycocoevalcap.tokenizer import ptbtokenizer
 
-from rewards.errors import RewardError
-from rewards.execution.batch import NamedRewardError
+from rewards.errors import NamedRewardError, RewardError
 
 PTB_JAR = Path(ptbtokenizer.__file__).resolve().with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
 _PUNCTUATION = frozenset(ptbtokenizer.PUNCTUATIONS)
@@ -77,6 +76,8 @@ class JavaLines:
                 stderr=self._log,
                 start_new_session=True,
             )
+            assert self._process.stdin is not None and self._process.stdout is not None  # as asked for
+            self._to_java, self._from_java = self._process.stdin, self._process.stdout
         except OSError as error:
             raise NamedRewardError(f"{name}: {command[0]!r} cannot be started: {error}") from error
         self.end = weakref.finalize(self, _end, self._process, self._log, os.getpid())
@@ -112,9 +113,9 @@ class JavaLines:
         watchdog.start()
         answered: list[bytes] = []
         with contextlib.suppress(OSError, ValueError):  # a closed pipe: what was answered until then decides
-            self._process.stdin.write("".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
-            self._process.stdin.flush()
-            answered = [self._process.stdout.readline() for _ in range(answers)]
+            self._to_java.write("".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
+            self._to_java.flush()
+            answered = [self._from_java.readline() for _ in range(answers)]
         watchdog.cancel()
         if answered and answered[-1].endswith(b"\n"):
             return [line.decode("utf-8", "replace").rstrip("\r\n") for line in answered]
@@ -148,7 +149,8 @@ def _end(process: subprocess.Popen, log: IO[bytes], owner: int) -> None:
     process.wait()
     for stream in (process.stdout, process.stdin, log):
         with contextlib.suppress(OSError):  # what was still buffered for a process that has ended
-            stream.close()
+            if stream is not None:
+                stream.close()
 
 
 def ptb_tokenize(captions: Sequence[str], *, timeout_s: float | None = None) -> list[str]:

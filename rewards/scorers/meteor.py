@@ -10,23 +10,20 @@ is that last step in numpy, so that the bootstrap need not ask Java a thousand t
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pycocoevalcap.meteor import meteor as pycoco_meteor
 
-from rewards.execution.batch import NamedRewardError
+from rewards.errors import NamedRewardError
 from rewards.execution.threads import CallThread
 from rewards.scorers.encoders import check_references
 from rewards.scorers.java import JavaDied, JavaLines, find_java
-from rewards.scorers.text import caption_texts
 from rewards.scorers.tokenizer import tokenize
 
 JAR = Path(pycoco_meteor.__file__).resolve().with_name(pycoco_meteor.METEOR_JAR)
@@ -178,56 +175,6 @@ class MeteorService:
             raise NamedRewardError(
                 f"METEOR: {error}; does {self._command[0]!r} print something by itself?"
             ) from error
-
-
-class MeteorReward:
-    """METEOR as a reward function, asynchronous: it runs beside the others.
-
-    Java starts in ``setup``, or else at the first call; copies of this object in other processes start their
-    own. 384 captions take about half a second.
-
-    Args:
-        java, timeout_s: as of :class:`MeteorService`.
-
-    Raises:
-        RewardError: there is no Java.
-    """
-
-    __name__ = "meteor"  # TRL names a reward by it
-
-    def __init__(self, java: str | None = None, timeout_s: float = 120.0):
-        self.java = java or find_java()
-        self.timeout_s = timeout_s
-        self._service: MeteorService | None = None
-
-    def setup(self, dataset: Any) -> None:
-        """Start Java, and do not wait for it."""
-        self._started()
-
-    async def __call__(
-        self, completions: Sequence[str], references: Sequence[Sequence[str]], **columns: Any
-    ) -> list[float]:
-        """Segment METEOR of every completion, 0 to 1.
-
-        Raises:
-            RewardError: as :meth:`MeteorService.submit`.
-        """
-        scores = await asyncio.wrap_future(self._started().submit(caption_texts(completions), references))
-        return scores.per_caption
-
-    def close(self) -> None:
-        """End Java; a later call starts it again."""
-        service, self._service = self._service, None
-        if service is not None:
-            service.close()
-
-    def _started(self) -> MeteorService:
-        if self._service is None:
-            self._service = MeteorService(self.java, timeout_s=self.timeout_s)
-        return self._service
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_service": None}
 
 
 def meteor_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> MeteorScores:

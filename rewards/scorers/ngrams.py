@@ -20,7 +20,7 @@ NUMBER_BITS = 32
 class _Words(dict[str, int]):
     """Lasting numbers of words; others have one until ``unknown`` is cleared."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.unknown: dict[str, int] = {}
 
@@ -31,7 +31,7 @@ class _Words(dict[str, int]):
 class _Pairs:
     """Lasting numbers of pairs of numbers, in the order in which they came."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._keys = np.array([np.iinfo(np.int64).max])  # every key has a place before it
         self._numbers = np.array([-1])
 
@@ -54,7 +54,7 @@ class _Pairs:
 class NgramIndex:
     """Numbers of n-grams of order 1 to 4; n-grams of one order are equal when their numbers are."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._words = _Words()
         self._pairs = [_Pairs() for _ in range(MAX_ORDER - 1)]  # bigrams, trigrams, 4-grams
 

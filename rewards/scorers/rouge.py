@@ -11,11 +11,8 @@ revisited"): 10 us instead of 90 us per caption of RSICD with five references.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rewards.scorers.encoders import check_references
-from rewards.scorers.text import caption_texts
-from rewards.scorers.tokenizer import tokenize
 
 BETA = 1.2
 
@@ -33,21 +30,6 @@ def rouge_l_scores(candidate_tokens: Sequence[str], reference_tokens: Sequence[S
     check_references("rouge_l", candidate_tokens, reference_tokens)
     pairs = zip(candidate_tokens, reference_tokens, strict=True)
     return [_rouge_l(caption.split(), [text.split() for text in group]) for caption, group in pairs]
-
-
-class RougeLReward:
-    """ROUGE-L of single captions as a reward function, 0 to 1."""
-
-    __name__ = "rouge_l"  # TRL names a reward by it
-
-    def __call__(
-        self, completions: Sequence[str], references: Sequence[Sequence[str]], **columns: Any
-    ) -> list[float]:
-        """ROUGE-L of every completion; an empty one scores 0."""
-        captions = caption_texts(completions)
-        check_references("rouge_l", captions, references)
-        pairs = zip(captions, references, strict=True)
-        return [_rouge_l(tokenize(caption), [tokenize(text) for text in group]) for caption, group in pairs]
 
 
 def _rouge_l(words: Sequence[str], references: Sequence[Sequence[str]]) -> float:

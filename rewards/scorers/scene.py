@@ -26,10 +26,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from rewards.scorers.encoders import check_references
-from rewards.scorers.text import caption_texts
 from rewards.scorers.tokenizer import tokenize
 
 MANY = math.inf
@@ -137,7 +135,8 @@ def stated_counts(caption: str) -> dict[str, set[float]]:
 
     "two white planes and some cars" gives ``{"plane": {2}, "car": {MANY}}``.
     """
-    words, counts = _words(caption), {}
+    words = _words(caption)
+    counts: dict[str, set[float]] = {}
     for i, word in enumerate(words):
         count = _count(word)
         head = _head(words[i + 1 :]) if count else None
@@ -238,36 +237,6 @@ def count_accuracy(captions: Sequence[str], references: Sequence[Sequence[str]])
     :func:`entity_recall`.
     """
     return _scores("count_accuracy", SceneFacts.count_accuracy, captions, references)
-
-
-class EntityRecallReward:
-    """Entity recall as a reward function, 0 to 1; None where the references share no entity.
-
-    A list of nouns reaches the maximum: mix it with a reward that minds the sentence, such as CIDEr-D.
-    """
-
-    __name__ = "entity_recall"  # TRL names a reward by it
-
-    def __call__(
-        self, completions: Sequence[str], references: Sequence[Sequence[str]], **columns: Any
-    ) -> list[float | None]:
-        """Recall of every completion."""
-        return entity_recall(caption_texts(completions), references).per_caption
-
-
-class CountAccuracyReward:
-    """Count accuracy as a reward function, 0 to 1; None for captions that count nothing the references count.
-
-    None adds nothing to a mixture, as a wrong count does: there is nothing to gain from saying no numbers.
-    """
-
-    __name__ = "count_accuracy"
-
-    def __call__(
-        self, completions: Sequence[str], references: Sequence[Sequence[str]], **columns: Any
-    ) -> list[float | None]:
-        """Accuracy of every completion."""
-        return count_accuracy(caption_texts(completions), references).per_caption
 
 
 def _scores(

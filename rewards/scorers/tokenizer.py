@@ -209,7 +209,7 @@ def _tokenize_by_rules(caption: str) -> tuple[str, ...]:
         text = _ENTITY.sub(lambda match: _ENTITIES[match[1].lower()], text)
     shape = text.translate(_SHAPES)
     words: list[str] = []
-    place = _BLANKS.match(shape).end()
+    place = _BLANKS.match(shape).end()  # type: ignore[union-attr]  # matches everywhere
     while place < len(shape):
         easy = _EASY.match(shape, place)
         if easy:
@@ -218,7 +218,7 @@ def _tokenize_by_rules(caption: str) -> tuple[str, ...]:
         else:
             end = _end_of_word(shape, place)
             words += _written(text[place:end].lower())
-        place = _BLANKS.match(shape, end).end()
+        place = _BLANKS.match(shape, end).end()  # type: ignore[union-attr]
     return tuple(words)
 
 

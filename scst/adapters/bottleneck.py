@@ -10,6 +10,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from scst.adapters.peft_methods import AdapterLayer, LayerConfig, LayerTuner, register
+from scst.models.policy import base_model
 
 PEFT_TYPE = "SCST_BOTTLENECK"
 PLACES: dict[str, str] = {
@@ -38,7 +39,7 @@ class BottleneckConfig(LayerConfig):
         self.peft_type = PEFT_TYPE
 
 
-class Bottleneck(nn.Module):
+class BottleneckNetwork(nn.Module):
     """``x + up(gelu(down(x)))`` (Houlsby et al. 2019, section 2.1); ``up`` begins as zero."""
 
     def __init__(self, width: int, size: int):
@@ -59,9 +60,9 @@ class BottleneckLayer(AdapterLayer):
 
     adapter_layer_names = ("bottleneck_network",)
 
-    def new_weights(self, config: BottleneckConfig) -> Bottleneck:
+    def new_weights(self, config: BottleneckConfig) -> BottleneckNetwork:
         """A bottleneck that changes nothing yet."""
-        return Bottleneck(config.width, config.bottleneck_size)
+        return BottleneckNetwork(config.width, config.bottleneck_size)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the wrapped module returns; of attention, its weights are passed on as they are."""
@@ -93,7 +94,7 @@ def add_bottleneck(model: nn.Module, *, size: int, places: str = "attention+mlp"
     config = BottleneckConfig(
         task_type="CAUSAL_LM",
         target_modules=PLACES[places],
-        width=model.config.get_text_config().hidden_size,
+        width=base_model(model).config.get_text_config().hidden_size,
         bottleneck_size=size,
     )
     return get_peft_model(model, config)

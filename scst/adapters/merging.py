@@ -1,29 +1,31 @@
-"""An adapter written into the weights of its base model: a checkpoint that any PaliGemma program loads."""
+"""Merge an adapter into the weights of its base model: a checkpoint that any PaliGemma program loads."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
-from torch import nn
-
-from scst.adapters.lora import check_adapter_exists, load_adapter
+from scst.adapters.loading import check_adapter_exists, load_adapter
 from scst.adapters.prompt_tuning import virtual_tokens_of
 from scst.errors import RecipeError
 from scst.models.loading import load_model, load_processor
-from scst.training.checkpoints import ASIDE, move_files, sweep
 
+_STAGING = ".merging-"
 UNMERGEABLE = {
     "prefix_tuning": "no weight of the base model holds keys and values that belong to no token",
     "bottleneck": "the nonlinear network behind a layer cannot be part of that layer's weights",
 }
-"""Adapter type -> why there is nothing to merge it into."""
+"""Adapter type -> why it cannot be merged."""
 
 
 def check_mergeable(adapter: str) -> None:
     """Refuse what cannot be merged before any model is loaded.
 
     Raises:
-        RecipeError: when the folder holds no adapter, or one that the base model has no place for.
+        RecipeError: when the folder holds no adapter, or one of a type in :data:`UNMERGEABLE`.
     """
     kind = check_adapter_exists(adapter)
     if kind in UNMERGEABLE:
@@ -33,7 +35,7 @@ def check_mergeable(adapter: str) -> None:
         )
 
 
-def merged_model(base: str, adapter: str, *, precision: str) -> tuple[nn.Module, list[str]]:
+def merged_model(base: str, adapter: str, *, precision: str) -> tuple[Any, list[str]]:
     """The base model with the adapter in its weights, and the virtual tokens that prompts must begin with.
 
     Never merged into quantised weights: they would be rounded once more. LoRA is added to the weights; the
@@ -56,10 +58,13 @@ def write_merged(base: str, adapter: str, output_dir: str | Path, *, precision: 
     """Merge and write weights, configuration and processor; returns the virtual tokens of the prompt."""
     model, tokens = merged_model(base, adapter, precision=precision)
     output_dir = Path(output_dir)
-    sweep(output_dir)
-    aside = output_dir / ASIDE / "merged"
-    model.save_pretrained(aside)
-    load_processor(base).save_pretrained(aside)
-    move_files(aside, output_dir)
-    sweep(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for left in output_dir.glob(f"{_STAGING}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    # Half a checkpoint must never carry the name of a whole one: write beside, then move file by file.
+    with tempfile.TemporaryDirectory(dir=output_dir, prefix=_STAGING) as staging:
+        model.save_pretrained(staging)
+        load_processor(base).save_pretrained(staging)
+        for file in sorted(Path(staging).iterdir()):
+            os.replace(file, output_dir / file.name)
     return tokens

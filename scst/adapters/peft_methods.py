@@ -1,10 +1,10 @@
-"""What adapters share that PEFT has in no usable form: layers that wrap a module, saved as PEFT saves.
+"""Adapter methods as PEFT plug-ins: layers that wrap a module of the model, saved and loaded by PEFT.
 
 PEFT's own prompt and prefix tuning live in the wrapper's ``forward``, which drops ``token_type_ids`` (caption
-tokens would see later ones) and passes ``past_key_values`` (which gradient checkpointing drops); the forward
-passes of :mod:`scst.models.policy` go past that wrapper anyway. Bottleneck adapters it has none; the library
-``adapters`` (1.3.0) knows no Gemma and wants transformers 4.57. So the methods of this package are layers
-inside the model, as LoRA's are, and PEFT does the rest: freezing, saving, loading, disabling.
+tokens would see later ones) and passes ``past_key_values`` (which gradient checkpointing drops). The forward
+passes of :mod:`scst.models.policy` do not call that wrapper at all. PEFT has no bottleneck adapters, and the
+library ``adapters`` (1.3.0) has no Gemma and requires transformers 4.57. So the methods of this package are
+layers inside the model, as LoRA's are, and PEFT does the rest: freezing, saving, loading, disabling.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LayerConfig(PeftConfig):
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
-    """A module of the model with trainable weights beside it. Subclasses name them and say what they do.
+    """A module of the model, wrapped with trainable weights. Subclasses define the weights and ``forward``.
 
     Args:
         base_layer: what is wrapped; stays as it is.
@@ -45,11 +45,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names: tuple[str, ...]
+    base_layer: Any
+    merged_adapters: list[str]
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: Any):
         super().__init__()
         self.base_layer = base_layer
-        self.merged_adapters: list[str] = []
+        self.merged_adapters = []
         setattr(self, self.adapter_layer_names[0], nn.ModuleDict())
         self.update_layer(adapter_name, config)
 
@@ -63,13 +65,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def new_weights(self, config: Any) -> nn.Module:
         """The weights of an adapter."""
 
-    def active_weights(self) -> list[nn.Module]:
+    def active_weights(self) -> list[Any]:
         """Weights of the adapters that are on."""
         if self.disable_adapters or self.merged:
             return []
         return [self._weights()[name] for name in self.active_adapters if name in self._weights()]
 
-    def _weights(self) -> nn.ModuleDict:
+    def _weights(self) -> Any:
         return getattr(self, self.adapter_layer_names[0])
 
 
@@ -80,15 +82,17 @@ def _device_of(module: nn.Module) -> torch.device:
 class LayerTuner(BaseTuner):
     """Wraps the modules that a configuration names. Subclasses give ``prefix`` and ``tuner_layer_cls``."""
 
+    tuner_layer_cls: Any
+
     def _create_and_replace(
         self,
         peft_config: Any,
         adapter_name: str,
-        target: nn.Module,
+        target: Any,
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        **kwargs: Any,
+        parameter_name: str | None = None,
     ) -> None:
         if isinstance(target, self.tuner_layer_cls):
             target.update_layer(adapter_name, peft_config)
@@ -103,6 +107,10 @@ def register(config: type[LayerConfig], tuner: type[LayerTuner], peft_type: str)
     ``peft.utils.register_peft_method`` takes the names of PEFT's own enumeration only; its tables take any.
     A PEFT that does not know the name refuses to load such an adapter, which is what it should do.
     """
-    PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config
-    PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner
-    PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = tuner.prefix
+    tables: tuple[tuple[dict[Any, Any], Any], ...] = (
+        (PEFT_TYPE_TO_CONFIG_MAPPING, config),
+        (PEFT_TYPE_TO_TUNER_MAPPING, tuner),
+        (PEFT_TYPE_TO_PREFIX_MAPPING, tuner.prefix),
+    )
+    for table, entry in tables:
+        table[peft_type] = entry

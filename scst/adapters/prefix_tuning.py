@@ -1,8 +1,8 @@
 """Prefix tuning: trainable keys and values that every token of every decoder layer attends to.
 
-A layer's attention is handed a cache that puts the prefix before what the real cache (or none) returns, and a
-mask with as many open columns more. So the prefix never enters a cache, gradient checkpointing computes it
-again with its layer, and it works with every mask and attention kernel of this project.
+Each layer's attention gets a cache that puts the prefix before what the real cache (or none) returns, and a
+mask widened by as many visible columns. So the prefix is never stored in a cache, gradient checkpointing
+recomputes it with its layer, and every mask and attention kernel of this project works with it.
 """
 
 from __future__ import annotations
@@ -53,11 +53,14 @@ class Prefix(nn.Module):
 
     def forward(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (B, heads, N, head_dim) for a batch ``like`` that of keys."""
-        return tuple(rows.to(like.dtype).expand(len(like), -1, -1, -1) for rows in (self.keys, self.values))
+        keys, values = (
+            rows.to(like.dtype).expand(len(like), -1, -1, -1) for rows in (self.keys, self.values)
+        )
+        return keys, values
 
 
 class PrefixedCache:
-    """The cache of one call of one layer's attention: what the real one returns, a prefix before it.
+    """The cache for one call of one layer's attention: the prefix, then what the real cache returns.
 
     Args:
         prefix: of the layer.
@@ -94,7 +97,7 @@ class PrefixLayer(AdapterLayer):
         past_key_values: Any | None = None,
         **kwargs: Any,
     ) -> Any:
-        """What the attention returns; of its weights those of the prefix are left out."""
+        """The attention's output, and its weights without the columns of the prefix."""
         cache, mask, length = past_key_values, attention_mask, 0
         for prefix in self.active_weights():
             cache = PrefixedCache(prefix, cache)
@@ -109,7 +112,7 @@ class PrefixLayer(AdapterLayer):
         return output, weights if weights is None else weights[..., length:], *others
 
     def _implied_mask(self, states: torch.Tensor, cache: Any | None) -> torch.Tensor | None:
-        """What sdpa means by no mask: causal, where there is more than one query. Others mean everything."""
+        """The mask that sdpa implies when there is none: causal for several queries. Other kernels: none."""
         length = states.shape[1]
         if length == 1 or self.base_layer.config._attn_implementation != "sdpa":
             return None
@@ -171,4 +174,5 @@ def keys_and_values(model: nn.Module, token_ids: torch.Tensor) -> list[tuple[tor
         past_key_values=cache,
         use_cache=True,
     )
-    return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+    layers: list[Any] = cache.layers
+    return [(layer.keys[0], layer.values[0]) for layer in layers]

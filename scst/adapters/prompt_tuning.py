@@ -1,9 +1,9 @@
-"""Prompt tuning: tokens of the vocabulary that no text uses, placed in the prompt, with trained embeddings.
+"""Prompt tuning: reserved tokens of the vocabulary, placed in the prompt, with trained embeddings.
 
 PaliGemma's processors always have ``<seg000>`` ... ``<seg127>`` and ``<loc0000>`` ... ``<loc1023>``, which
-captions never hold. As they are ordinary prompt tokens, no forward pass, mask or cache needs to know. PEFT's
-``TrainableTokens`` would do the same with a copy of the whole embedding matrix (1 GB) at every call, and train the tied
-language-model head along; here rows are looked up beside the matrix and the head stays what it is.
+captions never hold. They are ordinary prompt tokens, so forward passes, masks and caches need no changes.
+PEFT's ``TrainableTokens`` would copy the whole embedding matrix (1 GB) at every call and train the tied
+language-model head too; here the trained rows are looked up beside the matrix and the head stays frozen.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import nn
 from scst.adapters.peft_methods import AdapterLayer, LayerConfig, LayerTuner, register
 from scst.errors import RecipeError
 from scst.models.policy import base_model
+from scst.models.prompts import PromptEncoder
 
 PEFT_TYPE = "SCST_PROMPT"
 _EMBEDDINGS = ["language_model.embed_tokens"]  # as an expression PEFT would save the whole matrix, too
@@ -56,17 +57,18 @@ class VirtualTokens(nn.Module):
     def __init__(self, token_ids: Sequence[int], width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(len(token_ids), width))
+        self.token_ids: torch.Tensor
         self.register_buffer("token_ids", torch.tensor(token_ids), persistent=False)
 
     def forward(self, ids: torch.Tensor, embeddings: torch.Tensor, scale: Any) -> torch.Tensor:
         """``embeddings`` (..., D) of ``ids`` (...), other ones at the virtual tokens."""
-        places = ids.unsqueeze(-1) == self.token_ids
+        places = ids.unsqueeze(-1).eq(self.token_ids)
         rows = nn.functional.embedding(places.int().argmax(-1), self.weight)
         return torch.where(places.any(-1, keepdim=True), (rows * scale).to(embeddings.dtype), embeddings)
 
 
 class PromptLayer(AdapterLayer):
-    """The embedding matrix, with other rows for the virtual tokens."""
+    """The embedding matrix, with trained rows in place of those of the virtual tokens."""
 
     adapter_layer_names = ("virtual_prompt_rows",)
 
@@ -75,7 +77,7 @@ class PromptLayer(AdapterLayer):
         return VirtualTokens(config.token_ids, config.width)
 
     def update_layer(self, adapter_name: str, config: PromptConfig) -> None:
-        """As for every layer; the token numbers stay integers."""
+        """As for every layer. The base class casts buffers to float32; token ids must stay integers."""
         super().update_layer(adapter_name, config)
         rows = self._weights()[adapter_name]
         rows.token_ids = torch.tensor(config.token_ids, device=rows.weight.device)
@@ -95,7 +97,7 @@ class PromptLayer(AdapterLayer):
         self.merged_adapters = list(self.active_adapters)
 
     def _scale(self) -> Any:
-        """What the embedding layer multiplies its rows with, in versions of transformers where it does."""
+        """The factor that the embedding layer applies to its rows, in versions of transformers with one."""
         return getattr(self.base_layer, "embed_scale", 1.0)
 
 
@@ -118,7 +120,7 @@ register(PromptConfig, PromptTuner, PEFT_TYPE)
 def add_prompt_tuning(model: nn.Module, processor: Any, token_ids: torch.Tensor) -> PeftModel:
     """Wrap a frozen model with N new virtual tokens (Lester et al. 2021, arXiv:2104.08691).
 
-    Call :func:`use_virtual_tokens` to have them in every prompt.
+    Prompts must contain them: encode with :func:`encoder_for`.
 
     Args:
         model: a PaliGemma.
@@ -166,19 +168,24 @@ def virtual_tokens_of(model: nn.Module) -> list[str]:
     return [token for c in configs.values() if isinstance(c, PromptConfig) for token in c.virtual_tokens]
 
 
-def use_virtual_tokens(processor: Any, model: nn.Module) -> None:
-    """Let a processor put the virtual tokens of a model's adapter before every prompt, or none.
+def encoder_for(model: nn.Module, processor: Any) -> PromptEncoder:
+    """The encoder of a model's prompts: with the virtual tokens of its adapter, if it has any.
 
-    :func:`scst.models.prompts.encode_prompts`, through which every prompt goes, reads them off the processor.
+    Args:
+        model: with or without adapter.
+        processor: its processor; an encoder is returned as it is.
 
     Raises:
         RecipeError: when the processor's vocabulary is not the one the adapter was trained with.
     """
+    if isinstance(processor, PromptEncoder):
+        return processor
+    configs = (getattr(model, "peft_config", None) or {}).values()
     tokens = virtual_tokens_of(model)
-    ids = [i for c in getattr(model, "peft_config", {}).values() for i in getattr(c, "token_ids", ())]
+    ids = [i for config in configs if isinstance(config, PromptConfig) for i in config.token_ids]
     if processor.tokenizer.convert_tokens_to_ids(tokens) != ids:
         raise RecipeError(
             f"adapter: its virtual tokens {tokens[0]}, ... have other numbers in this model's vocabulary: "
             "give the base model that it was trained on"
         )
-    processor.virtual_tokens = "".join(tokens)
+    return PromptEncoder(processor, "".join(tokens))

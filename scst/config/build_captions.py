@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
+from rewards.bleu import BleuReward
 from rewards.errors import RewardError
-from rewards.scorers.bleu import BleuReward
 from rewards.scorers.cider import CiderD
 from rewards.scorers.clipscore import ClipScorer
 from rewards.scorers.document_frequencies import DocumentFrequencies

@@ -12,11 +12,11 @@ from rewards.errors import RewardError
 from scst.config import build
 from scst.config.build_metrics import checked_settings
 from scst.config.reader import build_recipe, read_recipe_file
+from scst.data.files import write_text
 from scst.errors import RunStopped, ScstError
 from scst.evaluation.caption_files import read_pairs
 from scst.evaluation.evaluate import evaluate
 from scst.evaluation.samples import check_report_samples
-from scst.training.run_record import write_text
 
 ERROR_FILE = "error.txt"
 LOADED = [
@@ -89,7 +89,8 @@ class Evaluator:
             return
         self._keys = None  # a failure below leaves nothing half loaded
         self.rows = build.load_data(recipe, [recipe.eval_split], self.console).splits[recipe.eval_split]
-        self.model, self.processor = build.build_policy(recipe, base, trainable=False)
+        policy = build.build_policy(recipe, base, trainable=False)
+        self.model, self.processor = policy.model, policy.encoder
         self._keys = keys
 
 

@@ -84,7 +84,8 @@ def explain_model(
     from scst.evaluation.captioning import caption_images
     from scst.explain.explain import explain, pictures_to_see
 
-    model, processor = build.build_policy(recipe, build.check_inputs(recipe), trainable=False)
+    policy = build.build_policy(recipe, build.check_inputs(recipe), trainable=False)
+    model, processor = policy.model, policy.encoder
     caption = recipe.caption
     if caption is None:
         limits = {"max_new_tokens": recipe.max_new_tokens, "min_new_tokens": recipe.min_new_tokens}
@@ -115,10 +116,11 @@ def write_outputs(
 ) -> None:
     """Overlays, page and numbers; the numbers last, so that where they are everything is."""
     from scst.config.reader import resolved
+    from scst.data.files import write_json, write_text
     from scst.explain.explain import METHODS
     from scst.explain.explanation_files import explanation_record, write_overlays
     from scst.explain.explanation_page import explanation_page
-    from scst.training.run_record import versions, write_json, write_text
+    from scst.training.run_record import versions
 
     folder = Path(recipe.output_dir)
     (folder / "explanation.json").unlink(missing_ok=True)

@@ -9,13 +9,14 @@ from typing import Any
 
 import yaml
 
-from scst.adapters.lora import check_adapter_exists
+from scst.adapters.loading import check_adapter_exists
 from scst.cli.arguments import ROOT
 from scst.config import build, build_rl, build_sft
 from scst.config.build_metrics import metric_settings
 from scst.config.keys import default_of
 from scst.config.reader import build_recipe
 from scst.config.recipes import RECIPES
+from scst.data.files import write_json, write_text
 from scst.data.sources import check_layout
 from scst.errors import RecipeError, RunStopped
 from scst.experiments import results as measured
@@ -27,7 +28,6 @@ from scst.experiments.runner import Outcome, Runner
 from scst.metrics.bootstrap import check_metrics
 from scst.metrics.suite import METRICS, NOVELTY
 from scst.models.loading import check_model_exists
-from scst.training.run_record import write_json, write_text
 
 SCRIPTS = {
     "sft": ROOT / "launch" / "sft.py",
@@ -65,11 +65,10 @@ def _check(run: Run, seen: set[str]) -> None:
     if recipe.adapter and not run.after:
         checks[f"adapter {recipe.adapter}"] = lambda: check_adapter_exists(recipe.adapter)
     if run.stage == "sft":
-        build_sft.training_arguments(recipe)
+        build_sft.check_settings(recipe)
     elif run.stage == "scst":
         build_rl.check_settings(recipe)
         build_rl.build_reward(recipe).close()
-        build_rl.training_arguments(recipe)
     else:
         names = [name for name in recipe.metrics if name not in NOVELTY]
         checks[f"metrics {names}"] = lambda: check_metrics(

@@ -23,6 +23,7 @@ from rich.table import Table
 from rewards.scorers.document_frequencies import FILE_NAME, DocumentFrequencies
 from scst.config.build_captions import build_agreement, build_clip, build_steps, corpus_scores
 from scst.config.reader import resolved
+from scst.data.files import write_json, write_text
 from scst.data.preparation.data_report import DataReport, report_json, summary_rows
 from scst.data.preparation.inspection import Inspected, inspect
 from scst.data.preparation.prepared_dataset import (
@@ -41,7 +42,7 @@ from scst.data.splits import parse_fractions
 from scst.data.validate import refuse_bad
 from scst.errors import DataError, RecipeError
 from scst.report.data_page import report_html
-from scst.training.run_record import RECORD_NAME, write_json, write_run_record, write_text
+from scst.training.run_record import RECORD_NAME, write_run_record
 
 AGREEMENTS = ("bleu_4", "meteor", "cosine")
 REPORT = "data_report.html"

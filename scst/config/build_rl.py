@@ -1,39 +1,31 @@
-"""Builders of the self-critical stage: rewards, sampling, objective, trainer."""
+"""The self-critical stage from its recipe."""
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-from typing import Any
-
 import torch
-from accelerate import PartialState
+import transformers
 from rich.console import Console
 
 from rewards.errors import RewardError
 from rewards.mixture import RewardMixture
 from rewards.registry import build_rewards
-from rewards.scorers.document_frequencies import FILE_NAME, DocumentFrequencies
-from scst.adapters.lora import check_adapter_exists
-from scst.config import build
-from scst.config.devices import check_adapter_on_devices
+from scst.adapters.loaded import LoadedPolicy
+from scst.adapters.loading import check_adapter_exists
+from scst.config.build_validation import validation_of
+from scst.config.recipes import SCSTRecipe
 from scst.data.loading import LoadedData
-from scst.data.supervision import CaptionChoice
 from scst.errors import RecipeError
 from scst.metrics.bootstrap import check_metrics
 from scst.metrics.suite import METRICS
-from scst.rl.progress import RichProgress, SampleTable, SaveRewardState
-from scst.rl.trainer import Objective, SCSTTrainer
-from scst.rollout.backends import check_backend
-from scst.rollout.feature_cache import FeatureCache
-from scst.training.checkpoints import checkpoint_to_resume
-from scst.training.collapse_monitor import CollapseAlarm, CollapseWatch
-from scst.training.hacking_monitor import HackingAlarm, HackingWatch
-from scst.training.validation import CaptionValidation
+from scst.rl.arguments import refuse_unsupported
+from scst.rl.policy_loss import Objective, ScoringSettings
+from scst.rl.refine import scst_trainer
+from scst.rl.trainer import SCSTTrainer
+from scst.training.arguments import training_arguments
 from scst.types import Sampling
 
 
-def check_settings(recipe: Any) -> None:
+def check_settings(recipe: SCSTRecipe) -> None:
     """The checks that need neither data nor model.
 
     Raises:
@@ -61,18 +53,26 @@ def check_settings(recipe: Any) -> None:
         )
     if recipe.cuda_graphs and not torch.cuda.is_available():
         raise RecipeError("cuda_graphs: there is no CUDA device here; leave it out")
-    check_backend(recipe.rollout_backend, recipe.quantization)
-    sampling_of(recipe)
+    _check_sampling(recipe)
+    validation_of(recipe)
+    check_training_arguments(recipe)
 
 
-def sampling_of(recipe: Any) -> Sampling:
-    """The sampling distribution of a recipe.
+def check_training_arguments(recipe: SCSTRecipe) -> None:
+    """Refuse arguments of the library that are wrong, or that this stage does not honour.
 
     Raises:
-        RecipeError: on a value outside its range.
+        RecipeError: naming them.
     """
+    cls, settings = transformers.TrainingArguments, recipe.training
+    refuse_unsupported(
+        training_arguments(cls, recipe.output_dir, settings, seed=recipe.seed, precision=recipe.precision)
+    )
+
+
+def _check_sampling(recipe: SCSTRecipe) -> None:
     try:
-        return Sampling(
+        Sampling(
             num_samples=recipe.num_samples,
             temperature=recipe.temperature,
             top_k=recipe.top_k,
@@ -84,7 +84,7 @@ def sampling_of(recipe: Any) -> Sampling:
         raise RecipeError(str(error)) from error
 
 
-def build_reward(recipe: Any) -> RewardMixture:
+def build_reward(recipe: SCSTRecipe) -> RewardMixture:
     """The reward mixture, not yet set up.
 
     Raises:
@@ -105,139 +105,56 @@ def build_reward(recipe: Any) -> RewardMixture:
     return mixture
 
 
-def setup_reward(reward: RewardMixture, train: Any, recipe: Any) -> None:
-    """Give the rewards the training references, and write their state beside the run.
-
-    A resumed run must find the document frequencies it began with.
-
-    Raises:
-        RecipeError: when they differ from those saved with the checkpoint.
-    """
-    reward.setup(train.select_columns(["references", "image_id"]))
-    checkpoint = checkpoint_to_resume(recipe.output_dir, recipe.resume)
-    if checkpoint is not None:
-        _check_frequencies(reward, Path(checkpoint))
-        _restore(reward, checkpoint)
-    if PartialState().is_main_process:
-        reward.save(recipe.output_dir)
-
-
-def _restore(reward: RewardMixture, checkpoint: str) -> None:
-    try:
-        reward.load(checkpoint)
-    except RewardError as error:
-        raise RecipeError(f"resume: {error}") from error
-
-
-def _check_frequencies(reward: RewardMixture, checkpoint: Path) -> None:
-    """By what the rewards would save: one that runs in worker processes has its table there."""
-    with tempfile.TemporaryDirectory() as folder:
-        reward.save(folder)
-        for name, own in reward.state_folders(folder).items():
-            tables = [path / FILE_NAME for path in (checkpoint / own.relative_to(folder), own)]
-            if not all(path.is_file() for path in tables):
-                continue
-            before, now = (DocumentFrequencies.load(path).fingerprint for path in tables)
-            if before != now:
-                raise RecipeError(
-                    f"resume: the document frequencies of {name!r} ({now[:6]}) are not those of the "
-                    f"checkpoint ({before[:6]}): dataset, split or end-of-sequence policy have changed"
-                )
-
-
 def build_trainer(
-    recipe: Any,
-    args: Any,
-    model: Any,
-    processor: Any,
-    collator: Any,
-    reward: RewardMixture,
-    data: LoadedData,
-    console: Console,
+    recipe: SCSTRecipe, policy: LoadedPolicy, data: LoadedData, mixture: RewardMixture, console: Console
 ) -> SCSTTrainer:
-    """The trainer of the self-critical stage, with its progress, tables and saved reward state."""
-    check_adapter_on_devices(model)
-    validation = _build_validation(recipe, args, processor, reward, data)
-    trainer = SCSTTrainer(
-        model,
-        args,
-        train_dataset=data.splits[recipe.train_split],
-        data_collator=collator,
-        processor=processor,
-        sampling=sampling_of(recipe),
-        reward=reward,
+    """The trainer that a recipe describes.
+
+    Args:
+        recipe: its keys.
+        policy: with the adapter of the supervised stage.
+        data: the splits of the recipe.
+        mixture: of :func:`build_reward`.
+        console: where progress is drawn.
+    """
+    return scst_trainer(
+        policy,
+        data,
+        recipe.output_dir,
+        rewards=mixture,
+        train_split=recipe.train_split,
+        num_samples=recipe.num_samples,
+        temperature=recipe.temperature,
+        top_k=recipe.top_k,
+        top_p=recipe.top_p,
         objective=Objective(
             baseline=recipe.baseline,
             kl_weight=recipe.kl_weight,
             entropy_weight=recipe.entropy_weight,
             cross_entropy_weight=recipe.cross_entropy_weight,
-            prompt_gradient=recipe.prompt_gradient,
+            max_importance_ratio=recipe.max_importance_ratio,
+        ),
+        scoring=ScoringSettings(
             layout=recipe.scoring,
+            prompt_gradient=recipe.prompt_gradient,
             merge_captions=recipe.merge_captions,
             skip_zero_advantages=recipe.skip_zero_advantages,
             head_chunk=recipe.head_chunk,
             batch_size=recipe.scoring_batch_size,
-            max_importance_ratio=recipe.max_importance_ratio,
         ),
-        validation=validation,
-        choice=CaptionChoice(recipe.caption_policy, recipe.seed),
-        late_rollouts=recipe.late_rollouts,
+        prompts=recipe.prompts,
+        caption_policy=recipe.caption_policy,
+        validation=validation_of(recipe),
+        watched_metrics=recipe.watched_metrics,
+        watch_patience=recipe.watch_patience,
+        watch_action=recipe.watch_action,
+        feature_cache=None if recipe.feature_cache in (False, "off") else str(recipe.feature_cache),
+        one_step_off_policy=recipe.late_rollouts,
         cuda_graphs=recipe.cuda_graphs,
-        streamed_weights=recipe.rollout_weights == "streamed",
-        feature_cache=build_feature_cache(recipe, model, processor, data),
-        callbacks=[RichProgress(console, "SCST"), SaveRewardState(reward), *build.stopping_callbacks(recipe)],
+        streams_weights=recipe.rollout_weights == "streamed",
+        table_steps=recipe.table_steps,
+        max_skipped_steps=recipe.max_skipped_steps,
+        seed=recipe.seed,
+        console=console,
+        training=recipe.training,
     )
-    trainer.add_callback(SampleTable(console, recipe.table_steps, lambda: trainer.last_step))
-    if validation and recipe.watched_metrics:
-        trainer.add_callback(_build_alarm(recipe, validation, console))
-    if recipe.watched_metrics:
-        trainer.add_callback(_build_collapse_alarm(recipe, console))
-    return trainer
-
-
-def build_feature_cache(recipe: Any, model: Any, processor: Any, data: LoadedData) -> FeatureCache | None:
-    """The cache of the training images' features, where the recipe names a folder for it.
-
-    Raises:
-        RecipeError: when the adapter trains the vision tower or the projector.
-    """
-    if recipe.feature_cache in (False, "off"):
-        return None
-    image_ids = data.splits[recipe.train_split]["image_id"]
-    return FeatureCache(recipe.feature_cache, model, processor, image_ids)
-
-
-def _build_validation(
-    recipe: Any, args: Any, processor: Any, reward: RewardMixture, data: LoadedData
-) -> CaptionValidation | None:
-    metrics = list(dict.fromkeys(["cider_d", *recipe.watched_metrics]))
-    return build.build_validation(recipe, data, processor, args, metrics=metrics, reward=reward.mean_reward)
-
-
-def _build_alarm(recipe: Any, validation: CaptionValidation, console: Console) -> HackingAlarm:
-    watch = HackingWatch(
-        {name: METRICS[name].direction for name in recipe.watched_metrics}, recipe.watch_patience
-    )
-    return HackingAlarm(
-        watch,
-        validation,
-        console,
-        stop=recipe.watch_action == "stop",
-        resumed_from=checkpoint_to_resume(recipe.output_dir, recipe.resume),
-    )
-
-
-def _build_collapse_alarm(recipe: Any, console: Console) -> CollapseAlarm:
-    return CollapseAlarm(
-        CollapseWatch(),
-        console,
-        stop=recipe.watch_action == "stop",
-        resumed_from=checkpoint_to_resume(recipe.output_dir, recipe.resume),
-    )
-
-
-def training_arguments(recipe: Any) -> Any:
-    """The watch compares with the policy that SCST began with: evaluate before the first step."""
-    watches = recipe.watched_metrics and recipe.training.get("eval_strategy", "no") != "no"
-    stage = {"eval_on_start": recipe.training.get("eval_on_start", True)} if watches else {}
-    return build.build_training_arguments(recipe, **stage)

@@ -1,36 +1,44 @@
-"""Builders of the supervised stage: training arguments and trainer."""
+"""The supervised stage from its recipe."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
+from trl import SFTConfig
 
-from scst.config import build
-from scst.data.collate import SFTCollator
+from scst.adapters.loaded import LoadedPolicy
+from scst.config.build_validation import validation_of
+from scst.config.recipes import SFTRecipe
 from scst.data.loading import LoadedData
-from scst.data.supervision import CaptionChoice
-from scst.rl.progress import RichProgress
-from scst.sft.trainer import SFT_ARGUMENTS, CaptionSFTTrainer, SFTConfig
+from scst.sft.finetune import sft_trainer
+from scst.sft.trainer import CaptionSFTTrainer
+from scst.training.arguments import training_arguments
 
 
-def training_arguments(recipe: Any) -> SFTConfig:
-    """The training arguments of a recipe."""
-    return build.build_training_arguments(recipe, SFTConfig, **SFT_ARGUMENTS)
+def check_settings(recipe: SFTRecipe) -> None:
+    """The checks that need neither data nor model.
+
+    Raises:
+        RecipeError: on settings that cannot work together.
+    """
+    settings = recipe.training
+    training_arguments(SFTConfig, recipe.output_dir, settings, seed=recipe.seed, precision=recipe.precision)
+    validation_of(recipe)
 
 
 def build_trainer(
-    recipe: Any, model: Any, processor: Any, data: LoadedData, console: Console
+    recipe: SFTRecipe, policy: LoadedPolicy, data: LoadedData, console: Console
 ) -> CaptionSFTTrainer:
-    """The trainer of the supervised stage, with its progress."""
-    args = training_arguments(recipe)
-    choice = CaptionChoice(recipe.caption_policy, recipe.seed)
-    return CaptionSFTTrainer(
-        model,
-        args,
-        train_dataset=choice.expand(data.splits[recipe.train_split]),
-        data_collator=SFTCollator(processor, recipe.prompt, choice, recipe.max_new_tokens, recipe.prompts),
-        processor=processor,
-        validation=build.build_validation(recipe, data, processor, args),
-        callbacks=[RichProgress(console, "SFT"), *build.stopping_callbacks(recipe)],
+    """The trainer that a recipe describes."""
+    return sft_trainer(
+        policy,
+        data,
+        recipe.output_dir,
+        train_split=recipe.train_split,
+        caption_policy=recipe.caption_policy,
+        prompts=recipe.prompts,
+        validation=validation_of(recipe),
+        max_skipped_steps=recipe.max_skipped_steps,
+        seed=recipe.seed,
+        console=console,
+        training=recipe.training,
     )

@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from scst.cli.arguments import Arguments
+from scst.data.files import write_json
 from scst.data.loading import LoadedData
 from scst.models.policy import trains_prompt, trains_vision
-from scst.training.memory import DoesNotFit, is_out_of_memory
+from scst.training.micro_batcher import DoesNotFit, is_out_of_memory
 from scst.training.plan import (
     Alternative,
     Plan,
@@ -40,7 +41,7 @@ from scst.training.plan import (
     schedule_of,
 )
 from scst.training.run import total_steps
-from scst.training.run_record import versions, write_json
+from scst.training.run_record import versions
 
 MEASURED_STEPS = 5
 MEASURED_STEPS_OF_ALTERNATIVES = 3

@@ -123,9 +123,6 @@ class SCSTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys):
         False, "learn from the captions of the step before, whose rewards were computed beside the GPU"
     )
     max_importance_ratio: float = key(2.0, "where late_rollouts cuts its importance ratios")
-    rollout_backend: str = key(
-        "local", "what samples captions; vllm is refused with reasons", ["local", "vllm"]
-    )
     rollout_weights: str = key(
         "whole",
         "under ZeRO-3, while captions are sampled: whole on every process, or gathered layer by layer",

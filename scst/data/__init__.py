@@ -1,6 +1,6 @@
 """From a dataset name to checked splits of images and their reference captions.
 
-The way through this room, in order:
+The modules, in the order a dataset passes through them:
 
 - ``sources``: every accepted form (RISC folder, parquet, saved to disk, hub id, embedded scenes) becomes
   rows.

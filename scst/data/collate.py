@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from scst.data.supervision import CaptionChoice, PromptChoice
-from scst.models.prompts import encode_captions, encode_prompts
+from scst.models.prompts import PromptEncoder
 
 
-class SFTCollator:
+class _EpochOfAllWorkers:
+    """The epoch of a collator, in memory that it shares with the copies in the workers of a loader.
+
+    Persistent workers (``dataloader_persistent_workers``) keep the copy they were started with: a plain
+    attribute that the training process sets at every epoch would stay 0 in them.
+    """
+
+    def __init__(self) -> None:
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """Captions and prompts are drawn for this one."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+
+class SFTCollator(_EpochOfAllWorkers):
     """Rows to supervised batches: masked prompt, trained caption and ``<eos>``.
 
     Args:
-        processor: a PaliGemma processor.
+        processor: a PaliGemma processor, or a prompt encoder that knows the virtual tokens of an adapter.
         prompt: the instruction; that of evaluations where there are ``prompts``.
         choice: which caption of an image is trained on; its seed is that of the prompts too.
         max_new_tokens: captions are cut to this many tokens.
         prompts: instructions to train on, one drawn per caption and epoch; none: ``prompt``.
-
-    Attributes:
-        epoch: captions and prompts are drawn for this one.
     """
 
     def __init__(
@@ -34,36 +51,32 @@ class SFTCollator:
         max_new_tokens: int,
         prompts: Sequence[str] = (),
     ):
-        self.processor = processor
+        super().__init__()
+        self.encoder = PromptEncoder.of(processor)
         self.prompt = prompt
         self.prompts = PromptChoice(tuple(prompts) or (prompt,), choice.seed)
         self.choice = choice
         self.max_new_tokens = max_new_tokens
-        self.epoch = 0
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         captions = [self.choice.choose(row["references"], row["image_id"], self.epoch) for row in rows]
         examples = [f"{row['image_id']}:{caption}" for row, caption in zip(rows, captions, strict=True)]
-        return encode_captions(
-            self.processor,
+        return self.encoder.encode_captions(
             [row["image"] for row in rows],
             [self.prompts.choose(example, self.epoch) for example in examples],
             captions,
             max_new_tokens=self.max_new_tokens,
         )
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """While open, the captions of epoch 0 and ``prompt``: every evaluation is about the same batches."""
-        kept = self.epoch, self.prompts
-        self.epoch, self.prompts = 0, PromptChoice((self.prompt,))
-        try:
-            yield
-        finally:
-            self.epoch, self.prompts = kept
+    def for_evaluation(self) -> SFTCollator:
+        """A collator of the captions of epoch 0 and ``prompt``: every evaluation is about the same batches."""
+        evaluating = copy.copy(self)
+        evaluating._epoch = torch.zeros((), dtype=torch.long)
+        evaluating.prompts = PromptChoice((self.prompt,))
+        return evaluating
 
 
-class SCSTCollator:
+class SCSTCollator(_EpochOfAllWorkers):
     """Rows to prompts with everything a reward may want to know about them.
 
     The batch holds ``input_ids``, ``attention_mask``, ``pixel_values`` and ``columns``: every dataset column
@@ -71,26 +84,27 @@ class SCSTCollator:
     image, sampled and greedy, answer the same instruction.
 
     Args:
-        processor: a PaliGemma processor.
+        processor: a PaliGemma processor, or a prompt encoder that knows the virtual tokens of an adapter.
         prompt: the instruction.
         prompts: instructions to train on, one drawn per image and epoch; none: ``prompt``.
         seed: of the draws.
-
-    Attributes:
-        epoch: prompts are drawn for this one.
     """
 
     def __init__(self, processor: Any, prompt: str, prompts: Sequence[str] = (), seed: int = 0):
-        self.processor = processor
+        super().__init__()
+        self.encoder = PromptEncoder.of(processor)
         self.prompts = PromptChoice(tuple(prompts) or (prompt,), seed)
-        self.epoch = 0
+
+    def for_evaluation(self) -> SCSTCollator:
+        """The same: evaluations of this stage caption, and read no training batches."""
+        return self
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return self.with_prompts(rows, [self.prompts.choose(row["image_id"], self.epoch) for row in rows])
 
     def with_prompts(self, rows: Sequence[dict[str, Any]], prompts: Sequence[str]) -> dict[str, Any]:
         """The batch of rows with given instructions, one per row."""
-        inputs = encode_prompts(self.processor, [row["image"] for row in rows], prompts)
+        inputs = self.encoder.encode_prompts([row["image"] for row in rows], prompts)
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         return {
             "input_ids": inputs["input_ids"],

@@ -5,6 +5,7 @@ Further columns are kept as they are.
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -67,7 +68,7 @@ def concatenate(parts: list[datasets.Dataset], where: str) -> datasets.Dataset:
         raise DataError(f"{where}: its parts do not have the same columns: {error}") from error
 
 
-def _cast(part: datasets.Dataset, name: str, feature, where: str) -> datasets.Dataset:
+def _cast(part: datasets.Dataset, name: str, feature: Any, where: str) -> datasets.Dataset:
     found = part.features[name]
     if found == feature:  # casting text copies the whole table, images included
         return part
@@ -79,7 +80,7 @@ def _cast(part: datasets.Dataset, name: str, feature, where: str) -> datasets.Da
         raise DataError(f"{where}: column {name} should hold {EXPECTED[name]}; found {found}.") from error
 
 
-def _holds_text(feature) -> bool:
+def _holds_text(feature: Any) -> bool:
     inner = getattr(feature, "feature", None)
     return getattr(inner, "dtype", None) in ("string", "large_string", "null")
 

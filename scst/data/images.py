@@ -7,15 +7,21 @@ yields.
 import hashlib
 import io
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from PIL import Image, UnidentifiedImageError
 
 from scst.errors import DataError
 
-StoredImage = Mapping[str, bytes | str | None]
+
+class StoredImage(TypedDict):
+    """Encoded bytes, or the path of the file that holds them."""
+
+    bytes: bytes | None
+    path: str | None
+
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """What is decoded. Pillow would also start Ghostscript on an EPS file and try rarely tested decoders."""
@@ -43,10 +49,10 @@ def image_bytes(image: StoredImage | None) -> bytes:
     Raises:
         OSError: when there are no bytes and the file is missing, unreadable or not named.
     """
-    if image is None or (image["bytes"] is None and not image["path"]):
-        raise FileNotFoundError("neither image bytes nor a path are stored")
-    if image["bytes"] is not None:
+    if image is not None and image["bytes"] is not None:
         return image["bytes"]
+    if image is None or not image["path"]:
+        raise FileNotFoundError("neither image bytes nor a path are stored")
     return read_image_file(Path(image["path"]))
 
 
@@ -78,7 +84,8 @@ def probe_image(image: StoredImage | None) -> ImageProbe:
     try:
         data = image_bytes(image)
     except FileNotFoundError:
-        return ImageProbe("", f"image file missing: {(image or {}).get('path') or 'no bytes and no path'}")
+        path = image["path"] if image else None
+        return ImageProbe("", f"image file missing: {path or 'no bytes and no path'}")
     except (OSError, ValueError) as error:
         return ImageProbe("", f"image file cannot be read: {error}")
     return ImageProbe(hashlib.sha256(data).hexdigest(), decoding_problem(data))

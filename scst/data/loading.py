@@ -136,8 +136,8 @@ def _split_inspection(
 
 
 def _limits(limit: Mapping[str, int] | int | None, splits: Sequence[str]) -> dict[str, int]:
-    limits = dict(limit) if isinstance(limit, Mapping) else dict.fromkeys(splits, limit)
-    limits = {name: count for name, count in limits.items() if count is not None}
+    given = limit if isinstance(limit, Mapping) else {} if limit is None else dict.fromkeys(splits, limit)
+    limits = {name: count for name, count in given.items() if count is not None}
     unknown = sorted(set(limits) - set(splits))
     if unknown:
         raise RecipeError(f"limit names the splits {', '.join(unknown)}, but loaded are {', '.join(splits)}.")

@@ -131,7 +131,8 @@ def compute_preview(
     captions = [
         choice.choose(refs, key, 0) for refs, key in zip(train["references"], train["image_id"], strict=True)
     ]
-    lengths = [len(ids) + 1 for ids in tokenizer(captions, add_special_tokens=False)["input_ids"]]
+    collapsed = [" ".join(caption.split()) for caption in captions]  # as captions are trained on
+    lengths = [len(ids) + 1 for ids in tokenizer(collapsed, add_special_tokens=False)["input_ids"]]
     known = vocabulary((references_vocabulary_of or train)["references"])
     trained = trained_tokens(batch)
     return Preview(

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from scst.errors import DataError
 
@@ -17,7 +18,7 @@ REQUIRED_COLUMNS = ("split", "image", "caption_1")
 CAPTION_COLUMN = re.compile(r"caption_[1-9]\d*")
 
 
-def read_risc(folder: Path) -> dict[str, list]:
+def read_risc(folder: Path) -> dict[str, list[Any]]:
     """Read a RISC folder into columns; images stay paths, nothing is decoded.
 
     Returns:
@@ -34,7 +35,7 @@ def read_risc(folder: Path) -> dict[str, list]:
     extra_names = [n for n in lines[0][1] if n not in {"split", "image", *caption_names}]
     names = [_image_name(row["image"], where) for where, row in lines]
     refuse_links_outside(folder, (images / name for name in names))
-    columns = {
+    columns: dict[str, list[Any]] = {
         "image": [{"bytes": None, "path": str(images / name)} for name in names],
         "references": [[row[n] for n in caption_names] for _, row in lines],
         "image_id": [PurePosixPath(name).stem for name in names],

@@ -12,6 +12,7 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from scst.data.columns import STORED_IMAGE, TEXT, TEXTS, check_columns, concatenate, normalise
 from scst.data.risc import (
@@ -129,7 +130,7 @@ def _check_embedded(dataset: str) -> dict:
     return {"form": "embedded", "splits": {split: len(SPLIT_SEEDS[split]) for split in EMBEDDED_SPLITS}}
 
 
-def _png_bytes(image) -> bytes:
+def _png_bytes(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from datasets import Dataset
 from PIL import Image
@@ -47,31 +48,6 @@ class Inspection:
     blank_captions: int
 
 
-def check_examples(
-    rows: Dataset, on_bad_example: str, console: Console | None = None
-) -> tuple[Dataset, list[BadExample]]:
-    """Return the rows that can be trained on, and the examples that cannot.
-
-    A bad example has a missing, damaged, empty or oversized image, an empty caption list or only blank
-    captions, a caption that is not text or absurdly long, no id, or an id seen before. Blank captions among
-    others are removed; degenerate ones (``" ."``) stay.
-
-    Args:
-        rows: rows of :func:`scst.data.sources.read_rows`.
-        on_bad_example: ``"error"`` or ``"skip"``.
-        console: where to draw the progress bar; standard error when not given.
-
-    Raises:
-        DataError: with ``"error"``, when an example is bad; the first five are listed.
-        RecipeError: for another value of ``on_bad_example``.
-    """
-    check_policy(on_bad_example)
-    inspection = inspect_examples(rows, console)
-    if on_bad_example == "error":
-        refuse_bad(inspection.bad)
-    return inspection.rows, inspection.bad
-
-
 def check_policy(on_bad_example: str) -> None:
     """Raise RecipeError unless the value is ``error`` or ``skip``."""
     if on_bad_example not in POLICIES:
@@ -89,7 +65,16 @@ def refuse_bad(bad: Sequence[BadExample]) -> None:
 
 
 def inspect_examples(rows: Dataset, console: Console | None = None) -> Inspection:
-    """Check every row; images are decoded once, in threads, and only where the text is good."""
+    """Check every row. Images are decoded in threads, once, and only where the text is good.
+
+    A bad example has a missing, damaged, empty or oversized image, an empty caption list or only blank
+    captions, a caption that is not text or absurdly long, no id, or an id seen before. Blank captions among
+    others are removed; degenerate ones (``" ."``) stay.
+
+    Args:
+        rows: rows of :func:`scst.data.sources.read_rows`.
+        console: where to draw the progress bar; standard error when not given.
+    """
     reasons = _text_problems(rows)
     candidates = [row for row, reason in enumerate(reasons) if reason is None]
     probes = dict(zip(candidates, _probe_images(rows.select(candidates), console), strict=True))
@@ -102,7 +87,7 @@ def inspect_examples(rows: Dataset, console: Console | None = None) -> Inspectio
     return Inspection(kept, [probes[row].content_hash for row in good], bad, blank)
 
 
-def caption_problem(references: object) -> str | None:
+def caption_problem(references: Any) -> str | None:
     """Return why a caption list cannot be used, ``None`` when it can."""
     if not references:
         return "empty caption list"
@@ -117,7 +102,7 @@ def caption_problem(references: object) -> str | None:
     return None
 
 
-def text_problem(row: int, image_id: object, references: object, first_row: dict[str, int]) -> str | None:
+def text_problem(row: int, image_id: object, references: Any, first_row: dict[str, int]) -> str | None:
     """Return why a row's id or captions cannot be used, ``None`` when they can.
 
     ``first_row`` remembers in which row an id was seen first; pass the same one for all rows.

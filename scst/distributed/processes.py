@@ -1,26 +1,43 @@
-"""What the processes of one run tell each other, so that they go on or stop together."""
+"""What the processes of one run tell each other, so that they continue or stop together.
+
+All functions are collective where there are several processes: each must call them equally often.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from accelerate.utils import gather_object
+from accelerate import PartialState
+from accelerate.utils import gather, gather_object, reduce
 
 
-def flags_of_all_processes(accelerator: Any, *flags: bool) -> tuple[bool, ...]:
-    """Each flag, true when it is in any process. Collective where there are several."""
-    if accelerator.num_processes == 1:
+def any_process(*flags: bool) -> tuple[bool, ...]:
+    """Each flag, true when it is true in any process."""
+    state = PartialState()
+    if state.num_processes == 1:
         return flags
-    mine = torch.tensor([float(flag) for flag in flags], device=accelerator.device)
-    return tuple(accelerator.reduce(mine, reduction="sum").bool().tolist())
+    mine = torch.tensor([float(flag) for flag in flags], device=state.device)
+    return tuple(reduce(mine, reduction="sum").bool().tolist())
 
 
-def message_of_all_processes(accelerator: Any, message: str | None) -> str | None:
-    """This process' message, or that of the first process that has one; None when nobody has. Collective."""
-    (any_message,) = flags_of_all_processes(accelerator, message is not None)
-    if accelerator.num_processes == 1 or not any_message:
+def first_message(message: str | None) -> str | None:
+    """This process' message, else that of the first process that has one; None when nobody has one."""
+    (is_there_one,) = any_process(message is not None)
+    if message is not None or not is_there_one:
+        # a process with a message of its own still takes part in the gathering below
+        if PartialState().num_processes > 1 and is_there_one:
+            gather_object([message])
         return message
     messages = gather_object([message])
     process = next(i for i, text in enumerate(messages) if text is not None)
-    return message if message is not None else f"{messages[process]} (in process {process})"
+    return f"{messages[process]} (in process {process})"
+
+
+def gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
+    """The numbers of every process, in the order of processes; each gives equally many."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return [list(numbers)]
+    mine = torch.tensor(numbers, dtype=torch.float64, device=state.device)
+    return gather(mine).view(-1, len(numbers)).tolist()

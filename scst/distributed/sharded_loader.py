@@ -1,9 +1,9 @@
-"""One global batch for any number of processes: each takes its share, and no image is there twice.
+"""One global batch for any number of processes: each takes its shard, and no image is in two shards.
 
 ``accelerate`` deals out whole batches and fills up the end of an epoch with images from its beginning. Here
 the batches are those that one process would make, and every process takes a part of each. An epoch's last
-batch may hold fewer images than there are processes; a process without any then gets a *spare* one, which
-keeps it in step and counts for nothing.
+batch may hold fewer images than there are processes; a process without any then gets a *padding example*: it
+takes part in every collective operation with it, and the example weighs nothing.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
 from torch.utils.data import BatchSampler, DataLoader
 
-from scst.models.prompts import IGNORED_LABEL
+from scst.types import IGNORED_LABEL
 
-SPARE = "spare"
-"""Key of a batch that keeps a process in step and counts for nothing."""
-
-
-class Spare(list):
-    """Indices or rows of a batch that counts for nothing."""
+PADDING_EXAMPLE = "is_padding_example"
+"""Key of a batch whose images weigh nothing; its process had none of its own."""
 
 
-class ShareOfBatches(BatchSampler):
-    """What one process takes of every batch: consecutive parts whose sizes differ by one at most.
+class PaddingExamples(list):
+    """Indices or rows of a batch that weighs nothing."""
+
+
+class BatchShards(BatchSampler):
+    """The shard of one process of every batch: consecutive parts whose sizes differ by one at most.
 
     Args:
         batch_sampler: the batches that one process would make.
-        num_processes: how many share each of them.
-        process_index: which part is taken.
+        num_processes: how many shards a batch is cut into.
+        process_index: which shard this is.
     """
 
     def __init__(self, batch_sampler: BatchSampler, num_processes: int, process_index: int):
@@ -41,38 +41,38 @@ class ShareOfBatches(BatchSampler):
         self.sampler = batch_sampler.sampler
         self.batch_size = batch_sampler.batch_size
         self.drop_last = batch_sampler.drop_last
-        self.shares = num_processes
-        self.share = process_index
+        self.num_shards = num_processes
+        self.shard = process_index
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.batch_sampler:
-            yield share_of(batch, self.shares, self.share) or Spare(batch[:1])
+            yield shard_of(batch, self.num_shards, self.shard) or PaddingExamples(batch[:1])
 
 
-def share_of(items: Sequence[Any], num_shares: int, share: int) -> Any:
-    """One of ``num_shares`` consecutive parts of a sequence; together they are the sequence."""
-    first, end = (-(-len(items) * number // num_shares) for number in (share, share + 1))  # rounded up
+def shard_of(items: Sequence[Any], num_shards: int, shard: int) -> Any:
+    """One of ``num_shards`` consecutive parts of a sequence; together they are the sequence."""
+    first, end = (-(-len(items) * number // num_shards) for number in (shard, shard + 1))  # rounded up
     return items[first:end]
 
 
-def done_together(work: Callable[[range], list[Any]], count: int) -> list[Any]:
+def map_across_ranks(work: Callable[[range], list[Any]], count: int) -> list[Any]:
     """Results of ``work`` on numbers 0 to ``count`` - 1, in their order, on every process.
 
     Args:
         work: called once with the numbers of this process, if it has any; gives a result for each.
-        count: how many there are to share.
+        count: how many there are.
     """
     state = PartialState()
-    numbers = share_of(range(count), state.num_processes, state.process_index)
+    numbers = shard_of(range(count), state.num_processes, state.process_index)
     results = work(numbers) if numbers else []
     return gather_object(results) if state.num_processes > 1 else results
 
 
 class _Rows:
-    """A dataset that hands on whether the rows asked for are spare."""
+    """A dataset that passes on whether the rows asked for are padding examples."""
 
     def __init__(self, dataset: Any):
         self.dataset = dataset
@@ -82,25 +82,25 @@ class _Rows:
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         rows = [self.dataset[index] for index in indices]
-        return Spare(rows) if isinstance(indices, Spare) else rows
+        return PaddingExamples(rows) if isinstance(indices, PaddingExamples) else rows
 
 
 class _Collator:
-    """Calls the stage's collator; of a spare batch no label is trained, or it is marked as such."""
+    """Calls the stage's collator. No label of a padding example is trained; without labels it is marked."""
 
     def __init__(self, collator: Callable[[Sequence[dict]], dict[str, Any]]):
         self.collator = collator
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(rows)
-        if not isinstance(rows, Spare):
+        if not isinstance(rows, PaddingExamples):
             return batch
         if "labels" in batch:
             return batch | {"labels": torch.full_like(batch["labels"], IGNORED_LABEL)}
-        return batch | {SPARE: True}
+        return batch | {PADDING_EXAMPLE: True}
 
 
-def shared_loader(
+def sharded_loader(
     dataset: Any,
     sampler: Any,
     collator: Any,
@@ -110,7 +110,7 @@ def shared_loader(
     drop_last: bool,
     **loading: Any,
 ) -> DataLoader:
-    """A loader of this process's share of every global batch.
+    """A loader of this process's shard of every global batch.
 
     Args:
         dataset: rows by index.
@@ -125,14 +125,14 @@ def shared_loader(
     batches = BatchSampler(sampler, batch_size * processes, drop_last)
     loader = DataLoader(
         _Rows(dataset),
-        batch_sampler=ShareOfBatches(batches, processes, accelerator.process_index),
+        batch_sampler=BatchShards(batches, processes, accelerator.process_index),
         collate_fn=_Collator(collator),
         **loading,
     )
     prepared = prepare_data_loader(
         loader,
         accelerator.device,
-        num_processes=1,  # the batches are shared already
+        num_processes=1,  # the batches are cut into shards already
         process_index=0,
         put_on_device=True,
         use_seedable_sampler=True,

@@ -1,8 +1,8 @@
-"""Weights that are divided among processes (DeepSpeed ZeRO-3, FSDP2), and the moments they are whole.
+"""Weights that are sharded over processes (DeepSpeed ZeRO-3, FSDP2), gathered for a while.
 
-Training passes gather the weights layer by layer, and in each of those moments all processes meet. Captions
-end at different lengths, so a rollout cannot work so: here the weights are whole, on every process, while it
-samples, and nobody waits for anybody. Weights that are not divided are left alone.
+Training passes gather the weights layer by layer, and every gather is collective: all processes must run the
+same layers. A rollout cannot, because captions end at different lengths on each process. So it gathers all
+weights first and samples with full weights on every process. Weights that are not sharded are left alone.
 """
 
 from __future__ import annotations
@@ -19,37 +19,36 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether weights of the model are divided among processes, be they whole at this moment or not."""
+    """Whether weights of the model are sharded over processes, gathered at this moment or not."""
     return any(hasattr(p, "ds_id") for p in model.parameters()) or bool(_fsdp_modules(model))
 
 
-def is_divided(weight: torch.Tensor) -> bool:
-    """Whether this process holds a part of a weight only, at this moment."""
-    if hasattr(weight, "ds_id"):
-        return weight.ds_status.name != "AVAILABLE"
-    return isinstance(weight, DTensor)
+def is_shard(weight: torch.Tensor) -> bool:
+    """Whether this process holds only a shard of a weight at this moment."""
+    status = getattr(weight, "ds_status", None)  # what DeepSpeed hangs on the parameters of ZeRO-3
+    return isinstance(weight, DTensor) if status is None else status.name != "AVAILABLE"
 
 
 @contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
-    """All weights, to call the model or any part of it in any way that needs no gradients.
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Gather all weights. Inside, the model or any part of it can be called without gradients.
 
-    Collective at its beginning; inside, processes are on their own.
+    Collective on entry; inside, calls are local to the process.
     """
     if not is_sharded(model):
         yield
         return
-    with whole_weights(model, [model]), _without_hooks(model):
+    with unsharded_weights(model, [model]), _without_hooks(model):
         yield
 
 
 @contextmanager
-def whole_weights(model: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None]:
-    """The weights of some modules of a model, for calls of ``part.forward`` that pass the hooks by.
+def unsharded_weights(model: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Gather the weights of some modules of a model. Inside, call ``part.forward``: it runs no hooks.
 
-    Collective, unless they are whole already.
+    Collective, unless the weights are gathered already.
     """
-    weights = [p for p in dict.fromkeys(p for part in parts for p in part.parameters()) if is_divided(p)]
+    weights = [p for p in dict.fromkeys(p for part in parts for p in part.parameters()) if is_shard(p)]
     if not weights:
         yield
     elif hasattr(weights[0], "ds_id"):
@@ -64,9 +63,9 @@ def whole_weights(model: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None
 
 @contextmanager
 def writable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Inside, parameters hold their whole values (ZeRO-3), and what is written to them in place stays.
+    """Gather parameters (ZeRO-3) and keep what is written to them in place. Collective.
 
-    All processes must write the same.
+    All processes must write the same values. FSDP2 parameters are not gathered: write to the local shard.
     """
     if not any(hasattr(p, "ds_id") for p in parameters):
         yield
@@ -77,8 +76,8 @@ def writable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
         yield
 
 
-def part_of(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    """This process's part of a whole value, where FSDP2 divides the parameter; else the value."""
+def local_shard(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+    """This process's shard of a full value where FSDP2 shards the parameter; else the value."""
     if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     return value
@@ -111,7 +110,7 @@ def _fsdp_modules(model: nn.Module) -> list[Any]:
 
 @contextmanager
 def _without_hooks(model: nn.Module) -> Iterator[None]:
-    """No forward hooks inside: those of DeepSpeed and FSDP would gather and release what is whole."""
+    """Remove all forward hooks inside: those of DeepSpeed and FSDP would reshard gathered weights."""
     names = ("_forward_pre_hooks", "_forward_hooks")
     saved = [(module, name, getattr(module, name)) for module in model.modules() for name in names]
     for module, name, _ in saved:

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers import GenerationConfig
 
+from scst.adapters.prompt_tuning import encoder_for
 from scst.errors import DataError, RecipeError
 from scst.evaluation.decoding import Decoding, bare_generation_defaults, get_decoding, to_generation_config
-from scst.models.prompts import encode_prompts, forbidden_token_ids
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One caption.
-
-    Attributes:
-        text: decoded, without special tokens.
-        ended_by_eos: False when the length limit cut it.
-        num_tokens: tokens generated, the end-of-sequence token included.
-    """
-
-    text: str
-    ended_by_eos: bool
-    num_tokens: int
+from scst.models.policy import evaluation_mode
+from scst.models.prompts import forbidden_token_ids
+from scst.types import Caption
 
 
 def caption_images(
@@ -69,11 +56,12 @@ def caption_images(
         raise RecipeError(f"batch_size must be at least 1, got {batch_size}")
     prompts = _one_prompt_per_image(prompts, len(images))
     config = _generation_config(model, processor, get_decoding(decoding), max_new_tokens, min_new_tokens)
+    encoder = encoder_for(model, processor)
     captions: list[Caption] = []
     with _decoding_state(model, seed):
         for start in range(0, len(images), batch_size):
             rows = range(start, min(start + batch_size, len(images)))
-            batch = encode_prompts(processor, [images[i] for i in rows], [prompts[i] for i in rows])
+            batch = encoder.encode_prompts([images[i] for i in rows], [prompts[i] for i in rows])
             captions += _caption_batch(model, processor, batch, config)
             if progress is not None:
                 progress(len(rows))
@@ -120,18 +108,6 @@ def _to_caption(tokenizer: Any, ids: list[int]) -> Caption:
     length = ids.index(eos) if eos in ids else len(ids)
     text = tokenizer.decode(ids[:length], skip_special_tokens=True)
     return Caption(" ".join(text.split()), eos in ids, length + (eos in ids))
-
-
-@contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module is back in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

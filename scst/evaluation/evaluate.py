@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from scst.distributed.sharded_loader import done_together
+from scst.data.files import write_json, write_jsonl, write_text
+from scst.distributed.sharded_loader import map_across_ranks
 from scst.errors import DataError
 from scst.evaluation.caption_files import PREDICTIONS, CaptionPairs
 from scst.evaluation.captioning import Caption, caption_images
@@ -31,7 +32,6 @@ from scst.evaluation.samples import (
 from scst.evaluation.training_log import TrainingStage, training_stages
 from scst.metrics.bootstrap import MetricResult, check_metrics, metric_results, metric_scores, metrics_json
 from scst.metrics.suite import METRICS, Corpus, MetricSettings
-from scst.training.run_record import write_json, write_jsonl, write_text
 
 REPORT, METRICS_FILE = "report.html", "metrics.json"
 
@@ -77,7 +77,7 @@ class Evaluation:
         folder = Path(self.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / METRICS_FILE).unlink(missing_ok=True)
-        captions = done_together(partial(self._caption, model, processor, dataset), len(dataset))
+        captions = map_across_ranks(partial(self._caption, model, processor, dataset), len(dataset))
         if not PartialState().is_main_process:
             return {}
         write_jsonl(_prediction_rows(dataset, captions), folder / PREDICTIONS)

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from scst.adapters.prompt_tuning import encoder_for
 from scst.errors import RecipeError
-from scst.evaluation.captioning import evaluation_mode
 from scst.metrics.suite import METRICS, Corpus
-from scst.models.policy import policy_for
-from scst.models.prompts import prompt_batch
+from scst.models.policy import evaluation_mode, policy_for
 from scst.rollout.decode import rollout
 from scst.rollout.distribution import rollout_uniforms
-from scst.training.memory import FittingParts
+from scst.training.micro_batcher import MicroBatcher
 from scst.types import Sampling
 
 SAMPLES = 4
@@ -92,11 +91,11 @@ def sample_captions(
         batch_size: images at a time; fewer when memory runs out.
         seed: of the draws, which depend on it and the image id alone.
     """
-    policy, found = policy_for(model, processor), []
+    policy, encoder, found = policy_for(model, processor), encoder_for(model, processor), []
 
     def sample(part: slice) -> None:
         here = indices[part]
-        prompts = prompt_batch(processor, [corpus.images[i] for i in here], [prompt] * len(here))
+        prompts = encoder.prompt_batch([corpus.images[i] for i in here], [prompt] * len(here))
         uniforms = rollout_uniforms(
             [str(corpus.image_ids[i]) for i in here],
             seed=seed,
@@ -104,11 +103,11 @@ def sample_captions(
             num_samples=sampling.num_samples,
             length=sampling.max_new_tokens,
         )
-        drawn = rollout(policy, processor, prompts, sampling, uniforms)
+        drawn = rollout(policy, encoder, prompts, sampling, uniforms)
         found.extend(zip(drawn.greedy_captions, drawn.captions, strict=True))
 
     with evaluation_mode(model):
-        FittingParts("samples of the report", "report_samples: 0", batch_size).run(len(indices), sample)
+        MicroBatcher("samples of the report", "report_samples: 0", batch_size).map(sample, len(indices))
     return _scored(corpus, indices, [[greedy, *samples] for greedy, samples in found])
 
 

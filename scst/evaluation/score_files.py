@@ -8,12 +8,12 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from scst.data.files import write_jsonl
 from scst.data.pictures import PictureFiles, pictures_by_id
 from scst.errors import DataError
 from scst.evaluation.caption_files import CaptionPairs, read_pairs
 from scst.metrics.bootstrap import MetricDifference, MetricResult, compare_captions
 from scst.metrics.suite import METRICS, Corpus, MetricSettings
-from scst.training.run_record import write_jsonl
 
 
 def read_corpus(

@@ -19,9 +19,9 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from scst.data.files import write_text
 from scst.errors import Interrupted, RunStopped
 from scst.experiments.matrix_plan import RECIPE_FILE, Cell, Plan, Run, group_by_adapter
-from scst.training.run_record import write_text
 
 LOG_FILE, ERROR_FILE = "log.txt", "error.txt"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from scst.adapters.prompt_tuning import encoder_for
 from scst.errors import DataError, RecipeError
 from scst.models import masks
 from scst.models.policy import policy_for
-from scst.models.prompts import caption_token_ids, prompt_batch
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,11 @@ class CaptionSubject:
         max_new_tokens: int,
         progress: Callable[[int], None] | None = None,
     ):
+        encoder = encoder_for(model, processor)
         self.policy = policy_for(model, processor)
-        self.prompts = prompt_batch(processor, [image], [prompt]).to(self.policy.device)
+        self.prompts = encoder.prompt_batch([image], [prompt]).to(self.policy.device)
         self.pixels = self.prompts.pixel_values.float()
-        ids = caption_token_ids(processor, caption, max_new_tokens)
+        ids = encoder.caption_token_ids(caption, max_new_tokens)
         self.words = caption_words(processor, ids)
         if not self.words:
             raise DataError(f"caption: {caption!r} has no words to explain")

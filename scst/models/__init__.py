@@ -1,1 +1,4 @@
-"""Loading the policy, what of it is trainable, and the prompt format and masks of the PaliGemma family."""
+"""The PaliGemma family: loading and quantisation, prompt format, attention masks, and the forward passes.
+
+What is trained beside the frozen weights is in ``scst.adapters``.
+"""

@@ -136,7 +136,7 @@ def load_model(
     path = resolve_model_path(name_or_path)
     dtype = compute_dtype(precision)
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    model = AutoModelForImageTextToText.from_pretrained(
+    model: Any = AutoModelForImageTextToText.from_pretrained(
         path,
         config=config,
         dtype=dtype,
@@ -157,7 +157,8 @@ def _keep_stored_layout(model: torch.nn.Module) -> None:
     On some CPUs bitsandbytes repacks them at the first inference and drops the double quantisation. Frozen
     weights must stay as they were loaded, on every machine.
     """
-    for module in model.modules():
+    modules: list[Any] = list(model.modules())
+    for module in modules:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
@@ -175,8 +176,8 @@ def allow_deepspeed_states() -> None:
     torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address])
 
 
-def _name_present_layers(model: torch.nn.Module) -> None:
-    """Of the layers that FSDP keeps whole, leave the names that this model has: others are refused."""
+def _name_present_layers(model: Any) -> None:
+    """Reduce the layer names that FSDP must not split to those the model has: FSDP refuses others."""
     present = {type(module).__name__ for module in model.modules()}
     model._no_split_modules = [name for name in model._no_split_modules or () if name in present]
 

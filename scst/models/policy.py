@@ -1,4 +1,4 @@
-"""The policy: a PaliGemma model, bare or with an adapter, and the forward passes that this project needs.
+"""The policy: a PaliGemma model, bare or with an adapter, and the forward passes of rollout and scoring.
 
 Every pass hands the language model embeddings, explicit positions and an explicit mask, so that nothing
 depends on what a library version infers from missing arguments.
@@ -14,17 +14,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from scst.distributed.sharded_weights import is_divided, whole_weights
+from scst.distributed.sharded_weights import is_shard, unsharded_weights
 from scst.models import masks
 from scst.models.prompts import forbidden_token_mask
 from scst.types import PromptBatch
 
 
-def base_model(model: nn.Module) -> nn.Module:
+def base_model(model: nn.Module) -> Any:
     """The PaliGemma model inside DistributedDataParallel, DeepSpeed and PEFT wrappers."""
-    while hasattr(model, "module"):
-        model = model.module
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model  # torch types every attribute of a module as a tensor or a module
+    while hasattr(inner, "module"):
+        inner = inner.module
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def trains_vision(model: nn.Module) -> bool:
@@ -35,20 +36,23 @@ def trains_vision(model: nn.Module) -> bool:
 
 
 def trains_prompt(model: nn.Module) -> bool:
-    """Whether embeddings of prompt tokens are trained: all of their gradient flows through the prompt."""
+    """Whether embeddings of prompt tokens are trained; their gradient flows through the prompt alone."""
     return any(p.requires_grad for p in base_model(model).get_input_embeddings().parameters())
 
 
 class Policy:
-    """Forward passes of one model for rollouts and scoring.
+    """Forward passes of one model, for rollouts (:meth:`forward`) and for scoring (:meth:`hidden_states`).
+
+    A policy holds no weights: it reads those that the model has at the time of the call. Build one with
+    :func:`policy_for`.
 
     Args:
-        model: what is called: the model, possibly wrapped for adapters and devices.
-        forbidden: (V,) bool, tokens that a caption must never hold.
+        model: the model, possibly wrapped for adapters and devices. Scoring calls it through its wrappers.
+        forbidden: (V,) bool, tokens whose probability in a caption is zero.
         eos_token_id: the end-of-sequence token.
         pad_token_id: written after the end of a completion.
         cuda_graphs: decode with steps of one shape (:mod:`scst.rollout.static`).
-        in_step: processes meet in every decode step (divided weights that are gathered layer by layer).
+        lockstep: all processes run every decode step together, because each step gathers sharded weights.
     """
 
     def __init__(
@@ -59,31 +63,31 @@ class Policy:
         pad_token_id: int,
         *,
         cuda_graphs: bool = False,
-        in_step: bool = False,
+        lockstep: bool = False,
     ):
         self.model = model
-        self.inner = base_model(model)
+        self.inner = base_model(model)  # without wrappers: decoding must not start their gradient hooks
         self.eos_token_id = eos_token_id
         self.pad_token_id = pad_token_id
         self.forbidden = forbidden.to(self.inner.device)
         self.text_config = self.inner.config.get_text_config()
         self.vision_is_trainable = trains_vision(model)
         self.cuda_graphs = cuda_graphs
-        self.in_step = in_step
+        self.lockstep = lockstep
         self.static_steps: dict[Any, Any] = {}
         self._softcapping = _final_softcapping(self.inner)
 
-    def goes_on(self, here: bool) -> bool:
-        """Whether decoding goes on: here, or where processes decode in step, in any of them."""
-        if not self.in_step:
-            return here
-        anywhere = torch.tensor(float(here), device=self.device)
+    def any_active(self, active: bool) -> bool:
+        """Whether any caption is unfinished: on this process, or in lockstep, on any process (collective)."""
+        if not self.lockstep:
+            return active
+        anywhere = torch.tensor(float(active), device=self.device)
         torch.distributed.all_reduce(anywhere, op=torch.distributed.ReduceOp.MAX)
         return bool(anywhere)
 
     @property
     def device(self) -> torch.device:
-        """Where inputs belong."""
+        """The model's device."""
         return self.inner.device
 
     @property
@@ -98,6 +102,7 @@ class Policy:
     def prompt_embeddings(self, prompts: PromptBatch, image_features: torch.Tensor) -> torch.Tensor:
         """(B, P, D) token embeddings with the image features in place of the image tokens."""
         is_image = prompts.input_ids == self.inner.config.image_token_id
+        # The image token's id may lie beyond the embedding matrix; its embedding is replaced anyway.
         embeddings = self.caption_embeddings(prompts.input_ids.masked_fill(is_image, self.pad_token_id))
         features = image_features.to(embeddings.device, embeddings.dtype)
         return embeddings.masked_scatter(is_image.unsqueeze(-1), features)
@@ -105,7 +110,7 @@ class Policy:
     def caption_embeddings(self, ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings of text (..., D)."""
         embeddings = self.inner.get_input_embeddings()
-        with whole_weights(self.model, [embeddings]):
+        with unsharded_weights(self.model, [embeddings]):
             return embeddings.forward(ids)
 
     def check_length(self, length: int) -> None:
@@ -143,7 +148,8 @@ class Policy:
         Returns:
             (B, kept, V) logits.
         """
-        # by index: of a slice the head makes one product per image, in bf16 on a CPU with weights copied
+        # An index tensor and not a slice: of a sliced (non-contiguous) tensor the head makes one product per
+        # image, and in bf16 on a CPU copies its weights for each.
         length = embeddings.shape[1]
         last = torch.arange(length - keep, length, device=embeddings.device)
         return self._call(self.inner, embeddings, mask, position_ids, keep=last, cache=cache).logits
@@ -156,12 +162,12 @@ class Policy:
         *,
         cache: Any | None = None,
     ) -> torch.Tensor:
-        """What :meth:`logits` makes logits of, for scoring, with gradients.
+        """The inputs of :meth:`logits`, for scoring, with gradients.
 
-        The outermost wrapper is called, because data-parallel wrappers prepare the synchronisation of
-        gradients in their ``forward``. It is asked for the logits of no position at all, which costs nothing,
-        and a hook reads the decoder's output on the way. Those empty logits hang on the same graph, so that
-        DistributedDataParallel's search for unused parameters finds them used.
+        The model is called through its wrappers, because data-parallel wrappers set up gradient
+        synchronisation in their ``forward``. It computes logits of no position, which costs nothing, and a
+        hook captures the decoder's output. The empty logits belong to the same graph, so that
+        DistributedDataParallel finds the head used when it looks for unused parameters.
 
         Args:
             embeddings: (B, L, D).
@@ -182,13 +188,16 @@ class Policy:
         return states[0]
 
     @property
-    def head_is_divided(self) -> bool:
-        """Whether processes hold a part of the language-model head each."""
-        return any(is_divided(parameter) for parameter in self.inner.lm_head.parameters())
+    def head_is_sharded(self) -> bool:
+        """Whether this process holds only a shard of the language-model head at this moment."""
+        return any(is_shard(parameter) for parameter in self.inner.lm_head.parameters())
 
-    def whole_head(self) -> AbstractContextManager[None]:
-        """Inside, :meth:`logits` can be called any number of times, whatever other processes do."""
-        return whole_weights(self.model, [self.inner.lm_head])
+    def unsharded_head(self) -> AbstractContextManager[None]:
+        """Gather the head once; inside, :meth:`logits` is not collective.
+
+        Processes score different numbers of tokens, so they call :meth:`logits` differently often.
+        """
+        return unsharded_weights(self.model, [self.inner.lm_head])
 
     def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., V) logits of hidden states (..., D), as the model itself makes them."""
@@ -208,6 +217,7 @@ class Policy:
         cache: Any | None = None,
     ) -> Any:
         kind = self.text_config._attn_implementation
+        # Under gradient checkpointing transformers ignores the cache, with a warning at most.
         with nullcontext() if cache is None else _checkpointing_off(self.inner):
             return module(
                 inputs_embeds=embeddings,
@@ -224,8 +234,10 @@ class Policy:
 
 @contextmanager
 def _checkpointing_off(model: nn.Module) -> Iterator[None]:
-    """Gradient checkpointing and a cache do not go together: transformers would leave out the cache."""
-    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    """Switch gradient checkpointing off inside."""
+    layers: list[Any] = [
+        module for module in model.modules() if getattr(module, "gradient_checkpointing", False)
+    ]
     for layer in layers:
         layer.gradient_checkpointing = False
     try:
@@ -235,18 +247,32 @@ def _checkpointing_off(model: nn.Module) -> Iterator[None]:
             layer.gradient_checkpointing = True
 
 
-def _final_softcapping(model: nn.Module) -> float | None:
+def _final_softcapping(model: Any) -> float | None:
     """The bound of Gemma 2's logits where the installed transformers applies it to PaliGemma 2.
 
-    Not every version does. Sampling runs the model's own ``forward``, and what is scored must be what was
-    sampled, so the answer is read off that function.
+    Not every version does. Sampling runs the model's own ``forward`` and scoring must use the same
+    distribution, so the source of that function decides.
     """
     bound = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return bound if "final_logit_softcapping" in inspect.getsource(type(model).forward) else None
 
 
-def policy_for(model: nn.Module, processor: Any) -> Policy:
-    """The policy of a model whose captions are read, not trained on."""
-    forbidden = forbidden_token_mask(processor, model.config.get_text_config().vocab_size)
-    tokenizer = processor.tokenizer
-    return Policy(model, forbidden, tokenizer.eos_token_id, tokenizer.pad_token_id)
+def policy_for(
+    model: nn.Module, processor: Any, *, cuda_graphs: bool = False, lockstep: bool = False
+) -> Policy:
+    """The policy of a model, with the token ids of its processor (or prompt encoder)."""
+    forbidden = forbidden_token_mask(processor, base_model(model).config.get_text_config().vocab_size)
+    ids = (processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id)
+    return Policy(model, forbidden, *ids, cuda_graphs=cuda_graphs, lockstep=lockstep)
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module is back in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -41,7 +41,7 @@ def leave_one_out_advantages(sampled_rewards: torch.Tensor, greedy_rewards: torc
     if num_samples < 2:
         raise ValueError("the leave_one_out baseline needs num_samples >= 2, got 1: use baseline: greedy")
     centred, count = _centred(sampled_rewards)
-    return centred * count / (count - 1).clamp(min=1)
+    return (centred * count / (count - 1).clamp(min=1)).to(sampled_rewards.dtype)
 
 
 def group_advantages(
@@ -60,7 +60,7 @@ def group_advantages(
         raise ValueError("the group baseline needs num_samples >= 2, got 1: use baseline: greedy")
     centred, count = _centred(sampled_rewards)
     variance = centred.square().nansum(1, keepdim=True) / (count - 1).clamp(min=1)
-    return centred / (variance.sqrt() + epsilon)
+    return (centred / (variance.sqrt() + epsilon)).to(sampled_rewards.dtype)
 
 
 BASELINES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -86,10 +86,23 @@ def compute_advantages(
     return advantages.masked_fill(advantages.isnan(), 0.0)
 
 
-def _centred(sampled_rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rewards minus the mean of their image (B, K), NaN where they are NaN, and how many are not (B, 1)."""
-    count = (~sampled_rewards.isnan()).sum(1, keepdim=True)
-    return sampled_rewards - sampled_rewards.nanmean(1, keepdim=True), count
+def _centred(rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rewards minus the mean of their image, and how many there are of it.
+
+    Args:
+        rewards: (..., K), NaN where there is no opinion.
+
+    Returns:
+        (..., K) float64, NaN where the reward is; exactly 0 where all rewards of an image are equal. And
+        (..., 1) how many are not NaN.
+    """
+    known = ~rewards.isnan()
+    count = known.sum(-1, keepdim=True)
+    # The mean of K equal numbers differs from them by rounding, and captions whose advantage is not exactly 0
+    # are scored. Equal numbers minus the first of them are exact zeros, whose mean is 0.
+    first = rewards.gather(-1, known.int().argmax(-1, keepdim=True))
+    shifted = rewards.double() - first.double()
+    return shifted - shifted.nanmean(-1, keepdim=True), count
 
 
 def _check_shapes(sampled_rewards: torch.Tensor, greedy_rewards: torch.Tensor) -> None:
@@ -100,13 +113,13 @@ def _check_shapes(sampled_rewards: torch.Tensor, greedy_rewards: torch.Tensor) -
         )
 
 
-def advantage_shares(baseline: str, sampled: torch.Tensor, greedy: torch.Tensor) -> torch.Tensor:
+def advantage_magnitudes(baseline: str, sampled: torch.Tensor, greedy: torch.Tensor) -> torch.Tensor:
     """How much of the advantages every reward of a mixture makes up.
 
     The advantage is linear in the contributions c_i = w_i * r_i of the rewards: with a_i the advantages of
-    c_i alone against the same baseline, their sum is the advantage of the sum. The share of reward i is mean
-    |a_i| over the sum of all mean |a_j|. The ``group`` baseline is taken before its division by the standard
-    deviation, which is of the sum and scales all a_i alike.
+    c_i alone against the same baseline, their sum is the advantage of the sum. The share of reward i is the
+    sum of |a_i| over all captions, over that of all rewards. The ``group`` baseline is taken before its
+    division by the standard deviation, which is of the sum and scales all a_i alike.
 
     Args:
         baseline: name of the baseline.
@@ -114,12 +127,11 @@ def advantage_shares(baseline: str, sampled: torch.Tensor, greedy: torch.Tensor)
         greedy: (R, B) of the greedy captions.
 
     Returns:
-        (R,) shares that add up to 1; all 0 when no advantage differs from 0.
+        (R,) sums of |a_i|.
     """
     if baseline == "group":
-        advantages = sampled - sampled.nanmean(-1, keepdim=True)
+        advantages, _ = _centred(sampled)
     else:
         pairs = zip(sampled, greedy, strict=True)
         advantages = torch.stack([compute_advantages(baseline, *pair) for pair in pairs])
-    means = advantages.nan_to_num(0.0).abs().mean((1, 2))
-    return means / means.sum() if means.sum() > 0 else means
+    return advantages.nan_to_num(0.0).abs().sum((1, 2)).to(sampled.dtype)

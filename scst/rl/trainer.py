@@ -2,55 +2,65 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from rewards.mixture import RewardMixture
-from scst.adapters.lora import AdapterSnapshot
+from scst.adapters.loading import disable_dropout
 from scst.data.supervision import CaptionChoice
-from scst.distributed.sharded_loader import SPARE
-from scst.distributed.sharded_weights import whole
+from scst.distributed.collectives import average_gradients, gradients_kept_on_error
+from scst.distributed.launching import uses_deepspeed, uses_fsdp
+from scst.distributed.processes import gather_numbers
+from scst.distributed.sharded_loader import PADDING_EXAMPLE
+from scst.distributed.sharded_weights import unsharded
 from scst.errors import RecipeError
-from scst.models.policy import Policy, trains_prompt
-from scst.models.prompts import forbidden_token_mask
-from scst.objective.advantages import compute_advantages
-from scst.rl.policy_loss import CaptionLossMixin, Objective
-from scst.rl.rewarder import RewardsMixin
-from scst.rl.step_log import StepLogMixin, StepRecord
-from scst.rollout import distribution
-from scst.rollout.decode import rollout as run_rollout
+from scst.models.policy import Policy, policy_for, trains_prompt, trains_vision
+from scst.models.prompts import PromptEncoder
+from scst.rl.arguments import refuse_unsupported
+from scst.rl.policy_loss import LossOutput, Objective, PolicyLoss, ScoringSettings, merged_metrics
+from scst.rl.rewarder import Columns, RewardedRollout, Rewarder
+from scst.rl.rollout_metrics import rollout_metrics
+from scst.rl.sampler import Sampler
 from scst.rollout.feature_cache import FeatureCache
-from scst.training.memory import (
-    FittingParts,
-    PhaseMeter,
-    average_gradients,
-    gradients_kept_on_error,
-    join_rollouts,
-    select_images,
-)
-from scst.training.sharded_batches import EpochOfCollator, SharedBatchesMixin
-from scst.training.validation import CaptionValidation, CaptionValidationMixin
+from scst.training.hooks import TrainerHooks
+from scst.training.micro_batcher import MicroBatcher
+from scst.training.step_metrics import Mean
+from scst.training.validation import CaptionValidation
 from scst.types import PromptBatch, Rollout, Sampling
 
 LESS_MEMORY = "a smaller max_new_tokens, quantization: nf4"
 """What to change when a single image is too much."""
 
 
-class SCSTTrainer(
-    RewardsMixin, CaptionLossMixin, StepLogMixin, SharedBatchesMixin, CaptionValidationMixin, Trainer
-):
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images of a micro-batch on the model's device.
+
+    Attributes:
+        prompts: what is conditioned on.
+        columns: a value per image and column of the dataset, and the instructions as ``prompts``.
+        is_padding: the images weigh nothing (:mod:`scst.distributed.sharded_loader`).
+    """
+
+    prompts: PromptBatch
+    columns: Columns
+    is_padding: bool
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+class SCSTTrainer(TrainerHooks):
     """Self-critical sequence training (Rennie et al. 2017, arXiv:1612.00563) of an adapter.
 
     One step: sample K captions and the greedy one for every image, reward them, subtract the baseline, and
     descend -advantage * log p(caption). One update per rollout, so the gradient is on-policy and needs no
-    importance ratio (but with ``late_rollouts``).
+    importance ratio (but with ``one_step_off_policy``).
 
     Deviations from the paper: K samples per image instead of 1; the reward counts the end of sequence as a
     word when the policy emitted it; tokens that are no words (image placeholders, padding, ...) are removed
@@ -58,7 +68,7 @@ class SCSTTrainer(
 
     The loss is the mean over captions of the sum over their tokens. It does not depend on how a batch is cut
     into micro-batches or spread over devices: draws are a function of (seed, step, image id). So when memory
-    runs out, sampling or scoring goes on with half the images at a time and the step is the same
+    runs out, sampling or scoring continues with half the images at a time and the step is the same
     (``micro_batch_rollout`` and ``micro_batch_loss`` in the log; not under DeepSpeed or FSDP, where the
     processes meet within every pass). Gradients of several processes are averaged after the last backward
     pass of a step and not within it, so that each may need a different number of them.
@@ -70,17 +80,21 @@ class SCSTTrainer(
         data_collator: makes prompt batches (:class:`scst.data.collate.SCSTCollator`).
         processor: the checkpoint's processor.
         sampling: K and the sampling distribution.
-        reward: the mixture that is optimised; already set up.
+        rewards: what is optimised: a mixture, or what it is made of (names, functions, entries of a recipe).
         objective: baseline and weights.
+        scoring: how captions are scored.
         validation: caption metrics on held-out images, or None.
         choice: human caption for the cross-entropy term.
         feature_cache: keeps the image features of the training images over epochs; None to compute them.
-        late_rollouts: learn from the captions of the micro-batch before; rewards are computed meanwhile.
+        one_step_off_policy: learn from the captions of the micro-batch before; rewards are computed meanwhile.
         cuda_graphs: record the steps of decoding (:mod:`scst.rollout.static`).
-        streamed_weights: under ZeRO-3, gather weights layer by layer while sampling, in step with all others.
-    """
+        streams_weights: under ZeRO-3, gather weights layer by layer while sampling, in lockstep with all others.
+        max_skipped_steps, callbacks: as of :class:`TrainerHooks`.
 
-    computes_eval_loss = False
+    Attributes:
+        sampler, rewarder, policy_loss: the parts of a step.
+        last_step: what the last micro-batch learnt from, for tables.
+    """
 
     def __init__(
         self,
@@ -90,234 +104,264 @@ class SCSTTrainer(
         train_dataset: Any,
         data_collator: Any,
         processor: Any,
-        sampling: Sampling,
-        reward: RewardMixture,
-        objective: Objective,
+        sampling: Sampling | None = None,
+        rewards: RewardMixture | Sequence[Any] = ("cider_d",),
+        objective: Objective | None = None,
+        scoring: ScoringSettings | None = None,
         validation: CaptionValidation | None = None,
         choice: CaptionChoice | None = None,
         feature_cache: FeatureCache | None = None,
-        late_rollouts: bool = False,
+        one_step_off_policy: bool = False,
         cuda_graphs: bool = False,
-        streamed_weights: bool = False,
-        callbacks: Sequence[Any] | None = None,
+        streams_weights: bool = False,
+        max_skipped_steps: int = 10,
+        callbacks: Sequence[TrainerCallback] = (),
     ):
+        refuse_unsupported(args)
+        scoring = scoring or ScoringSettings()
+        refuse_what_cannot_work(model, scoring)
         args.ddp_broadcast_buffers = False  # constants; a retried forward must not wait for other processes
+        disable_dropout(model)
         super().__init__(
-            model=model,
-            args=args,
+            model,
+            args,
             train_dataset=train_dataset,
-            eval_dataset=validation.dataset if validation else None,
             data_collator=data_collator,
-            processing_class=processor,
-            callbacks=[EpochOfCollator(data_collator), *(callbacks or [])],
+            processor=processor,
+            validation=validation,
+            max_skipped_steps=max_skipped_steps,
+            callbacks=callbacks,
         )
-        self.processor = processor
-        self.sampling = sampling
-        self.reward = reward
-        self.objective = objective
-        self.validation = validation
-        self.choice = choice or CaptionChoice("random", args.seed)
-        self.feature_cache = feature_cache
-        self.late_rollouts = late_rollouts
-        self.cuda_graphs = cuda_graphs
-        self.streamed_weights = streamed_weights
-        self.sft_policy = AdapterSnapshot(model)
-        self.last_step: StepRecord | None = None
-        self._metrics: dict[str, list[float]] = defaultdict(list)
-        self._since_log: dict[str, tuple[float, float]] = {}
-        self._policies: dict[int, Policy] = {}
-        self._logprobs_checked = False
-        self.phases = PhaseMeter(self.args.device)
-        advice = {
-            "rollout": f"fewer num_samples, {LESS_MEMORY}",
-            "loss": f"gradient_checkpointing: true, fewer num_samples, {LESS_MEMORY}",
-        }
-        self.parts = {
-            "rollout": FittingParts("sampling", advice["rollout"]),
-            "loss": FittingParts("scoring", advice["loss"], objective.batch_size or None),
-        }
-        for parts in self.parts.values():
-            parts.can_split = not self._meets_in_passes()
-        self._refuse_what_cannot_work(objective)
+        sampling, objective = sampling or Sampling(), objective or Objective()
+        self.streams_weights = streams_weights
+        self.mixture = rewards if isinstance(rewards, RewardMixture) else _set_up(rewards, train_dataset)
+        self.encoder = PromptEncoder.of(processor)
+        self.sampler = Sampler(
+            self.encoder,
+            sampling,
+            seed=args.seed,
+            feature_cache=feature_cache,
+            keep_prompt_cache=not (scoring.prompt_gradient or one_step_off_policy),
+        )
+        self.rewarder = Rewarder(
+            self.mixture, objective.baseline, one_step_off_policy=one_step_off_policy, recall=self._recall
+        )
+        self.policy_loss = PolicyLoss(
+            model,
+            self.encoder,
+            sampling,
+            objective,
+            scoring,
+            choice=choice or CaptionChoice("random", args.seed),
+            autocast=self.compute_loss_context_manager,
+            is_off_policy=one_step_off_policy,
+            scores_always=self.has_collective_forward,
+        )
+        self.rollout_batches = MicroBatcher(
+            "sampling", f"fewer num_samples, {LESS_MEMORY}", can_split=not self.has_collective_forward
+        )
+        self.loss_batches = MicroBatcher(
+            "scoring",
+            f"gradient_checkpointing: true, fewer num_samples, {LESS_MEMORY}",
+            scoring.batch_size or None,
+            can_split=not self.has_collective_forward,
+        )
+        self.checkpointer.register("reward_functions", self.mixture.calls)
+        self.checkpointer.register("rewarder", self.rewarder, rewinds=True)
+        self.last_step: RewardedRollout | None = None
+        self._micro_batches_of_step = 0
+        self._policy: tuple[torch.nn.Module, Policy] | None = None
+        self._cuda_graphs = cuda_graphs
 
-    def _refuse_what_cannot_work(self, objective: Objective) -> None:
-        if not objective.prompt_gradient and self._policy(self.model).vision_is_trainable:
-            raise RecipeError(
-                "prompt_gradient: false trains nothing in the vision tower and the projector, but the "
-                "adapter is there: train it with prompt_gradient: true"
-            )
-        if not objective.prompt_gradient and trains_prompt(self.model):
-            raise RecipeError(
-                "prompt_gradient: false trains no prompt tokens, and the adapter has nothing else: train it "
-                "with prompt_gradient: true"
-            )
-        if objective.batch_size and self._meets_in_passes():
-            raise RecipeError(
-                "scoring_batch_size: under DeepSpeed and FSDP a micro-batch is scored whole; give a smaller "
-                "per_device_train_batch_size and more gradient_accumulation_steps"
-            )
+    @property
+    def batchers(self) -> dict[str, MicroBatcher]:
+        """Those of sampling and of scoring."""
+        return {"rollout": self.rollout_batches, "loss": self.loss_batches}
 
-    def _meets_in_passes(self) -> bool:
-        """Whether processes wait for each other within forward and backward passes."""
-        return self.is_deepspeed_enabled or self.is_fsdp_enabled
-
-    def training_step(
-        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
+    def micro_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items: torch.Tensor | int | None
     ) -> torch.Tensor:
         """Sample, reward, compare, and add the gradient of one micro-batch.
 
         Args:
             model: the model, wrapped for its devices.
             inputs: a batch of :class:`scst.data.collate.SCSTCollator`.
-            num_items_in_batch: images of the whole optimizer step, over all micro-batches and processes.
+            num_items: images of the whole optimizer step, over all micro-batches and processes.
 
         Returns:
             The loss, a scalar without gradient.
         """
-        started = time.perf_counter()
-        columns, is_spare = inputs.pop("columns"), inputs.pop(SPARE, False)
-        prompts = PromptBatch(**self._prepare_inputs(inputs))
-        policy = self._policy(model)
-        with self._timed("rollout"):
-            rollout = self._sample_in_parts(policy, prompts, columns["image_id"])
-        with self._timed("reward"):
-            asked = self.ask_rewards(rollout, columns, num_items_in_batch, is_spare=is_spare)
-            if self.late_rollouts and (asked := self.one_step_late(asked)) is None:
-                return torch.zeros((), device=policy.device)
-            rollout, columns, is_spare = asked.rollout, asked.columns, asked.is_spare
-            rewards = self.reward_captions(asked)
-            advantages = compute_advantages(self.objective.baseline, rewards.sampled, rewards.greedy)
-        with self._timed("loss"):
-            num_captions = self._num_captions(asked.num_items, len(rollout.prompts))
-            if is_spare:  # it is scored only because the others wait within the passes, and weighs nothing
-                advantages, num_captions = torch.zeros(rollout.ended_by_eos.shape), math.inf
-            loss = self._backward_in_parts(
-                model, rollout, advantages.to(policy.device), columns, num_captions
+        batch = self.to_device(inputs)
+        policy = self.policy_of(model)
+        with self.metrics.timed("rollout"), self.sampling_weights():
+            rollout = self._sample(policy, batch)
+        with self.metrics.timed("reward"):
+            rewarded = self.rewarder(
+                rollout,
+                batch.columns,
+                self.state,
+                num_images=len(batch) if num_items is None else int(num_items),
+                is_padding=batch.is_padding,
             )
-        if not is_spare:
-            self._record(rollout, rewards, advantages, columns)
-            self._metrics["images_per_s"].append(len(prompts) / (time.perf_counter() - started))
-        self._end_micro_batch(0 if is_spare else len(prompts))
-        return loss
+        if rewarded is None:  # one-step off-policy: nothing to learn from yet
+            return torch.zeros((), device=policy.device)
+        with self.metrics.timed("loss"):
+            outputs = self._backward(model, policy, rewarded)
+        self._micro_batches_of_step += 1
+        self._report(rewarded, outputs)
+        self.metrics.count_images(0 if batch.is_padding else len(batch))
+        return self._scale(rewarded) * torch.stack([output.losses.sum() for output in outputs]).sum()
 
-    def _sample_in_parts(self, policy: Policy, prompts: PromptBatch, image_ids: Sequence[str]) -> Rollout:
+    def to_device(self, inputs: dict[str, Any]) -> ImageBatch:
+        """The record of a collated batch, its tensors on the model's device."""
+        columns, is_padding = inputs.pop("columns"), bool(inputs.pop(PADDING_EXAMPLE, False))
+        return ImageBatch(PromptBatch(**self._prepare_inputs(inputs)), columns, is_padding)
+
+    def policy_of(self, model: torch.nn.Module) -> Policy:
+        """The policy of a model that is wrapped for its devices; made once."""
+        if self._policy is None or self._policy[0] is not model:
+            settings = {"cuda_graphs": self._cuda_graphs, "lockstep": self.streams_weights}
+            self._policy = (model, policy_for(model, self.encoder, **settings))
+        return self._policy[1]
+
+    @contextmanager
+    def sampling_weights(self) -> Iterator[None]:
+        """Eval mode, mixed precision, and whole weights on every process unless they are streamed."""
+        self.model.eval()
+        weights = nullcontext() if self.streams_weights else unsharded(self.model)
+        with torch.no_grad(), self.compute_loss_context_manager(), weights:
+            yield
+        self.model.train()
+
+    def _sample(self, policy: Policy, batch: ImageBatch) -> Rollout:
         """The rollout of a micro-batch, of as many images at a time as fit into memory."""
-        rollouts: list[Rollout] = []
+        image_ids, step = batch.columns["image_id"], self.state.global_step
 
-        def sample(images: slice) -> None:
-            rollouts.append(self.sample(policy, prompts.select(images), image_ids[images]))
+        def sample(images: slice) -> Rollout:
+            return self.sampler.sample(policy, batch.prompts.select(images), image_ids[images], step)
 
-        self._run_in_parts("rollout", len(prompts), sample)
-        return join_rollouts(rollouts, policy.pad_token_id)
+        rollouts = self.rollout_batches.map(sample, len(batch))
+        return Rollout.join(rollouts, policy.pad_token_id)
 
-    def _backward_in_parts(
-        self,
-        model: torch.nn.Module,
-        rollout: Rollout,
-        advantages: torch.Tensor,
-        columns: dict[str, list[Any]],
-        num_captions: torch.Tensor | float,
-    ) -> torch.Tensor:
-        """Add the gradient of a micro-batch, of as many images at a time as fit into memory.
-
-        Args:
-            model: the model, wrapped for its devices.
-            rollout: of B images.
-            advantages: (B, K).
-            columns: a value per image and column.
-            num_captions: of the optimizer step, over all micro-batches and processes.
-
-        Returns:
-            The loss, a scalar without gradient.
-        """
-        policy, losses = self._policy(model), []
+    def _backward(
+        self, model: torch.nn.Module, policy: Policy, rewarded: RewardedRollout
+    ) -> list[LossOutput]:
+        """Add the gradient of a micro-batch, of as many images at a time as fit into memory."""
         trainable = [p for p in model.parameters() if p.requires_grad]
         averages = isinstance(model, torch.nn.parallel.DistributedDataParallel)
+        advantages = rewarded.advantages.to(policy.device)
+        settings = {"epoch": int(self.state.epoch or 0)}
+        probes_kl = self._probes_kl()
 
-        def backward(images: slice) -> None:
-            part = {name: values[images] for name, values in columns.items()}
+        def backward(images: slice) -> LossOutput:
+            columns = {name: values[images] for name, values in rewarded.columns.items()}
             with model.no_sync() if averages else nullcontext(), gradients_kept_on_error(trainable):
-                loss = self.caption_losses(policy, select_images(rollout, images), advantages[images], part)
-                loss = loss.sum() / num_captions * self.accelerator.num_processes
-                self.accelerator.backward(loss, **self._backward_arguments())
-            losses.append(loss.detach())
-
-        self._run_in_parts("loss", len(rollout.prompts), backward)
-        if averages and self.accelerator.sync_gradients:
-            average_gradients(trainable, self.accelerator)
-        return torch.stack(losses).sum()
-
-    def _run_in_parts(self, phase: str, num_images: int, work: Callable[[slice], None]) -> None:
-        """Run a phase. What its parts log counts by their images; what a failed part logged is dropped."""
-        logged: dict[str, list[float]] = defaultdict(list)
-        sizes: dict[str, int] = defaultdict(int)
-
-        def logging_work(images: slice) -> None:
-            everything, self._metrics = self._metrics, defaultdict(list)
-            try:
-                work(images)
-                for name, values in self._metrics.items():
-                    size = images.stop - images.start
-                    logged[name].append(sum(values) / len(values) * size)
-                    sizes[name] += size
-            finally:
-                self._metrics = everything
-
-        self.parts[phase].run(num_images, logging_work)
-        for name, values in logged.items():
-            self._metrics[name].append(sum(values) / sizes[name])
-        self._metrics[f"micro_batch_{phase}"].append(self.parts[phase].size(num_images))
-
-    def sample(self, policy: Policy, prompts: PromptBatch, image_ids: Sequence[str]) -> Rollout:
-        """The rollout of a micro-batch, in eval mode."""
-        uniforms = distribution.rollout_uniforms(
-            image_ids,
-            seed=self.args.seed,
-            step=self.state.global_step,
-            num_samples=self.sampling.num_samples,
-            length=self.sampling.max_new_tokens,
-        )
-        self.model.eval()
-        weights = nullcontext() if self.streamed_weights else whole(self.model)
-        with torch.no_grad(), self.compute_loss_context_manager(), weights:
-            features = None
-            if self.feature_cache:
-                features = self.feature_cache.features(policy, prompts.pixel_values, image_ids)
-            result = run_rollout(
-                policy,
-                self.processor,
-                prompts,
-                self.sampling,
-                uniforms,
-                features,
-                keep_prompt_cache=not (self.objective.prompt_gradient or self.late_rollouts),
-            )
-        self.model.train()
-        return result
-
-    def _policy(self, model: torch.nn.Module) -> Policy:
-        if id(model) not in self._policies:
-            tokenizer = self.processor.tokenizer
-            vocab_size = self.model.config.get_text_config().vocab_size
-            forbidden = forbidden_token_mask(self.processor, vocab_size)
-            ids = (tokenizer.eos_token_id, tokenizer.pad_token_id)
-            self._policies = {
-                id(model): Policy(
-                    model, forbidden, *ids, cuda_graphs=self.cuda_graphs, in_step=self.streamed_weights
+                output = self.policy_loss(
+                    policy,
+                    rewarded.rollout.select(images),
+                    advantages[images],
+                    columns,
+                    probes_kl=probes_kl and images.start == 0,
+                    **settings,
                 )
+                loss = output.losses.sum() * self._scale(rewarded)
+                # DeepSpeed would divide by the accumulation steps once more
+                self.accelerator.backward(
+                    loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {})
+                )
+            return LossOutput(output.losses.detach(), output.metrics)
+
+        outputs = self.loss_batches.map(backward, len(rewarded.rollout))
+        if averages and self.accelerator.sync_gradients:
+            average_gradients(trainable)
+        return outputs
+
+    def _scale(self, rewarded: RewardedRollout) -> float:
+        """What makes the mean over all captions of the optimizer step of the sum over those of one process."""
+        num_captions = rewarded.num_images * self.sampler.sampling.num_samples
+        return 0.0 if rewarded.is_padding else self.accelerator.num_processes / num_captions
+
+    def _probes_kl(self) -> bool:
+        """Whether this micro-batch reports the KL of its first image: the first one of a step that is logged."""
+        logs = (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 1)) == 0
+        is_first = self._micro_batches_of_step == 0
+        return logs and is_first and (self.args.process_index == 0 or self.has_collective_forward)
+
+    def _report(self, rewarded: RewardedRollout, outputs: list[LossOutput]) -> None:
+        """Give what a micro-batch learnt from to the log."""
+        self.metrics.add(
+            {
+                "micro_batch_rollout": Mean(self.rollout_batches.size(len(rewarded.rollout)), 1),
+                "micro_batch_loss": Mean(self.loss_batches.size(len(rewarded.rollout)), 1),
             }
-        return self._policies[id(model)]
+        )
+        if rewarded.is_padding:
+            return
+        metrics = merged_metrics(outputs)
+        if self.args.process_index != 0 and not self.policy_loss.objective.kl_weight:
+            metrics.pop("kl", None)  # computed in lockstep only; the step's first image is in process 0
+        self.metrics.add(rollout_metrics(rewarded.rollout, self.state.global_step))
+        self.metrics.add(rewarded.metrics)
+        self.metrics.add(metrics)
+        self.last_step = rewarded
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor:
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
+        """The micro-batches of a step, which begins here."""
+        self._micro_batches_of_step = 0
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> int:
         """Images of one optimizer step, over all micro-batches and processes."""
-        sizes = [len(batch["input_ids"]) for batch in batch_samples if SPARE not in batch]
-        count = torch.tensor(sum(sizes), device=device)
-        return self.accelerator.gather(count).sum()
+        sizes = [len(batch["input_ids"]) for batch in batch_samples if PADDING_EXAMPLE not in batch]
+        return int(sum(numbers[0] for numbers in gather_numbers([sum(sizes)])))
 
-    def _num_captions(self, num_items_in_batch: torch.Tensor | None, micro_batch: int) -> torch.Tensor | int:
-        images = micro_batch if num_items_in_batch is None else num_items_in_batch
-        return images * self.sampling.num_samples
+    def _recall(
+        self, image_ids: Sequence[str], prompts: Sequence[str]
+    ) -> tuple[PromptBatch, Columns, torch.Tensor | None]:
+        """Prompts, columns and image features of training images whose captions were sampled before a resume."""
+        rows = {str(image_id): row for row, image_id in enumerate(self.train_dataset["image_id"])}
+        inputs = self.data_collator.with_prompts(
+            [self.train_dataset[rows[image_id]] for image_id in image_ids],
+            prompts,  # of the epoch that they were drawn in
+        )
+        batch, policy = self.to_device(inputs), self.policy_of(self.model)
+        self.policy_loss.skip_check()
+        with torch.no_grad(), self.compute_loss_context_manager(), unsharded(self.model):
+            trains = policy.vision_is_trainable
+            features = None if trains else policy.image_features(batch.prompts.pixel_values)
+        return batch.prompts, batch.columns, features
 
-    def _backward_arguments(self) -> dict[str, Any]:
-        """DeepSpeed would divide by the accumulation steps once more."""
-        return {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+
+def _set_up(rewards: Sequence[Any], train_dataset: Any) -> RewardMixture:
+    """A mixture of these rewards that has seen the training references."""
+    mixture = RewardMixture(rewards)
+    mixture.setup(train_dataset.select_columns(["references", "image_id"]))
+    return mixture
+
+
+def refuse_what_cannot_work(model: torch.nn.Module, scoring: ScoringSettings) -> None:
+    """Refuse adapters and settings that do not go together, or not with the launcher's way of dividing work.
+
+    Raises:
+        RecipeError: naming what to use instead.
+    """
+    if uses_fsdp() and trains_vision(model):  # it is scored outside of FSDP's root
+        raise RecipeError(
+            "the adapter reaches the vision tower or the projector, which self-critical training under "
+            "FSDP2 cannot score: launch with recipes/accelerate/ddp.yaml or zero3.yaml"
+        )
+    if not scoring.prompt_gradient and trains_vision(model):
+        raise RecipeError(
+            "prompt_gradient: false trains nothing in the vision tower and the projector, but the "
+            "adapter is there: train it with prompt_gradient: true"
+        )
+    if not scoring.prompt_gradient and trains_prompt(model):
+        raise RecipeError(
+            "prompt_gradient: false trains no prompt tokens, and the adapter has nothing else: train it "
+            "with prompt_gradient: true"
+        )
+    if scoring.batch_size and (uses_fsdp() or uses_deepspeed()):
+        raise RecipeError(
+            "scoring_batch_size: under DeepSpeed and FSDP a micro-batch is scored whole; give a smaller "
+            "per_device_train_batch_size and more gradient_accumulation_steps"
+        )

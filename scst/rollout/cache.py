@@ -1,12 +1,13 @@
 """Keys and values of prompts, stored once, however many captions continue them.
 
 The rows of an image (its greedy and its sampled captions) are decoded as extra query positions of *one*
-sequence, so the cache has batch B and not B * (K + 1): attention kernels take that without copying the
-prompt, because which row may see which column is a matter of the mask.
+sequence, so the cache has batch B and not B * (K + 1). Attention kernels take that without copying the
+prompt: the mask alone decides which row sees which column.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,12 +24,14 @@ class BufferedLayer(DynamicLayer):
     transformers' ``DynamicLayer`` copies everything that it holds at every token; this one writes in place.
 
     Args:
-        room: columns to allocate beyond those of the first update (the prompt).
+        capacity: columns to allocate beyond those of the first update (the prompt).
     """
 
-    def __init__(self, room: int):
+    def __init__(self, capacity: int):
         super().__init__()
-        self.room = room
+        self.keys: Any = None  # transformers types them as optional tensors
+        self.values: Any = None
+        self.capacity = capacity
         self.length = 0
 
     def update(
@@ -50,7 +53,7 @@ class BufferedLayer(DynamicLayer):
     def _allocate(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         for name, states in (("keys", key_states), ("values", value_states)):
-            columns = states.shape[2] + self.room
+            columns = states.shape[2] + self.capacity
             setattr(self, name, states.new_empty((*states.shape[:2], columns, states.shape[3])))
         self.is_initialized = True
 
@@ -61,17 +64,19 @@ class RolloutCache(Cache):
     Args:
         num_layers: of the decoder. All its layers attend to everything that the mask allows: sequences that
             a sliding window would cut are refused before (``Policy.check_length``).
-        room: columns for generated tokens, per image.
+        capacity: columns for generated tokens, per image.
     """
 
-    def __init__(self, num_layers: int, room: int):
-        super().__init__(layers=[BufferedLayer(room) for _ in range(num_layers)])
+    layers: list[Any]
+
+    def __init__(self, num_layers: int, capacity: int):
+        super().__init__(layers=[BufferedLayer(capacity) for _ in range(num_layers)])
 
     @classmethod
-    def of_layers(cls, layers: list[BufferedLayer]) -> RolloutCache:
-        """A cache of such layers."""
+    def of_layers(cls, layers: Sequence[BufferedLayer]) -> RolloutCache:
+        """A cache made of these layers."""
         cache = cls(0, 0)
-        cache.layers = layers
+        cache.layers = list(layers)
         return cache
 
     def keep_images(self, kept: torch.Tensor) -> None:
@@ -80,11 +85,11 @@ class RolloutCache(Cache):
         Args:
             kept: (images in the cache,) bool.
         """
-        if not kept.all():
+        if not kept.all():  # selecting copies the whole cache: only when an image really leaves
             self.batch_select_indices(kept.nonzero().flatten())
 
     def prompts(self) -> torch.Tensor:
-        """(B, layers, 2, heads, P, D) a copy of all that is filled; after the prefill that is the prompts."""
+        """(B, layers, 2, heads, P, D) a copy of the filled columns. Call it right after the prefill."""
         pairs = [torch.stack([layer.keys, layer.values], 1)[..., : layer.length, :] for layer in self.layers]
         return torch.stack(pairs, 1)
 
@@ -95,7 +100,7 @@ class RolloutCache(Cache):
 
 
 class ConstantPrompt(Cache):
-    """Prompts as constants for captions that are computed with gradients; nothing is ever added to it.
+    """Keys and values of prompts as constants, for captions computed with gradients. Never written to.
 
     Args:
         prompt_cache: (B, layers, 2, heads, P, D) from :func:`prompt_cache`.
@@ -106,17 +111,19 @@ class ConstantPrompt(Cache):
 
 
 class _ConstantLayer(DynamicLayer):
-    """Keys and values (B, heads, P, D) that others are put behind, for one call."""
+    """Keys and values (B, heads, P, D) of one layer; ``update`` returns them followed by the new ones."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor):
         super().__init__()
-        self.keys, self.values = keys, values
+        self.keys: Any = keys
+        self.values: Any = values
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The prompt's columns and these (B, heads, L, D)."""
+        """Keys and values (B, heads, P + L, D): the prompt's, then the given ones (B, heads, L, D)."""
+        # torch.cat instead of a write into a buffer: gradients flow through the new columns.
         return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
 
     def get_seq_length(self) -> int:
@@ -127,7 +134,7 @@ class _ConstantLayer(DynamicLayer):
 @torch.no_grad()
 def prompt_cache(policy: Policy, prompts: PromptBatch, image_features: torch.Tensor) -> torch.Tensor:
     """(B, layers, 2, heads, P, D) keys and values of prompts, without gradient."""
-    cache = RolloutCache(policy.text_config.num_hidden_layers, room=0)
+    cache = RolloutCache(policy.text_config.num_hidden_layers, capacity=0)
     prefill(policy, prompts, image_features, cache)
     return cache.prompts()
 

@@ -2,10 +2,9 @@
 
 Row 0 of every image is greedy, rows 1..K are sampled. `generate` called twice would encode every image twice,
 prefill and store the prompt K + 1 times, and compute every row until the longest has ended. Here the prompt's
-keys and values exist once per image (:mod:`scst.rollout.cache`), and a decode step computes *slots*: one for
-each different beginning of a caption that still goes on. Rows that have ended take no slot, rows of an image
-that agree so far share one, and an image leaves when all its rows have ended. The draws are a function of
-(uniform number, distribution) alone, so none of this changes a caption.
+keys and values exist once per image (:mod:`scst.rollout.cache`), and a decode step computes one slot per
+distinct unfinished prefix (:mod:`scst.rollout.decode_state`); images without unfinished rows leave the batch.
+The draws are a function of (uniform number, distribution) alone, so none of this changes a caption.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ import torch
 
 from scst.models import masks
 from scst.models.policy import Policy
-from scst.models.prompts import decode_captions
+from scst.models.prompts import PromptEncoder
 from scst.rollout.cache import RolloutCache, prefill
-from scst.rollout.decode_state import Rows, Slots
+from scst.rollout.decode_state import DecodeState, Slots
 from scst.rollout.static import steps_for
 from scst.types import PromptBatch, Rollout, Sampling
 
@@ -37,12 +36,13 @@ def rollout(
 
     Args:
         policy: the model.
-        processor: decodes token ids to text.
+        processor: decodes token ids to text; a prompt encoder will do.
         prompts: B prompts.
         sampling: K and the sampling distribution.
-        uniforms: (B, K, T) numbers in [0, 1) that decide every draw (:func:`scst.rollout.distribution.rollout_uniforms`).
-        image_features: (B, N, D) when they are known (:mod:`scst.rollout.feature_cache`); computed here when None.
-        keep_prompt_cache: leave the prompts' keys and values in the rollout, to score with them.
+        uniforms: (B, K, T) numbers in [0, 1) that decide every draw
+            (:func:`scst.rollout.distribution.rollout_uniforms`).
+        image_features: (B, N, D) (:mod:`scst.rollout.feature_cache`); None: computed here.
+        keep_prompt_cache: return the prompts' keys and values in the rollout, to score with them.
 
     Returns:
         The rollout; its tensors are on the policy's device.
@@ -59,7 +59,7 @@ def rollout(
         policy, prompts, features, sampling, uniforms.cpu(), keep_prompt_cache
     )
     is_text = mask & (ids != policy.eos_token_id)
-    texts = decode_captions(processor, ids.flatten(0, 1), is_text.flatten(0, 1))
+    texts = PromptEncoder.of(processor).decode_captions(ids.flatten(0, 1), is_text.flatten(0, 1))
     per_image = sampling.num_samples + 1
     groups = [texts[start : start + per_image] for start in range(0, len(texts), per_image)]
     ended = (ids == policy.eos_token_id).logical_and(mask).any(-1)
@@ -74,6 +74,7 @@ def rollout(
         greedy_captions=[group[0] for group in groups],
         ended_by_eos=ended[:, 1:],
         greedy_ended_by_eos=ended[:, 0],
+        # Features of a trained vision tower are computed again in scoring, where gradients flow through it.
         image_features=None if policy.vision_is_trainable else features,
         prompt_cache=prompt_cache,
     )
@@ -96,26 +97,28 @@ def decode(
     steps = steps_for(policy, prompts, num_rows, sampling.max_new_tokens) or SharedSteps(
         policy, prompts, num_rows * (sampling.max_new_tokens - 1)
     )
-    rows = Rows(policy, sampling, uniforms, fixed=policy.in_step or not isinstance(steps, SharedSteps))
-    rows.append_tokens(steps.prefill(features))
+    # In lockstep every process must run the same number of layers per step, so no process may drop images.
+    fixed = policy.lockstep or not isinstance(steps, SharedSteps)
+    state = DecodeState(policy, sampling, uniforms, fixed=fixed)
+    state.append_tokens(steps.prefill(features))
     prompt_cache = steps.cache.prompts() if keep_prompt_cache else None
-    while rows.step < sampling.max_new_tokens and policy.goes_on(bool(rows.active.any())):
-        rows.append_tokens(steps.step(rows.next_slots(), rows.step))
-    return *rows.results(), prompt_cache
+    while state.step < sampling.max_new_tokens and policy.any_active(bool(state.active.any())):
+        state.append_tokens(steps.step(state.next_slots(), state.step))
+    return *state.results(), prompt_cache
 
 
 class SharedSteps:
-    """Decode steps that compute what goes on and nothing else: their shapes change from step to step.
+    """Decode steps that compute unfinished prefixes and nothing else: shapes change from step to step.
 
     Args:
         policy: the model.
         prompts: B prompts.
-        room: columns for generated tokens, per image.
+        capacity: cache columns for generated tokens, per image.
     """
 
-    def __init__(self, policy: Policy, prompts: PromptBatch, room: int):
+    def __init__(self, policy: Policy, prompts: PromptBatch, capacity: int):
         self.policy, self.prompts = policy, prompts
-        self.cache = RolloutCache(policy.text_config.num_hidden_layers, room)
+        self.cache = RolloutCache(policy.text_config.num_hidden_layers, capacity)
         self.last_prompt_position = prompts.position_ids[:, -1:]
 
     def prefill(self, image_features: torch.Tensor) -> torch.Tensor:
@@ -124,6 +127,7 @@ class SharedSteps:
 
     def step(self, slots: Slots, step: int) -> torch.Tensor:
         """Logits (b, S, V) of the next token of every slot, ``step`` tokens after the prompt."""
+        # Images leave before the step: the batch of the cache must be that of the queries.
         self.cache.keep_images(slots.kept.to(self.policy.device))
         images, tokens = slots.images.to(self.policy.device), slots.tokens.to(self.policy.device)
         visible = slots.visible.to(self.policy.device)

@@ -1,4 +1,10 @@
-"""The rows of a rollout: what they hold, which go on, which agree so far, and what they choose next."""
+"""The state of a rollout between decode steps: tokens so far, unfinished rows, and their slots.
+
+A *row* is one caption being sampled: row 0 of an image is greedy, rows 1..K are drawn. A *slot* is one query
+position of a decode step: the model computes one new token position per slot. Rows of an image with the same
+tokens so far (the same prefix) have the same next-token distribution, so they share one slot and differ only
+in what they draw from it. Finished rows have none.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +22,14 @@ MAX_DRAWN_LOGITS = 2**24
 
 @dataclass(frozen=True)
 class Slots:
-    """What one decode step computes: S slots for each of the b images that go on.
+    """Inputs of one decode step: S slots for each of the b images that still have unfinished rows.
 
     Attributes:
-        kept: (images of the step before,) bool, those that go on.
-        images: (b,) index of the image.
-        tokens: (b, S) newest token of each slot. Where an image needs fewer than S slots, the last ones
-            repeat rows that have ended or share another slot; nobody reads their logits.
-        visible: (b, S, C) bool, the generated columns of the cache that hold the slot's own past.
+        kept: (images of the step before,) bool, the images that stay in the cache.
+        images: (b,) index of each image in the batch.
+        tokens: (b, S) newest token of each slot. An image with fewer than S distinct prefixes fills its last
+            slots with rows that are finished or share another slot; their logits are never read.
+        visible: (b, S, C) bool, the generated columns of the cache that hold the slot's own prefix.
     """
 
     kept: torch.Tensor
@@ -32,17 +38,18 @@ class Slots:
     visible: torch.Tensor
 
 
-class Rows:
-    """All rows (B, R = K + 1) of a rollout: what they hold, which still go on, and which agree so far.
+class DecodeState:
+    """All rows (B, R = K + 1) of a rollout: their tokens, which are unfinished, which slot serves each.
 
-    Bookkeeping lives on the CPU: its tensors are tiny, and the tokens must come there anyway, once a step,
-    to know whether to go on.
+    The bookkeeping lives on the CPU: its tensors are tiny, and the tokens must be copied there once a step
+    anyway, to know whether any row is unfinished.
 
     Args:
         policy: the model.
         sampling: the distribution.
         uniforms: (B, K, T) numbers that decide the draws.
-        fixed: a slot for every row of every image at every step, for decoding that cannot change its shapes.
+        fixed: give every row of every image a slot at every step, for decode steps that cannot change shape
+            (recorded graphs, processes in lockstep).
     """
 
     def __init__(self, policy: Policy, sampling: Sampling, uniforms: torch.Tensor, *, fixed: bool = False):
@@ -56,13 +63,14 @@ class Rows:
         self.step = 0
         self.active = torch.ones(shape[:2], dtype=torch.bool)
         self.images = torch.arange(shape[0])  # those in the cache
-        self.leader = torch.zeros(shape[:2], dtype=torch.long)  # the row whose slot serves this row
-        self.slot = torch.zeros(shape[:2], dtype=torch.long)  # of leading rows
-        self.visible = torch.zeros((*shape[:2], 0), dtype=torch.bool)  # cache columns of the row's past
+        self.leader = torch.zeros(shape[:2], dtype=torch.long)  # first unfinished row with the same prefix
+        self.slot = torch.zeros(shape[:2], dtype=torch.long)  # slot of each leader; undefined for other rows
+        self.visible = torch.zeros((*shape[:2], 0), dtype=torch.bool)  # cache columns of the row's prefix
 
     def append_tokens(self, logits: torch.Tensor) -> None:
-        """Choose the next token of every active row from the logits (b, S, V) of the slots."""
+        """Choose the next token of every unfinished row from the logits (b, S, V) of the slots."""
         image, row = self.active.nonzero(as_tuple=True)
+        # The cache and the logits hold only images with unfinished rows: index b of the image, not B.
         place = torch.zeros(len(self.active), dtype=torch.long)
         place[self.images] = torch.arange(len(self.images))
         slot = self.slot[image, self.leader[image, row]]
@@ -74,25 +82,31 @@ class Rows:
         self.step += 1
 
     def next_slots(self) -> Slots:
-        """Give every different beginning that goes on a slot, and forget the images that have ended."""
+        """Assign one decode slot to each distinct unfinished prefix; drop images without unfinished rows."""
         tokens = self.ids[:, :, self.step - 1]
+        # Two prefixes agree when they agreed one token ago (same leader) and their newest tokens agree. The
+        # leader itself may have finished since: its followers then agree among themselves only.
         agrees = (self.leader[:, :, None] == self.leader[:, None]) & (tokens[:, :, None] == tokens[:, None])
-        self.leader = (agrees & self.active[:, None]).int().argmax(-1)  # the first active row that agrees
+        self.leader = (agrees & self.active[:, None]).int().argmax(-1)  # argmax: the first True
         leads = self.active & (self.leader == torch.arange(self.count))
         num_slots = leads.sum(1)
         kept = (num_slots[self.images] > 0) | self.fixed
         self.images = self.images[kept]
+        # Every image gets as many slots as the one with most distinct prefixes: leaders first, then fillers.
         most = self.count if self.fixed else num_slots.max()
         rows = leads.int().argsort(dim=1, descending=True, stable=True)[:, :most]
         self.slot.scatter_(1, rows, torch.arange(rows.shape[1]).expand_as(rows))
+        # The step appends one cache column per slot. A row sees the column of its leader, and never another.
         self.visible = torch.cat([self.visible, self.leader[:, :, None] == rows[:, None]], 2)
         rows, images = rows[self.images], self.images[:, None]
         return Slots(kept, self.images, tokens[images, rows], self.visible[images, rows])
 
     def results(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Ids, mask and logprobs (B, R, steps) on the policy's device."""
-        parts = (self.ids, self.mask, self.logprobs)
-        return tuple(part[:, :, : self.step].to(self.policy.device) for part in parts)
+        ids, mask, logprobs = (
+            part[:, :, : self.step].to(self.policy.device) for part in (self.ids, self.mask, self.logprobs)
+        )
+        return ids, mask, logprobs
 
     def _choose(
         self,
@@ -109,7 +123,8 @@ class Rows:
             _next_tokens(self.policy, logits[i, s], self.step, self.sampling, d, greedy)
             for i, s, d, greedy in zip(*columns, strict=True)
         ]
-        return tuple(torch.cat(parts).cpu() for parts in zip(*chunks, strict=True))
+        tokens, logprobs = zip(*chunks, strict=True)
+        return torch.cat(tokens).cpu(), torch.cat(logprobs).cpu()
 
 
 def _next_tokens(

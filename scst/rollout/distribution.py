@@ -43,27 +43,34 @@ def policy_logits(
         logits = logits / sampling.temperature
     if sampling.top_k == 0 and sampling.top_p == 1.0:
         return logits
-    removed = _outside_top_k(logits, sampling.top_k) | _outside_top_p(logits, sampling.top_p)
+    removed = _outside_top_k(logits, sampling.top_k)
+    # The nucleus of what top-k left, as in transformers: top-k first changes the probability mass.
+    removed = removed | _outside_top_p(logits.masked_fill(removed, -torch.inf), sampling.top_p)
     if keep_ids is not None:
-        removed = removed.expand_as(logits).scatter(-1, keep_ids.unsqueeze(-1), False)
+        removed = removed.scatter(-1, keep_ids.unsqueeze(-1), False)
     return logits.masked_fill(removed, -torch.inf)
 
 
 def _outside_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:
     """(..., V) bool, True on tokens below the k-th most probable; all False when ``top_k`` is 0."""
     if top_k == 0 or top_k >= logits.shape[-1]:
-        return torch.zeros((), dtype=torch.bool, device=logits.device)
+        return torch.zeros_like(logits, dtype=torch.bool)
     threshold = logits.topk(top_k, dim=-1).values[..., -1:]
     return logits < threshold
 
 
 def _outside_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
-    """(..., V) bool, True outside the smallest set of probability mass ``top_p`` (Holtzman et al. 2020)."""
+    """(..., V) bool, True outside the smallest set of probability mass ``top_p`` (Holtzman et al. 2020).
+
+    The order of equal logits and the direction of the sum are those of transformers' ``TopPLogitsWarper``:
+    tokens are removed from the least probable up while their mass together is at most 1 - top_p.
+    """
     if top_p >= 1.0:
-        return torch.zeros((), dtype=torch.bool, device=logits.device)
-    ordered, order = logits.sort(dim=-1, descending=True)
-    mass_before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, mass_before >= top_p)
+        return torch.zeros_like(logits, dtype=torch.bool)
+    ordered, order = logits.sort(dim=-1, descending=False)
+    outside = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
+    outside[..., -1] = False  # rounding must not remove the most probable token
+    return torch.zeros_like(outside).scatter(-1, order, outside)
 
 
 def token_logprobs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -72,30 +79,12 @@ def token_logprobs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return chosen - logits.logsumexp(-1)
 
 
-def token_entropy(logits: torch.Tensor) -> torch.Tensor:
-    """(...) entropy in nats of softmax of ``logits`` (..., V); ``-inf`` logits contribute nothing."""
-    return _entropy(logits.log_softmax(-1))
-
-
-def logprobs_and_entropy(
-    logits: torch.Tensor, ids: torch.Tensor, *, entropy_gradient: bool = True
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`token_logprobs` and :func:`token_entropy` with one normalisation of the vocabulary for both.
-
-    Args:
-        logits: (..., V).
-        ids: (...) tokens.
-        entropy_gradient: False makes the entropy a constant.
-    """
+def logprobs_and_entropy(logits: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log probability of ``ids`` (...) and entropy in nats (...) of softmax of ``logits`` (..., V)."""
     logprobs = logits.log_softmax(-1)
     chosen = logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    return chosen, _entropy(logprobs if entropy_gradient else logprobs.detach())
-
-
-def _entropy(logprobs: torch.Tensor) -> torch.Tensor:
-    """(...) entropy of normalised ``logprobs`` (..., V)."""
-    finite = logprobs.clamp(min=-1000.0)  # no number changes: exp(-1000) is 0 as exp(-inf) is
-    return -(logprobs.exp() * finite).sum(-1)
+    finite = logprobs.clamp(min=-1000.0)  # exp(-inf) * -inf is NaN; exp(-1000) * -1000 is the 0 it should be
+    return chosen, -(logprobs.exp() * finite).sum(-1)
 
 
 def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""Image features kept over epochs: a frozen vision tower gives the same ones every time.
+"""Image features kept over epochs: a frozen vision tower computes the same ones every time.
 
-On disk, as one array per model, processor, precision and set of images. The memory of a process does not
-grow: the files are mapped, and the operating system keeps in memory what it has room for.
+They are stored on disk, one array per model, processor, precision and set of images. The files are mapped
+into memory, so the operating system decides how much of them it caches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from scst.errors import RecipeError
@@ -27,23 +26,24 @@ logger = logging.getLogger(__name__)
 class FeatureCache:
     """Projected image features (N, D) of every image of a fixed set, computed once.
 
-    An entry holds a checksum of its features and of the pixels they were made from. It is written after the
-    features, so an entry that was cut short by a kill, or whose image has changed (augmentation, another
-    picture under the same id), is computed again and never believed. Several processes may share a folder:
-    an entry has one fixed place, and all of them write the same numbers there.
+    An entry holds a checksum of its features and of the pixels they were made from, written after the
+    features. An entry that was cut short by a kill, or whose image has changed (augmentation, another picture
+    under the same id), fails its checksum and is computed again. Several processes may share a folder: every
+    entry has a fixed offset, and all processes write the same numbers there.
 
     Args:
-        folder: where the files are; made when it is missing.
+        folder: of the files; created when it is missing.
         model: its vision tower and projector must be frozen.
-        processor: its image settings are part of the fingerprint.
-        image_ids: of all images that may be stored; they bound the size of the files.
+        processor: its image settings name the file, as weights and configuration of the vision tower do.
+        image_ids: of all images that may be stored; they fix the size of the files.
 
     Raises:
-        RecipeError: when the vision tower or the projector is trained, or the folder cannot be made.
+        RecipeError: when the vision tower or the projector is trained, or the folder cannot be created.
     """
 
     def __init__(self, folder: str | Path, model: torch.nn.Module, processor: Any, image_ids: Sequence[str]):
         inner = base_model(model).model
+        self._vision_config = inner.config.vision_config
         self._parts = (inner.vision_tower, inner.multi_modal_projector)
         if any(p.requires_grad for part in self._parts for p in part.parameters()):
             raise RecipeError(
@@ -63,38 +63,38 @@ class FeatureCache:
             raise RecipeError(f"feature_cache: {str(folder)!r} cannot be made: {error}") from error
 
     def features(self, policy: Policy, pixel_values: torch.Tensor, image_ids: Sequence[str]) -> torch.Tensor:
-        """(B, N, D) features on the policy's device, from the files where they are there.
+        """(B, N, D) features on the policy's device, from the files where they are stored.
 
         Args:
             policy: computes what is missing.
             pixel_values: (B, 3, H, W) preprocessed images.
-            image_ids: B ids; one that was not announced is computed and not stored.
+            image_ids: B ids; one not given to the constructor is computed and not stored.
         """
-        pixels = [image.contiguous().view(-1).view(torch.uint8).numpy() for image in pixel_values.cpu()]
+        pixels = [_bytes_of(image) for image in pixel_values.cpu()]
         slots = [self._slots.get(str(image_id)) for image_id in image_ids]
-        found = [self._read(slot, image) for slot, image in zip(slots, pixels, strict=True)]
-        missing = [i for i, features in enumerate(found) if features is None]
-        self.hits += len(found) - len(missing)
+        found = {i: f for i, s in enumerate(slots) if (f := self._read(s, pixels[i])) is not None}
+        missing = [i for i in range(len(slots)) if i not in found]
+        self.hits += len(found)
         self.misses += len(missing)
         if missing:
             computed = policy.image_features(pixel_values[missing].to(policy.device))
-            if len(missing) == len(found):
+            if not found:
                 self._write_all(computed, slots, pixels)
                 return computed
             self._write_all(computed, [slots[i] for i in missing], [pixels[i] for i in missing])
             for i, features in zip(missing, computed, strict=True):
                 found[i] = features
-        return torch.stack([features.to(policy.device) for features in found])
+        return torch.stack([found[i].to(policy.device) for i in range(len(slots))])
 
-    def _read(self, slot: int | None, pixels: np.ndarray) -> torch.Tensor | None:
+    def _read(self, slot: int | None, pixels: bytes) -> torch.Tensor | None:
         if slot is None or self._array is None:
             return None
         return self._array.read(slot, zlib.crc32(pixels))
 
     def _write_all(
-        self, computed: torch.Tensor, slots: Sequence[int | None], pixels: Sequence[np.ndarray]
+        self, computed: torch.Tensor, slots: Sequence[int | None], pixels: Sequence[bytes]
     ) -> None:
-        """Store features; a full disk ends the storing, not the run."""
+        """Store features. On a full disk the run continues without storing."""
         computed = computed.detach().cpu().contiguous()
         try:
             if self._array is None:
@@ -111,12 +111,14 @@ class FeatureCache:
         return _Array(self.folder / f"{self._fingerprint}-{kind}.features", len(self._slots), features)
 
     def _fingerprint_of(self, processor: Any, ids: Sequence[str]) -> str:
-        """Of everything that decides the features or their places: weights, image settings, ids."""
+        """Of all that decides the features or their places: weights, configuration, image settings, ids."""
         digest = hashlib.blake2b(digest_size=8)
+        # Weights alone are not the function: activation, norm epsilon or patch layout can differ.
+        digest.update(self._vision_config.to_json_string().encode())
         for part in self._parts:
             for name, tensor in part.state_dict().items():
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+                digest.update(_bytes_of(tensor.detach().cpu()))
         digest.update(processor.image_processor.to_json_string().encode())
         digest.update("\0".join(ids).encode())
         return digest.hexdigest()
@@ -126,7 +128,7 @@ class _Array:
     """A file of ``count`` entries of one shape and dtype: features, then their checksum.
 
     Writes go through the file and not through the map: a full disk is then an ``OSError`` and not a signal
-    that ends the process. Entries that were never written take no room on the disk.
+    that ends the process. The file is sparse: entries that were never written take no disk space.
     """
 
     def __init__(self, path: Path, count: int, example: torch.Tensor):
@@ -148,15 +150,20 @@ class _Array:
         return torch.frombuffer(bytearray(features), dtype=self.dtype).view(self.shape)
 
     def write(self, slot: int, features: torch.Tensor, pixels_checksum: int) -> None:
-        """Write an entry: features first, then what makes them count."""
-        content = features.view(-1).view(torch.uint8).numpy().tobytes()
+        """Write an entry: features first, then the checksum that makes them valid."""
+        content = _bytes_of(features)
         start = slot * self.entry_bytes
         _write_fully(self.file, content, start)
         _write_fully(self.file, _checksum(content, pixels_checksum), start + self.num_bytes)
 
 
+def _bytes_of(tensor: torch.Tensor) -> bytes:
+    """The memory of a tensor on the CPU; numpy has no bfloat16."""
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
 def _checksum(features: bytes, pixels_checksum: int) -> bytes:
-    """Eight bytes, never all zero: zeros are what a place that was never written holds."""
+    """Eight bytes, never all zero: an entry that was never written reads as zeros."""
     return zlib.crc32(features, pixels_checksum).to_bytes(4, "big") + b"scst"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from scst.models.policy import Policy
-from scst.models.prompts import decode_captions
+from scst.models.prompts import PromptEncoder
 from scst.rollout.decode import decode
 from scst.types import PromptBatch, Sampling
 
@@ -35,5 +35,5 @@ def greedy_captions(
     ids, mask, _, _ = decode(policy, prompts, features, sampling, nobody_draws)
     ids, mask = ids[:, 0], mask[:, 0]
     is_eos = ids.eq(policy.eos_token_id) & mask
-    texts = decode_captions(processor, ids, mask & ~is_eos)
+    texts = PromptEncoder.of(processor).decode_captions(ids, mask & ~is_eos)
     return list(zip(texts, is_eos.any(-1).tolist(), mask.sum(-1).tolist(), strict=True))

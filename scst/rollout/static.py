@@ -1,9 +1,9 @@
-"""Decode steps of one shape, replayed as a CUDA graph: a step of few rows waits for its launches otherwise.
+"""Decode steps of one shape, replayed as a CUDA graph: small steps are bound by kernel launches otherwise.
 
 All buffers are made once per (images, prompt length, rows, tokens) and written in place, so that a recorded
-step can be replayed for every later rollout of the same shape. The price is that rows which have ended are
-computed on. Off unless a recipe asks for it (``cuda_graphs: true``): recording was not run on a GPU yet. When
-it fails, or a replay disagrees with the step that was recorded, that is logged and decoding goes on without.
+step can be replayed for every later rollout of the same shape. The price: finished rows are computed too.
+Off unless a recipe asks for it (``cuda_graphs: true``). When recording fails, or a replay disagrees with the
+step that was recorded, decoding logs that and continues without a graph.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KEPT_SHAPES = 2
 
 
 class StaticSteps:
-    """Decode steps of B images and R rows whose tensors never change their place.
+    """Decode steps of B images and R rows in tensors of fixed addresses, as CUDA graphs need them.
 
     Args:
         policy: the model.
@@ -40,29 +40,30 @@ class StaticSteps:
         self, policy: Policy, num_images: int, prompt_length: int, num_rows: int, max_new_tokens: int
     ):
         self.policy, self.prompt_length = policy, prompt_length
-        room = num_rows * (max_new_tokens - 1)
-        rows = {"size": (num_images, num_rows), "device": policy.device}
-        self.tokens = torch.zeros(**rows, dtype=torch.long)
-        self.positions = torch.zeros(**rows, dtype=torch.long)
-        self.visible = torch.zeros(*rows["size"], room, dtype=torch.bool, device=policy.device)
+        capacity = num_rows * (max_new_tokens - 1)
+        self.tokens = torch.zeros(num_images, num_rows, dtype=torch.long, device=policy.device)
+        self.positions = torch.zeros_like(self.tokens)
+        self.visible = self.tokens.new_zeros((num_images, num_rows, capacity), dtype=torch.bool)
         self.columns = torch.zeros(num_rows, dtype=torch.long, device=policy.device)
         layers = range(policy.text_config.num_hidden_layers)
-        self.cache = RolloutCache.of_layers([StaticLayer(room, self.columns) for _ in layers])
+        self.cache = RolloutCache.of_layers([StaticLayer(capacity, self.columns) for _ in layers])
         self.prompt_mask = torch.zeros(num_images, prompt_length, dtype=torch.bool, device=policy.device)
         self.records = policy.device.type == "cuda"
         self.graph: Any | None = None
-        self.logits: torch.Tensor | None = None
+        self.logits: Any = None  # of a replayed step, always in the same memory
 
     def begin(self, prompts: PromptBatch) -> None:
-        """Take other prompts of the same shape."""
+        """Start a rollout of other prompts of the same shape."""
         self.prompts = prompts
         self.prompt_mask.copy_(prompts.attention_mask)
         self.visible.zero_()
+        # A static step attends to every column and masks those not written yet. Their weight is 0, but
+        # 0 * NaN is NaN: a NaN that an earlier rollout left there would spoil this one.
+        for layer in self.cache.layers:
+            layer.clear()
 
     def prefill(self, image_features: torch.Tensor) -> torch.Tensor:
         """Logits (B, 1, V) of the first token."""
-        for layer in self.cache.layers:
-            layer.length = 0
         return prefill(self.policy, self.prompts, image_features, self.cache)
 
     def step(self, slots: Slots, step: int) -> torch.Tensor:
@@ -83,8 +84,9 @@ class StaticSteps:
 
     def _forward(self) -> torch.Tensor:
         device = self.policy.device.type
-        cast = {"dtype": torch.get_autocast_dtype(device), "enabled": torch.is_autocast_enabled(device)}
-        with torch.autocast(device, **cast, cache_enabled=False):  # a recorded step must cast for itself
+        dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        # Without autocast's cache of weights: a recorded step must contain its own casts.
+        with torch.autocast(device, dtype, enabled, cache_enabled=False):
             return self.policy.forward(
                 self.policy.caption_embeddings(self.tokens),
                 masks.slot_mask(self.prompt_mask, self.visible),
@@ -122,34 +124,42 @@ class StaticSteps:
 
 
 class StaticLayer(BufferedLayer):
-    """Keys and values of one layer: the prompt first, then at columns that a tensor tells.
+    """Keys and values of one layer: the prompt first, then columns whose indices are in a tensor.
+
+    The indices are a tensor because a recorded graph replays the same Python arguments every time.
 
     Args:
-        room: columns beyond those of the prompt.
-        columns: (R,) where the next ones go.
+        capacity: columns beyond those of the prompt.
+        columns: (R,) indices of the columns that the next update writes.
     """
 
-    def __init__(self, room: int, columns: torch.Tensor):
-        super().__init__(room)
+    def __init__(self, capacity: int, columns: torch.Tensor):
+        super().__init__(capacity)
         self.columns = columns
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write (B, heads, L, D) and return all columns, or those of the prompt while it is written."""
+        """Write (B, heads, L, D) and return all columns; of the first update (the prompt) its own only."""
         if not self.is_initialized:
             self._allocate(key_states, value_states)
-            self.keys.zero_()  # what was never written is masked, but must not be NaN
-            self.values.zero_()
+            self.clear()  # fresh memory may hold NaN
         if self.length == 0:
             return super().update(key_states, value_states)
         self.keys.index_copy_(2, self.columns, key_states)
         self.values.index_copy_(2, self.columns, value_states)
         return self.keys, self.values
 
+    def clear(self) -> None:
+        """Forget all columns and zero them."""
+        self.length = 0
+        if self.is_initialized:
+            self.keys.zero_()
+            self.values.zero_()
+
 
 def steps_for(policy: Policy, prompts: PromptBatch, num_rows: int, max_new_tokens: int) -> StaticSteps | None:
-    """The static steps of a policy that wants them, for these prompts; made when the shape is a new one."""
+    """Static steps for these prompts, reused where the shape is known; None without ``cuda_graphs``."""
     if not policy.cuda_graphs:
         return None
     device = policy.device.type

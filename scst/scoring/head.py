@@ -1,8 +1,8 @@
 """The language-model head of the scoring pass, a few positions at a time.
 
 PaliGemma's vocabulary has 257,152 tokens: float32 logits of 8 images with 5 captions of 14 tokens take 576
-MB, and the maths around them holds several copies. Here no more than a chunk of them exists at any time, in
-the backward pass neither.
+MB, and the maths around them holds several copies. Here at most one chunk of them exists at any time, in the
+backward pass too.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ CHUNK = 128
 """Positions at a time: 132 MB of float32 logits of PaliGemma's vocabulary; fewer would starve a GPU."""
 
 _SCALE = 256.0
-"""Of derivatives: those of improbable tokens would vanish in float16. A power of two changes no digit."""
+"""Factor of stored derivatives: without it those of probable tokens underflow in float16. A power of two is
+exact."""
 
-TokenFunction = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+ScoreFunction = Callable[..., tuple[torch.Tensor, ...]]
 
 
 def token_scores(
@@ -33,24 +34,24 @@ def token_scores(
     sampling: Sampling,
     *,
     chunk: int = CHUNK,
-    entropy_gradient: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log probability and entropy of tokens under the sampling distribution.
+    with_entropy: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log probability and, where asked for, entropy of tokens under the sampling distribution.
 
     Args:
         policy: the model whose head is used.
         hidden_states: (N, D) at the positions that predict the tokens.
         ids: (N,) the tokens.
-        positions: (N,) place of each token in its caption, 0 for the first.
+        positions: (N,) index of each token in its caption, 0 for the first.
         sampling: the distribution that the tokens were drawn from.
         chunk: positions at a time; 0 takes all of them at once.
-        entropy_gradient: False makes the entropy a constant, which saves one product with the head.
+        with_entropy: compute entropies too, with gradients.
 
     Returns:
-        Logprobs and entropies, (N,) float32.
+        Logprobs (N,) float32, and entropies (N,) float32 or None.
     """
 
-    def scores(states: torch.Tensor, ids: torch.Tensor, positions: torch.Tensor):
+    def scores(states: torch.Tensor, ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
         logits = distribution.policy_logits(
             policy.logits(states),
             positions=positions,
@@ -59,22 +60,26 @@ def token_scores(
             eos_token_id=policy.eos_token_id,
             keep_ids=ids,
         )
-        return distribution.logprobs_and_entropy(logits, ids, entropy_gradient=entropy_gradient)
+        if with_entropy:
+            return distribution.logprobs_and_entropy(logits, ids)
+        return (distribution.token_logprobs(logits, ids),)
 
     differentiate = torch.is_grad_enabled() and hidden_states.requires_grad and not policy.head_is_trainable
     size = chunk or max(1, len(ids))
-    at_once = differentiate and (chunk or policy.head_is_divided)  # in backward the head is divided again
-    with policy.whole_head():
+    # A sharded head is released before the backward pass, which therefore must not need it: take the
+    # derivatives in the forward pass even where nothing is chunked.
+    early = differentiate and (chunk or policy.head_is_sharded)
+    with policy.unsharded_head():
         parts = [
-            _Scores.apply(scores, entropy_gradient, *part) if at_once else scores(*part)
+            _Scores.apply(scores, *part) if early else scores(*part)
             for part in zip(hidden_states.split(size), ids.split(size), positions.split(size), strict=True)
         ]
-    logprobs, entropies = zip(*parts, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)
+    logprobs, *entropies = (torch.cat(values) for values in zip(*parts, strict=True))
+    return logprobs, entropies[0] if entropies else None
 
 
 class _Scores(torch.autograd.Function):
-    """Scores of a chunk of tokens together with their derivatives, so that the logits can go at once.
+    """Scores of a chunk of tokens together with their derivatives, so that the logits can be freed at once.
 
     The head is frozen and a token's score depends on its own hidden state only: all that the backward pass
     needs of the chunk is one vector of D derivatives per score. Computing the logits once more in the
@@ -84,32 +89,28 @@ class _Scores(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        scores: TokenFunction,
-        entropy_gradient: bool,
+        scores: ScoreFunction,
         hidden_states: torch.Tensor,
         ids: torch.Tensor,
         positions: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, ...]:
         with torch.enable_grad():
             states = hidden_states.detach().requires_grad_()
-            logprobs, entropy = scores(states, ids, positions)
+            values = scores(states, ids, positions)
+        # Backward ops follow the autocast of their forward op; a second autocast here would cast again.
         with torch.autocast(states.device.type, enabled=False):
-            derivatives = [_derivative(logprobs, states, retain_graph=entropy_gradient)]
-            if entropy_gradient:
-                derivatives.append(_derivative(entropy, states))
+            derivatives = [_derivative(v, states, retain_graph=v is not values[-1]) for v in values]
         ctx.save_for_backward(*derivatives)
-        logprobs, entropy = logprobs.detach(), entropy.detach()
-        if not entropy_gradient:
-            ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+        return tuple(v.detach() for v in values)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        total = sum(
+        # Row n of the Jacobian is non-zero at token n only, so the product is one scaling per token.
+        terms = [
             (gradient / _SCALE).unsqueeze(-1) * derivative
-            for gradient, derivative in zip(gradients, ctx.saved_tensors, strict=False)
-        )
-        return None, None, total.to(ctx.saved_tensors[0].dtype), None, None
+            for gradient, derivative in zip(gradients, ctx.saved_tensors, strict=True)
+        ]
+        return None, sum(terms).to(ctx.saved_tensors[0].dtype), None, None
 
 
 def _derivative(values: torch.Tensor, states: torch.Tensor, *, retain_graph: bool = False) -> torch.Tensor:

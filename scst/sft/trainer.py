@@ -6,21 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from scst.data.collate import SFTCollator
-from scst.models.prompts import IGNORED_LABEL
-from scst.training.memory import PhaseMeter
-from scst.training.non_finite import SaneStepsMixin
-from scst.training.sharded_batches import EpochOfCollator, SharedBatchesMixin
-from scst.training.validation import CaptionValidation, CaptionValidationMixin
-
-SFT_ARGUMENTS = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
-"""Our collator tokenises; TRL must neither prepare the dataset nor cut a sequence."""
+from scst.training.hooks import TrainerHooks
+from scst.training.validation import CaptionValidation
+from scst.types import IGNORED_LABEL
 
 
-class CaptionSFTTrainer(SaneStepsMixin, SharedBatchesMixin, CaptionValidationMixin, SFTTrainer):
+class CaptionSFTTrainer(TrainerHooks, SFTTrainer):
     """Masked cross-entropy: the mean over all caption tokens of an optimizer step, ``<eos>`` included.
 
     TRL's trainer with three differences: our collator feeds it (TRL's cannot feed PaliGemma); the adapter of
@@ -29,12 +25,15 @@ class CaptionSFTTrainer(SaneStepsMixin, SharedBatchesMixin, CaptionValidationMix
 
     Args:
         model: a PEFT model with a trainable adapter.
-        args: training arguments (:class:`trl.SFTConfig` with :data:`SFT_ARGUMENTS`).
+        args: training arguments; TRL's own preparation of data is switched off.
         train_dataset: rows with ``image``, ``references`` and ``image_id``.
         data_collator: makes supervised batches.
         processor: the checkpoint's processor.
         validation: caption metrics on held-out images, or None.
+        max_skipped_steps, callbacks: as of :class:`TrainerHooks`.
     """
+
+    has_held_out_loss = True
 
     def __init__(
         self,
@@ -45,40 +44,43 @@ class CaptionSFTTrainer(SaneStepsMixin, SharedBatchesMixin, CaptionValidationMix
         data_collator: SFTCollator,
         processor: Any,
         validation: CaptionValidation | None = None,
-        callbacks: Sequence[Any] | None = None,
+        max_skipped_steps: int = 10,
+        callbacks: Sequence[TrainerCallback] = (),
     ):
+        # our collator tokenises: TRL must neither prepare the dataset nor cut a sequence
+        args.max_length = None
+        args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__init__(
-            model=model,
-            args=args,
+            model,
+            args,
             train_dataset=train_dataset,
-            eval_dataset=validation.dataset if validation else None,
             data_collator=data_collator,
-            processing_class=processor,
-            callbacks=[EpochOfCollator(data_collator), *(callbacks or [])],
+            processor=processor,
+            validation=validation,
+            max_skipped_steps=max_skipped_steps,
+            callbacks=callbacks,
         )
-        self.validation = validation
         self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of the whole optimizer step
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-        self.phases = PhaseMeter(self.args.device)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Forward and backward of a micro-batch; its peak memory is logged as ``memory_gb_loss``."""
-        with self.phases.measure("loss") as usage:
-            loss = super().training_step(*args, **kwargs)
-        self._metrics["train"]["memory_gb_loss"].append(usage.peak_gb)
-        return loss
+    def micro_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """Forward and backward of a micro-batch: ``seconds_loss`` and ``memory_gb_loss`` in the log."""
+        self.metrics.count_images(len(inputs["labels"]) if (inputs["labels"] != IGNORED_LABEL).any() else 0)
+        with self.metrics.timed("loss"):
+            return super().micro_step(model, inputs, num_items)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Held-out loss on the same human captions and one prompt at every evaluation, whatever the epoch.
+        """Held-out loss: the mean over all tokens of the same captions at every evaluation.
 
-        The mean over all their tokens: it depends neither on how they are cut into batches nor on the
-        number of processes.
+        It depends neither on the epoch, nor on how the images are cut into batches, nor on the number of
+        processes.
         """
         self._held_out = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        with self.data_collator.evaluating():
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         loss, tokens = self.accelerator.reduce(self._held_out, reduction="sum").tolist()
         output.metrics[f"{metric_key_prefix}_loss"] = loss / tokens
         return output

@@ -1,29 +1,39 @@
-"""Saving for both trainers: complete or absent, with all that a resumed run needs, and no last good one lost.
+"""Writing and reading checkpoints with all that a resumed run needs, without losing the last good one.
 
-``transformers.Trainer`` writes what it always writes - adapter, optimizer, scheduler, scaler, the generators
-of every process, its state - into a folder aside. Callbacks with a method ``save_beside(folder)`` add theirs,
-and :mod:`scst.training.checkpoints` seals and publishes it.
+``transformers.Trainer`` writes what it always writes - adapter, optimizer, scheduler, scaler, the random
+number generators of every process, its own state. Beside it every *part* that was registered writes its
+``state_dict()``, one file per process, and :mod:`scst.training.checkpoints` publishes the whole.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from transformers.trainer import TRAINER_STATE_NAME
 
-from scst.distributed.processes import message_of_all_processes
-from scst.errors import DataError
+from rewards.errors import RewardError
+from scst.data.files import STAGING, clean_up
+from scst.distributed.processes import first_message
+from scst.errors import RecipeError
 from scst.training import checkpoints
 
 logger = logging.getLogger(__name__)
+
+
+class Stateful(Protocol):
+    """A part with something to save: plain values and tensors."""
+
+    def state_dict(self) -> Any:
+        """What a resumed run needs."""
+
+    def load_state_dict(self, state: Any) -> None:
+        """Continue from :meth:`state_dict`."""
 
 
 @dataclass(frozen=True)
@@ -31,48 +41,148 @@ class StepEnd:
     """What a checkpoint of the last completed step holds and the beginning of the next one changes."""
 
     generators: dict[str, Any]
-    other: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, Any]
 
 
-class CheckpointMixin:
-    """Checkpoints of a ``transformers.Trainer``; goes before it in the bases.
+class Checkpointer:
+    """Saves and restores a run.
 
-    A checkpoint that cannot be written (full or read-only disk) is reported and given up; the run goes on
-    with those it has, and tries again when the next one is due. Not so under DeepSpeed and FSDP, where the
-    processes meet while they write: there the error ends the run.
+    A checkpoint that cannot be written (full or read-only disk) is reported and given up; the run continues
+    with those it has, and tries again when the next one is due. Not so where the processes meet while they
+    write (DeepSpeed, FSDP): there the error ends the run.
+
+    Args:
+        output_dir: of the run.
+        process_index: of this process; process 0 publishes.
+        limit: checkpoints to keep; None: all.
+        can_fail: False where a failure to write must end the run.
+
+    Attributes:
+        failed_saves: checkpoints that could not be written.
     """
 
-    failed_saves = 0
-    _aside: str | None = None
-    _step_end: StepEnd | None = None
+    def __init__(
+        self,
+        output_dir: str | Path,
+        *,
+        process_index: int = 0,
+        limit: int | None = None,
+        can_fail: bool = True,
+    ):
+        self.output_dir = Path(output_dir)
+        self.process_index = process_index
+        self.limit = limit
+        self.can_fail = can_fail
+        self.failed_saves = 0
+        self._parts: dict[str, Stateful] = {}
+        self._rewound: set[str] = set()
+        self._step_end: StepEnd | None = None
 
-    def _get_output_dir(self, trial: Any = None) -> str:
-        return self._aside or super()._get_output_dir(trial=trial)
+    def register(self, name: str, part: Stateful, *, rewinds: bool = False) -> None:
+        """Save a part with every checkpoint, under a name.
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any = None) -> None:
-        """Write, seal, publish and prune; a failure to write is reported, on all processes alike."""
-        folder = Path(self.args.output_dir) / f"{checkpoints.PREFIX}{self.state.global_step}"
-        aside = folder.parent / checkpoints.ASIDE / folder.name
+        Args:
+            name: in the file; of its own.
+            part: has ``state_dict`` and ``load_state_dict``.
+            rewinds: its state changes within a step, and a checkpoint written when a step fails half way must
+                hold that of the step before. ``state_dict`` is then called after every step: it must be cheap.
+        """
+        self._parts[name] = part
+        if rewinds:
+            self._rewound.add(name)
+
+    def folder(self, step: int) -> Path:
+        """Where the checkpoint of a step is."""
+        return self.output_dir / f"{checkpoints.PREFIX}{step}"
+
+    def save(
+        self,
+        step: int,
+        write: Callable[[Path], None],
+        *,
+        ended: bool = False,
+        protected: Collection[int] = (),
+        parts: dict[str, Any] | None = None,
+    ) -> None:
+        """Write, publish and prune; a failure to write is reported, on all processes alike. Collective.
+
+        Args:
+            step: optimizer steps so far.
+            write: writes the trainer's own files of all processes into a folder.
+            ended: the run is over by its own rules (early stopping, an alarm), whatever its last step.
+            protected: steps whose checkpoints stay: the best one.
+            parts: states to save in place of the present ones, by name.
+        """
+        staged = self.output_dir / STAGING / self.folder(step).name
+
+        def write_parts() -> None:
+            states = {name: part.state_dict() for name, part in self._parts.items()} | (parts or {})
+            torch.save(states, staged / _parts_file(self.process_index))
+
+        def publish() -> None:
+            checkpoints.write_manifest(staged, step=step, ended=ended)
+            checkpoints.publish(staged, self.folder(step))
+            checkpoints.prune(self.output_dir, self.limit, protected)
+            clean_up(self.output_dir)
+
         fault = (
-            self._attempt(lambda: self._on_main(lambda: _empty_folder(aside.parent)))
-            or self._attempt(lambda: self._write(model, trial, aside))
-            or self._attempt(lambda: self._on_main(lambda: self._finish(aside, folder)))
+            self._attempt(lambda: self._on_main(self._empty_staging))
+            or self._attempt(lambda: write(staged))
+            or self._attempt(write_parts)
+            or self._attempt(lambda: self._on_main(publish))
         )
         if fault:
-            self._report_unsaved(folder, fault)
+            self._report_unsaved(self.folder(step), fault)
 
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        with self._nothing_pruned():
-            return super()._finalize_training(*args, **kwargs)
+    def restore(self, checkpoint: str | Path) -> None:
+        """Give every part the state that a checkpoint holds of it.
 
-    @contextmanager
-    def _nothing_pruned(self) -> Iterator[int | None]:
-        """The library prunes by age alone: the last good checkpoint, too, when a damaged one is newer."""
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            yield limit
-        finally:
-            self.args.save_total_limit = limit
+        Raises:
+            RecipeError: when a part of this run is not in the checkpoint, or a reward refuses its state.
+        """
+        own = Path(checkpoint) / _parts_file(self.process_index)
+        # written by fewer processes: what they hold alike is in the file of the first
+        path = own if own.is_file() else Path(checkpoint) / _parts_file(0)
+        states = torch.load(path, map_location="cpu", weights_only=True)
+        for name, part in self._parts.items():
+            if name not in states:
+                raise RecipeError(
+                    f"resume: {checkpoint} holds no state of {name!r}: it was written with other settings; "
+                    "use those, or begin a new run in another output_dir"
+                )
+            try:
+                part.load_state_dict(states[name])
+            except RewardError as error:
+                raise RecipeError(f"resume: {error}") from error
+
+    def end_step(self) -> None:
+        """An optimizer step is complete: remember what a checkpoint written now would hold."""
+        rewound = {name: self._parts[name].state_dict() for name in self._rewound}
+        self._step_end = StepEnd(_generator_states(), rewound)
+
+    def save_last_step(self, step: int, write: Callable[[Path], None], **settings: Any) -> bool:
+        """A checkpoint of the last completed step, from within a step that failed. Collective.
+
+        It is the one that the end of that step would have written: generators are set back first. Nothing is
+        saved where that checkpoint exists, or no step was made.
+
+        Args:
+            step, write, settings: as of :meth:`save`.
+
+        Returns:
+            Whether a checkpoint was written.
+        """
+        is_saved = checkpoints.verify(self.folder(step), sums=False) is None
+        first_message(None)  # every process has looked before one of them begins to write
+        if self._step_end is None or is_saved:
+            return False
+        _restore_generators(self._step_end.generators)
+        self.save(step, write, parts=self._step_end.parts, **settings)
+        return True
+
+    def _empty_staging(self) -> None:
+        clean_up(self.output_dir)
+        (self.output_dir / STAGING).mkdir()
 
     def _attempt(self, work: Callable[[], None]) -> str | None:
         """Do it; the first failure to write of any process, when there is one. All processes meet here."""
@@ -80,138 +190,37 @@ class CheckpointMixin:
         try:
             work()
         except Exception as error:
-            if self.is_deepspeed_enabled or self.is_fsdp_enabled or not checkpoints.is_write_failure(error):
+            if not self.can_fail or not checkpoints.is_write_failure(error):
                 raise
-            fault = _first_line(error)
-        return message_of_all_processes(self.accelerator, fault)
+            fault = innermost_line(error)
+        return first_message(fault)
 
     def _on_main(self, work: Callable[[], None]) -> None:
-        if self.args.should_save:
+        if self.process_index == 0:
             work()
-
-    def _write(self, model: torch.nn.Module, trial: Any, aside: Path) -> None:
-        """What the library writes. It would look for the best checkpoint in the folder that it writes to."""
-        best_step = self.state.best_global_step
-        if best_step:
-            best = Path(self.args.output_dir) / f"{checkpoints.PREFIX}{best_step}"
-            if best_step == self.state.global_step or best.is_dir():
-                self.state.best_model_checkpoint = str(best)
-        self._aside, self.state.best_global_step = str(aside.parent), None
-        try:
-            with self._nothing_pruned():
-                super()._save_checkpoint(model, trial)
-        finally:
-            self._aside, self.state.best_global_step = None, best_step
-        self.save_own(aside)
-
-    def _finish(self, aside: Path, folder: Path) -> None:
-        self.state.save_to_json(str(aside / TRAINER_STATE_NAME))
-        for callback in self.callback_handler.callbacks:
-            if hasattr(callback, "save_beside"):
-                callback.save_beside(aside)
-        # by its own rules: early stopping, an alarm; not by a signal, nor by max_steps, which may be raised
-        ended = self.control.should_training_stop and self.state.global_step < self.state.max_steps
-        checkpoints.seal(aside, step=self.state.global_step, ended=ended, values=self.values_to_save())
-        checkpoints.publish(aside, folder)
-        checkpoints.prune(folder.parent, self.args.save_total_limit, {self.state.best_global_step or 0})
-        checkpoints.sweep(folder.parent)
 
     def _report_unsaved(self, folder: Path, fault: str) -> None:
         self.failed_saves += 1
-        if not self.args.should_save:
+        if self.process_index != 0:
             return
-        checkpoints.sweep(folder.parent)  # what was written fills the disk
-        complete = (p for _, p in checkpoints.numbered_checkpoints(folder.parent))
-        newest = next((p.name for p in complete if checkpoints.fault_of(p, sums=False) is None), "none")
+        clean_up(self.output_dir)  # what was written fills the disk
+        complete = (p for _, p in checkpoints.numbered_checkpoints(self.output_dir))
+        newest = next((p.name for p in complete if checkpoints.verify(p, sums=False) is None), "none")
         logger.warning(
             "%s could not be written to %s: %s. The run goes on and tries again at the next checkpoint; "
             "newest complete one: %s",
-            *(folder.name, folder.parent, fault, newest),
+            *(folder.name, self.output_dir, fault, newest),
         )
 
-    # what the library does not know of
 
-    def values_to_save(self) -> dict[str, Any]:
-        """Plain values that go into the seal of a checkpoint."""
-        return {}
-
-    def restore_values(self, values: dict[str, Any]) -> None:
-        """Back to :meth:`values_to_save`, in a resumed run."""
-
-    def save_own(self, folder: Path) -> None:
-        """Files of this process, beside those of the library."""
-
-    def load_own(self, folder: Path) -> None:
-        """Back to :meth:`save_own`, in a resumed run."""
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self.restore_values(checkpoints.read_seal(checkpoint)["values"])
-            self.load_own(Path(checkpoint))
-
-    # the last completed step, for runs that stop in the middle of the next one
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """The end of an optimizer step: remember what a checkpoint written here holds."""
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-        self._step_end = StepEnd(_generator_states(), self._other_state())
-
-    def _other_state(self) -> dict[str, Any]:
-        """What else changes before a step is over."""
-        return {}
-
-    def _restore_other_state(self, state: dict[str, Any]) -> None:
-        """Back to :meth:`_other_state`."""
-
-    def _save_before_stopping(self) -> None:
-        """A checkpoint of the last completed optimizer step, as if it had been written at its end.
-
-        Gradients of a step that was not completed are dropped. The own state of rewards (``save_state``) is
-        saved as the failing call left it. Nothing is saved where the checkpoint exists, or no step was made.
-        """
-        folder = Path(self.args.output_dir) / f"{checkpoints.PREFIX}{self.state.global_step}"
-        is_saved = checkpoints.fault_of(folder, sums=False) is None
-        self.accelerator.wait_for_everyone()  # before one of them begins to write
-        if self._step_end is not None and not is_saved:
-            _restore_generators(self._step_end.generators)
-            self._restore_other_state(self._step_end.other)
-            self._save_checkpoint(self.model, trial=None)
-            self.callback_handler.on_save(self.args, self.state, self.control)
-        self.callback_handler.on_train_end(self.args, self.state, self.control)  # bars and trackers close
-
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
-        """The batches of a step.
-
-        Raises:
-            DataError: on all processes when a file cannot be read any more, after a checkpoint.
-        """
-        batches, fault = [], None
-        try:
-            for _ in range(num_batches):
-                batches.append(next(epoch_iterator))
-        except StopIteration:
-            pass
-        except OSError as error:
-            fault = _first_line(error)
-        fault = message_of_all_processes(self.accelerator, fault)
-        if fault:
-            self._save_before_stopping()
-            raise DataError(
-                f"the data of step {self.state.global_step + 1} cannot be read any more: {fault}. Put the "
-                f"dataset back and go on with --resume true (step {self.state.global_step} is saved)"
-            )
-        return super().get_batch_samples(iter(batches), num_batches, device)
+def _parts_file(process_index: int) -> str:
+    return f"parts-{process_index}.pt"
 
 
-def _empty_folder(folder: Path) -> None:
-    checkpoints.sweep(folder.parent)
-    folder.mkdir()
-
-
-def _first_line(error: BaseException) -> str:
+def innermost_line(error: BaseException) -> str:
     """The innermost file error says most; what ``torch.save`` makes of it spans lines."""
-    seen, named = error, error
+    seen: BaseException | None = error
+    named = error
     while seen is not None:
         named = seen if isinstance(seen, OSError) else named
         seen = seen.__cause__ or seen.__context__

@@ -1,8 +1,9 @@
 """Checkpoints on disk: complete or absent, verified before they are trusted, pruned without losing the last.
 
-A checkpoint is written into the hidden folder ``.aside`` of a run, sealed with a list of its files and their
-SHA-256 sums, flushed to the disk, and then renamed to ``checkpoint-<step>``. A process that dies on the way
-leaves nothing that looks like a checkpoint; a file that is damaged later no longer agrees with the list.
+A checkpoint is written into the staging folder of a run, gets a manifest (a list of its files and their
+SHA-256 sums), is flushed to the disk, and then renamed to ``checkpoint-<step>``. A process that dies on the
+way leaves nothing that looks like a checkpoint; a file that is damaged later no longer agrees with the
+manifest.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from scst.data.files import STAGING, flush_folder, write_json
 from scst.errors import RecipeError
-from scst.training.run_record import write_json
 
 PREFIX = "checkpoint-"
-SEAL = "complete.json"
+MANIFEST = "complete.json"
 """Written last, inside the checkpoint: its files with sizes and sums."""
-ASIDE = ".aside"
-"""Folder of a run that holds what is not finished yet, or no longer wanted."""
+FORMAT = 2
+"""Of what a checkpoint holds. 1, of version 0.1.0, had no state by part."""
 
 _WRITE_FAILURES = (
     "No space left on device",
@@ -41,63 +42,47 @@ def numbered_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
     return sorted(((int(m.group(1)), p) for m, p in found if m), reverse=True)
 
 
-def seal(folder: Path, **record: Any) -> None:
+def write_manifest(folder: Path, **record: Any) -> None:
     """Flush every file of a folder to the disk and write down what it holds.
 
     Args:
         folder: everything of a checkpoint.
-        record: further plain values to keep in the seal.
+        record: further plain values to keep in the manifest.
     """
     files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SEAL):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         with path.open("rb") as file:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    write_json(folder / SEAL, {**record, "files": files})
+    write_json(folder / MANIFEST, {**record, "format": FORMAT, "files": files})
     for directory in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
-        _flush_folder(directory)
+        flush_folder(directory)
 
 
 def publish(folder: Path, target: Path) -> None:
-    """Move a sealed folder to its name, and an earlier one of that name out of the way."""
+    """Move a folder with a manifest to its name, and an earlier one of that name out of the way."""
     if target.exists():
         discard(target)
     os.replace(folder, target)
-    _flush_folder(target.parent)
-
-
-def move_files(folder: Path, target: Path) -> None:
-    """Move the files of a folder into another one; each replaces its predecessor in one instant."""
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        place = target / path.relative_to(folder)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, place)
-    _flush_folder(target)
+    flush_folder(target.parent)
 
 
 def discard(folder: Path) -> None:
     """Delete a checkpoint so that no moment shows half of it: it first loses its name."""
-    trash = folder.parent / ASIDE / f"deleted-{folder.name}"
+    trash = folder.parent / STAGING / f"deleted-{folder.name}"
     trash.parent.mkdir(exist_ok=True)
     shutil.rmtree(trash, ignore_errors=True)
     os.replace(folder, trash)
     shutil.rmtree(trash, ignore_errors=True)
 
 
-def sweep(output_dir: str | Path) -> None:
-    """Remove what a process that died has left aside."""
-    shutil.rmtree(Path(output_dir) / ASIDE, ignore_errors=True)
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """What :func:`write_manifest` wrote."""
+    return json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
 
 
-def read_seal(folder: str | Path) -> dict[str, Any]:
-    """What :func:`seal` wrote."""
-    return json.loads((Path(folder) / SEAL).read_text(encoding="utf-8"))
-
-
-def fault_of(folder: str | Path, *, sums: bool = True) -> str | None:
+def verify(folder: str | Path, *, sums: bool = True) -> str | None:
     """Why a folder is no complete checkpoint; None when it is one.
 
     Args:
@@ -106,11 +91,11 @@ def fault_of(folder: str | Path, *, sums: bool = True) -> str | None:
     """
     folder = Path(folder)
     try:
-        files = read_seal(folder)["files"]
+        files = read_manifest(folder)["files"]
     except FileNotFoundError:
-        return f"there is no {SEAL} in it: it was not written to its end"
+        return f"there is no {MANIFEST} in it: it was not written to its end"
     except (OSError, ValueError, KeyError, TypeError):
-        return f"its {SEAL} cannot be read"
+        return f"its {MANIFEST} cannot be read"
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
@@ -132,7 +117,7 @@ def newest_complete(
         passed_over: told about every newer one that is not, and why.
     """
     for _, folder in numbered_checkpoints(output_dir):
-        if (fault := fault_of(folder)) is None:
+        if (fault := verify(folder)) is None:
             return folder
         passed_over(folder, fault)
     return None
@@ -149,19 +134,28 @@ def checkpoint_to_resume(
         say: told about checkpoints that are passed over.
 
     Raises:
-        RecipeError: when a named checkpoint is not complete.
+        RecipeError: when a named checkpoint is not complete, or was written by version 0.1.0.
     """
     if isinstance(resume, str):
-        if fault := fault_of(resume):
+        if fault := verify(resume):
             raise RecipeError(f"resume: {resume!r} is no complete checkpoint: {fault}")
-        return resume
+        return _of_this_format(Path(resume))
     if not resume:
         return None
     newest = newest_complete(
         output_dir,
         lambda folder, fault: say(f"resume: {folder.name} is passed over for the one before: {fault}"),
     )
-    return str(newest) if newest else None
+    return _of_this_format(newest) if newest else None
+
+
+def _of_this_format(checkpoint: Path) -> str:
+    if read_manifest(checkpoint).get("format") != FORMAT:
+        raise RecipeError(
+            f"resume: {checkpoint} was written by version 0.1.0, which kept its state in another form: finish "
+            f"that run with scst 0.1.0, or begin a new one from its adapter (--adapter {checkpoint})"
+        )
+    return str(checkpoint)
 
 
 def prune(output_dir: str | Path, limit: int | None, protected: Collection[int] = ()) -> list[Path]:
@@ -180,7 +174,7 @@ def prune(output_dir: str | Path, limit: int | None, protected: Collection[int] 
     if not limit or limit < 0:
         return []
     everything = numbered_checkpoints(output_dir)
-    complete = [(step, p) for step, p in everything if fault_of(p, sums=False) is None]
+    complete = [(step, p) for step, p in everything if verify(p, sums=False) is None]
     if not complete:
         return []
     newest = complete[0][0]
@@ -210,12 +204,3 @@ def is_write_failure(error: BaseException) -> bool:
 def _sum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make renames inside a folder last: on most file systems the folder is flushed by itself."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from scst.training import checkpoints
-from scst.training.hacking_monitor import TRUSTED, WatchAlarm
+from scst.training.monitor import TRUSTED, Monitor
 
 ENTROPY_SHARE = 0.05
 """Of the entropy at the beginning; below it the policy no longer draws."""
@@ -60,7 +62,7 @@ METRICS = ("entropy", "caption_length", "most_common_caption", "repetition_rate"
 
 
 @dataclass
-class CollapseWatch:
+class CollapseRule:
     """Compares every log with the first one. An alarm is raised once, until the metric has recovered.
 
     Args:
@@ -90,37 +92,41 @@ class CollapseWatch:
         self.alarms += raised
         return raised
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as plain values."""
         alarms = [vars(alarm) for alarm in self.alarms]
         plain = {"first": self.first, "in_a_row": self.in_a_row, "healthy_step": self.healthy_step}
         return plain | {"alarms": alarms}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state`."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
         self.first, self.in_a_row = dict(state["first"]), dict(state["in_a_row"])
         self.healthy_step = state["healthy_step"]
         self.alarms = [Collapse(a["metric"], a["step"], tuple(a["values"])) for a in state["alarms"]]
 
 
-class CollapseAlarm(WatchAlarm):
-    """Asks a :class:`CollapseWatch` about every log.
+class CollapseMonitor(Monitor):
+    """Asks a :class:`CollapseRule` about every log.
 
     A run that is ended has the adapter of the last evaluation without suspicion (``trusted/``) or, where none
     is kept, of the newest checkpoint from before the collapse.
     """
 
-    FILE_NAME = "collapse.json"
+    name = "collapse_monitor"
+
+    def __init__(self, rule: CollapseRule, console: Console, *, stop: bool = False):
+        super().__init__(rule, console, stop=stop)
+        self.rule: CollapseRule = rule
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
-            self.say(self.watch.observe(state.global_step, logs), control)
+            self.report(self.rule.observe(state.global_step, logs), control)
 
     def sound_adapter(self, output_dir: Path) -> tuple[Path, str] | None:
         """``trusted/``, or a checkpoint."""
         if (output_dir / TRUSTED).is_dir():
             return output_dir / TRUSTED, TRUSTED
         steps = checkpoints.numbered_checkpoints(output_dir)
-        sound = (folder for step, folder in steps if step <= self.watch.healthy_step)
-        found = next((folder for folder in sound if checkpoints.fault_of(folder) is None), None)
+        sound = (folder for step, folder in steps if step <= self.rule.healthy_step)
+        found = next((folder for folder in sound if checkpoints.verify(folder) is None), None)
         return found and (found, found.name)

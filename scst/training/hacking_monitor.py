@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peft import load_peft_weights, set_peft_model_state_dict
 from rich.console import Console
-from transformers import TrainerCallback
 
 from scst.metrics.bootstrap import resampled_values
-from scst.training.run_record import write_json
+from scst.training.monitor import TRUSTED, Monitor
 from scst.training.validation import CaptionValidation
 
 INTERVAL = (2.5, 97.5)
 """Percentiles of the paired bootstrap difference: a fall counts when all of the interval is below zero."""
-
-TRUSTED = "trusted"
-"""Folder of a run with the adapter of the last evaluation without suspicion."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ class Alarm:
 
 
 @dataclass
-class HackingWatch:
+class HackingRule:
     """Compares every evaluation with the best one so far, metric by metric.
 
     An evaluation is suspicious for a metric when the reward is higher than it was at the metric's best
@@ -120,7 +113,7 @@ class HackingWatch:
         self.alarms += raised
         return raised
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as plain values."""
         return {
             "best": {name: vars(observation) for name, observation in self.best.items()},
@@ -130,8 +123,8 @@ class HackingWatch:
             "alarms": [vars(alarm) for alarm in self.alarms],
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state`."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
         self.best = {name: Observation(**observation) for name, observation in state["best"].items()}
         self.suspicious = dict(state["suspicious"])
         self.trusted_step, self.last_step = state["trusted_step"], state["last_step"]
@@ -144,80 +137,26 @@ def _fell(best: Observation, now: Observation, direction: int) -> bool:
     return bool(np.nanpercentile(difference, INTERVAL[1]) < 0)
 
 
-class WatchAlarm(TrainerCallback, ABC):
-    """Says what a watch says, and by choice ends the run with an adapter from before.
-
-    The watch's memory is saved with every checkpoint, as ``FILE_NAME``.
-
-    Args:
-        watch: the rule; has ``alarms``, ``state()`` and ``load_state(state)``.
-        console: where alarms are printed.
-        stop: whether an alarm ends the run.
-        resumed_from: checkpoint to take the watch's memory from.
-    """
-
-    FILE_NAME: str
-
-    def __init__(
-        self, watch: Any, console: Console, *, stop: bool = False, resumed_from: str | Path | None = None
-    ):
-        self.watch, self.console, self.stop = watch, console, stop
-        self.stopped = False
-        saved = Path(resumed_from) / self.FILE_NAME if resumed_from else None
-        if saved is not None and saved.is_file():
-            state = json.loads(saved.read_text(encoding="utf-8"))
-            watch.load_state(state)
-            self.stopped = state["stopped"]
-
-    @property
-    def alarms(self) -> list[Any]:
-        """All alarms of the run."""
-        return self.watch.alarms
-
-    @abstractmethod
-    def sound_adapter(self, output_dir: Path) -> tuple[Path, str] | None:
-        """The last adapter that was sound, and what it is called; None where there is none."""
-
-    def say(self, alarms: Sequence[Any], control: Any) -> None:
-        """Print alarms, and end the run if they do."""
-        for alarm in alarms:
-            self.console.print(f"[bold red]ALARM[/bold red] {alarm}")
-        if alarms and self.stop:
-            self.stopped = control.should_training_stop = True
-
-    def save_beside(self, folder: Path) -> None:
-        """The watch's memory, into a checkpoint that is being written; called on one process."""
-        write_json(folder / self.FILE_NAME, self.watch.state() | {"stopped": self.stopped})
-
-    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.restore_finished(args, state, model)
-
-    def restore_finished(self, args: Any, state: Any, model: Any) -> None:
-        """Give the model of a run that an alarm ended the last adapter that was sound."""
-        sound = self.sound_adapter(Path(args.output_dir)) if self.stopped else None
-        if sound is not None:
-            source, name = sound
-            set_peft_model_state_dict(model, load_peft_weights(str(source), device="cpu"))
-            self.console.print(f"stopped at step {state.global_step}; the adapter is that of {name}")
-
-
-class HackingAlarm(WatchAlarm):
-    """Asks a :class:`HackingWatch` about every evaluation.
+class HackingMonitor(Monitor):
+    """Asks a :class:`HackingRule` about every evaluation.
 
     The adapter of the last evaluation without suspicion is kept in ``trusted/`` of the output folder; a run
     that is stopped ends with it.
 
     Args:
-        watch: the rule.
+        rule: decides.
         validation: made the captions; its metrics include the watched ones, and the reward.
-        console, settings: as of :class:`WatchAlarm`.
+        console, stop: as of :class:`Monitor`.
     """
 
-    FILE_NAME = "watch.json"
+    name = "hacking_monitor"
     RESAMPLES = 200
 
-    def __init__(self, watch: HackingWatch, validation: CaptionValidation, console: Console, **settings: Any):
-        super().__init__(watch, console, **settings)
+    def __init__(
+        self, rule: HackingRule, validation: CaptionValidation, console: Console, *, stop: bool = False
+    ):
+        super().__init__(rule, console, stop=stop)
+        self.rule: HackingRule = rule
         self.validation = validation
 
     def on_evaluate(
@@ -231,14 +170,14 @@ class HackingAlarm(WatchAlarm):
     ) -> None:
         resampled = {
             name: resampled_values(self.validation.scores[name], len(self.validation), self.RESAMPLES, seed=0)
-            for name in self.watch.directions
+            for name in self.rule.directions
         }
-        values = {name: metrics[f"eval_{name}"] for name in self.watch.directions}
-        alarms = self.watch.observe(state.global_step, metrics["eval_reward"], values, resampled)
-        if self.stop and self.watch.trusted_step == state.global_step and state.is_world_process_zero:
+        values = {name: metrics[f"eval_{name}"] for name in self.rule.directions}
+        alarms = self.rule.observe(state.global_step, metrics["eval_reward"], values, resampled)
+        if self.stop and self.rule.trusted_step == state.global_step and state.is_world_process_zero:
             model.save_pretrained(Path(args.output_dir) / TRUSTED)
-        self.say(alarms, control)
+        self.report(alarms, control)
 
     def sound_adapter(self, output_dir: Path) -> tuple[Path, str]:
         """That of the last evaluation without suspicion."""
-        return output_dir / TRUSTED, f"step {self.watch.trusted_step}"
+        return output_dir / TRUSTED, f"step {self.rule.trusted_step}"

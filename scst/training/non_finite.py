@@ -1,110 +1,113 @@
-"""Steps whose loss or gradient is no number: skipped, counted, and too many in a row end the run."""
+"""Steps whose loss or gradient is not finite: skipped, counted, and too many in a row end the run."""
 
 from __future__ import annotations
 
-import logging
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from scst.distributed.processes import flags_of_all_processes
+from scst.distributed.processes import any_process, gather_numbers
 from scst.errors import RunStopped
-from scst.training.checkpointer import CheckpointMixin
-from scst.training.checkpoints import newest_complete
-
-logger = logging.getLogger(__name__)
 
 
 class Diverged(RunStopped):
     """Too many steps in a row had a loss or a gradient that is not finite."""
 
 
-class SaneStepsMixin(CheckpointMixin):
-    """Skips steps of a ``transformers.Trainer`` that would ruin the adapter; goes before it in the bases.
+class NonFiniteGuard:
+    """Keeps NaN and infinity out of the adapter and out of the log.
 
-    A step is skipped when the loss of any micro-batch, or the norm of the gradient, is NaN or infinite:
-    weights and optimizer state stay as they are, the learning-rate schedule goes on. In fp16 gradients
-    overflow by design while the scaler looks for a scale; such steps count as skipped, but end no run as long
-    as the scale is above 1. Under DeepSpeed the update is made within the backward pass: there the first such
-    step ends the run, before a checkpoint could keep it.
+    A step is skipped when the loss of any micro-batch, or the norm of the gradient, is NaN or infinite in any
+    process: weights and optimizer state stay as they are, the learning-rate schedule continues. In fp16
+    gradients overflow by design while the scaler looks for a scale; such steps count as skipped, but do not
+    end a run as long as the scale is above 1.
 
-    The log has ``skipped_steps`` (of the whole run), ``grad_norm`` (before clipping) and ``grad_clipped``,
-    the share of steps since the last log whose gradient was longer than ``max_grad_norm``.
+    Args:
+        max_skipped_steps: skipped steps in a row that end the run.
+
+    Attributes:
+        skipped_steps: of the whole run.
+        skipped_in_a_row: up to now.
     """
 
-    max_skipped_steps = 10
-    skipped_steps = 0
-    skipped_in_a_row = 0
-    _losses_finite: torch.Tensor | None = None
-    _clipped: list[bool] | None = None
+    def __init__(self, max_skipped_steps: int = 10):
+        self.max_skipped_steps = max_skipped_steps
+        self.skipped_steps = 0
+        self.skipped_in_a_row = 0
+        self._step_loss: torch.Tensor | None = None
+        self._losses: list[float] = []
+        self._all_losses = (0.0, 0)
+        self._clipped: list[bool] = []
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """A micro-batch; remembers on the device whether its loss is finite."""
-        loss = super().training_step(*args, **kwargs)
-        finite = torch.isfinite(loss.detach()).all()
-        self._losses_finite = finite if self._losses_finite is None else self._losses_finite & finite
-        return loss
+    def observe(self, loss: torch.Tensor) -> None:
+        """Take in the loss (a scalar) of one micro-batch; it stays on its device until the step ends."""
+        loss = loss.detach().float()
+        self._step_loss = loss if self._step_loss is None else self._step_loss + loss
 
-    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        """The last thing before the update: here a step that is not sane loses its gradients.
+    def step_is_finite(self, grad_norm: float, max_grad_norm: float | None) -> bool:
+        """Whether the step that ends may update the weights. Collective.
 
-        Raises:
-            Diverged: after ``max_skipped_steps`` in a row.
+        Args:
+            grad_norm: norm of its gradient, before clipping.
+            max_grad_norm: at which it was clipped; None or 0: not at all.
         """
-        grad_norm = super()._get_grad_norm(model, grad_norm)
-        losses, self._losses_finite = self._losses_finite, None
-        norm = float(grad_norm if grad_norm is not None else 0.0)
-        insane = not (torch.isfinite(torch.tensor(norm)) and (losses is None or bool(losses)))
-        (insane,) = flags_of_all_processes(self.accelerator, insane)
-        limit = self.args.max_grad_norm
-        self._clipped = [*(self._clipped or []), bool(limit) and limit > 0 and norm > limit]
-        if insane:
-            self._skip(model)
-        else:
+        # the sum is finite when all losses are, as inf - inf is NaN; the only place that waits for the device
+        loss = float(self._step_loss) if self._step_loss is not None else 0.0
+        self._step_loss = None
+        bad_loss, bad_norm = any_process(not math.isfinite(loss), not math.isfinite(grad_norm))
+        if not bad_loss:
+            self._losses.append(loss)
+            self._all_losses = (self._all_losses[0] + loss, self._all_losses[1] + 1)
+        self._clipped.append(bool(max_grad_norm) and grad_norm > (max_grad_norm or math.inf))
+        if not (bad_loss or bad_norm):
             self.skipped_in_a_row = 0
-        return grad_norm
+        return not (bad_loss or bad_norm)
 
-    def _skip(self, model: torch.nn.Module) -> None:
+    def skip(self, parameters: Iterable[torch.nn.Parameter], *, scaler: Any = None) -> bool:
+        """Leave the step out: optimizers pass over a parameter without gradient.
+
+        Args:
+            parameters: of the model.
+            scaler: of fp16 training, or None.
+
+        Returns:
+            Whether so many steps were skipped in a row that the run must end.
+        """
         self.skipped_steps += 1
-        scaler = self.accelerator.scaler
         if scaler is None or scaler.get_scale() <= 1.0:
             self.skipped_in_a_row += 1
-        too_late = self.is_deepspeed_enabled and not self.args.fp16
-        if self.skipped_in_a_row >= self.max_skipped_steps or too_late:
-            self.callback_handler.on_train_end(self.args, self.state, self.control)  # bars and trackers close
-            raise self._divergence()
-        for parameter in model.parameters():
-            parameter.grad = None  # optimizers pass over a parameter without gradient
+        for parameter in parameters:
+            parameter.grad = None
+        return self.skipped_in_a_row >= self.max_skipped_steps
 
-    def _divergence(self) -> Diverged:
-        step = self.state.global_step + 1
-        newest = newest_complete(self.args.output_dir)
-        return Diverged(
-            f"loss or gradient was NaN or infinite in {self.skipped_in_a_row or 1} steps in a row, up to "
-            f"step {step}. Last good checkpoint: {newest or 'none yet'}. Go on from there with --resume true "
-            "and a smaller learning_rate or max_grad_norm, or precision: bf16 or fp32"
-        )
+    def flush(self) -> dict[str, float]:
+        """What became of the steps since the last flush. Collective.
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what became of the steps since the last log."""
-        if "loss" in logs and self._clipped:
-            logs = {**logs, "grad_clipped": sum(self._clipped) / len(self._clipped)}
-            logs["skipped_steps"] = self.skipped_steps
-            self._clipped = []
-        super().log(logs, start_time)
+        ``loss`` is the mean over the steps whose losses were all finite and over the processes, NaN when
+        there was none; ``grad_clipped`` the share of steps whose gradient was longer than the limit;
+        ``skipped_steps`` counts the whole run.
+        """
+        clipped = {"grad_clipped": sum(self._clipped) / len(self._clipped)} if self._clipped else {}
+        loss = _mean_over_processes(sum(self._losses), len(self._losses))
+        self._losses, self._clipped = [], []
+        return {"loss": loss, "skipped_steps": self.skipped_steps} | clipped
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any = None) -> None:
-        """None in the middle of steps that are skipped: the last good one is from before them."""
-        if self.skipped_in_a_row:
-            logger.warning("no checkpoint at step %d: it was skipped", self.state.global_step)
-        else:
-            super()._save_checkpoint(model, trial)
+    def mean_loss(self) -> float:
+        """The mean over all steps since training began (or was resumed) whose losses were finite. Collective."""
+        return _mean_over_processes(*self._all_losses)
 
-    def values_to_save(self) -> dict[str, Any]:
-        """The count: it goes on in a resumed run."""
-        return super().values_to_save() | {"skipped_steps": self.skipped_steps}
+    def state_dict(self) -> dict[str, int]:
+        """The count: it continues in a resumed run."""
+        return {"skipped_steps": self.skipped_steps}
 
-    def restore_values(self, values: dict[str, Any]) -> None:
-        """Back to :meth:`values_to_save`."""
-        super().restore_values(values)
-        self.skipped_steps = values["skipped_steps"]
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self.skipped_steps = state["skipped_steps"]
+
+
+def _mean_over_processes(total: float, steps: int) -> float:
+    """Mean per step and process; the number of steps is equal in all processes."""
+    totals = [numbers[0] for numbers in gather_numbers([total])]
+    return sum(totals) / len(totals) / steps if steps else math.nan

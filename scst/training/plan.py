@@ -11,8 +11,9 @@ import transformers
 from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from scst.adapters.lora import AdapterSnapshot
-from scst.training.memory import PhaseMeter, device_memory_gb
+from scst.adapters.snapshot import AdapterSnapshot
+from scst.training.hooks import TrainerHooks
+from scst.training.phase_meter import PhaseMeter, device_memory_gb
 
 OTHER = "other"
 """The part of a step outside the measured phases: reading images, optimizer, logging."""
@@ -28,7 +29,7 @@ class StepCost:
         cpu_seconds: of this process, all its threads.
         first_seconds: from the start of training to the end of the first step.
         phases: seconds by phase, :data:`OTHER` included.
-        peak_gb: most memory by phase (:class:`scst.training.memory.PhaseMeter` says what is counted).
+        peak_gb: most memory by phase (:class:`scst.training.phase_meter.PhaseMeter` says what is counted).
         micro_batches: images at a time in the phases that did not fit whole.
     """
 
@@ -107,7 +108,7 @@ class _StepClock(transformers.TrainerCallback):
             self.phases.clear()
 
 
-def measure_steps(trainer: Any, *, steps: int, warm_up: int = 1) -> StepCost:
+def measure_steps(trainer: TrainerHooks, *, steps: int, warm_up: int = 1) -> StepCost:
     """Train for a few steps; the adapter is afterwards what it was.
 
     Args:
@@ -115,7 +116,7 @@ def measure_steps(trainer: Any, *, steps: int, warm_up: int = 1) -> StepCost:
         steps: that are measured.
         warm_up: steps before them.
     """
-    args, clock = trainer.args, _StepClock(trainer.phases, warm_up)
+    args, clock = trainer.args, _StepClock(trainer.metrics.phases, warm_up)
     args.max_steps = warm_up + steps
     args.eval_strategy, args.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
     args.eval_on_start = args.load_best_model_at_end = False
@@ -124,8 +125,7 @@ def measure_steps(trainer: Any, *, steps: int, warm_up: int = 1) -> StepCost:
     with AdapterSnapshot(trainer.model).applied(trainer.model):
         trainer.train()
     wall, cpu = ((clock.ends[-1][i] - clock.ends[warm_up - 1][i]) / steps for i in (0, 1))
-    phases = {name: total / steps for name, total in trainer.phases.seconds.items()}
-    parts = getattr(trainer, "parts", {})
+    phases = {name: total / steps for name, total in trainer.metrics.phases.seconds.items()}
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return StepCost(
         images=min(per_step, len(trainer.train_dataset)),
@@ -133,12 +133,12 @@ def measure_steps(trainer: Any, *, steps: int, warm_up: int = 1) -> StepCost:
         cpu_seconds=cpu,
         first_seconds=clock.ends[0][0] - started,
         phases=phases | {OTHER: max(0.0, wall - sum(phases.values()))},
-        peak_gb=dict(trainer.phases.peak_gb),
-        micro_batches={name: part.limit for name, part in parts.items() if part.limit},
+        peak_gb=dict(trainer.metrics.phases.peak_gb),
+        micro_batches={name: each.limit for name, each in trainer.batchers.items() if each.limit},
     )
 
 
-def measure_evaluation(trainer: Any) -> EvaluationCost | None:
+def measure_evaluation(trainer: TrainerHooks) -> EvaluationCost | None:
     """Evaluate twice on the trainer's validation images; None when it has none."""
     if trainer.validation is None:
         return None
@@ -151,7 +151,7 @@ def measure_evaluation(trainer: Any) -> EvaluationCost | None:
     return EvaluationCost(len(trainer.validation), seconds[1], extra, meter.peak_gb["evaluation"])
 
 
-def measure_checkpoint(trainer: Any) -> float:
+def measure_checkpoint(trainer: TrainerHooks) -> float:
     """Seconds of a checkpoint, written to the trainer's output folder. After :func:`measure_steps`."""
     started = time.perf_counter()
     trainer._save_checkpoint(trainer.model, trial=None)

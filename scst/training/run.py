@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import signal
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,71 +17,129 @@ import transformers
 from peft import load_peft_weights, set_peft_model_state_dict
 from rich.console import Console
 
-from scst.adapters.lora import count_parameters, parameter_table
-from scst.config.reader import resolved
+from scst.adapters.loaded import LoadedPolicy
+from scst.adapters.parameters import count_parameters, parameter_table
+from scst.data.files import STAGING, clean_up, move_files
 from scst.data.loading import LoadedData
 from scst.errors import Interrupted, RunStopped
 from scst.models.loading import allow_deepspeed_states
 from scst.training import checkpoints
+from scst.training.hooks import TrainerHooks
 from scst.training.run_record import RECORD_NAME, write_run_record
 from scst.training.signals import SaveAndStop, StopSignals
 
 
-def run_training(
-    trainer: Any, recipe: Any, data: LoadedData, *, stage: str, console: Console, started: float
-) -> None:
+@dataclass(frozen=True)
+class Run:
+    """What a run is, beside its trainer.
+
+    Attributes:
+        stage: "sft" or "scst".
+        settings: plain keys and values for ``run.json``; what a recipe holds.
+        data_fingerprint: of the data that is trained on.
+        images: of every split.
+        resume: True for the newest complete checkpoint of the output folder, or a checkpoint folder.
+        save_minutes: wall-clock minutes between checkpoints; 0: none by the clock.
+        started: ``time.time()`` at the start of the command.
+    """
+
+    stage: str
+    settings: Mapping[str, Any]
+    data_fingerprint: str = ""
+    images: Mapping[str, int] = field(default_factory=dict)
+    resume: bool | str = False
+    save_minutes: float = 0.0
+    started: float = field(default_factory=time.time)
+
+    @classmethod
+    def of(
+        cls,
+        stage: str,
+        policy: LoadedPolicy,
+        data: LoadedData,
+        settings: Mapping[str, Any],
+        **run: Any,
+    ) -> Run:
+        """The run of a policy that was loaded without a recipe; its settings are recorded under their keys."""
+        recorded = {
+            "model_name_or_path": policy.base,
+            "quantization": policy.quantization,
+            "precision": policy.precision,
+            "prompt": policy.prompt,
+            "max_new_tokens": policy.max_new_tokens,
+            "min_new_tokens": policy.min_new_tokens,
+            **{name: _plain(value) for name, value in settings.items()},
+        }
+        images = {name: len(rows) for name, rows in data.splits.items()}
+        return cls(stage, recorded, data.fingerprint, images, **run)
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON holds it; a function by its name."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return (
+        value
+        if isinstance(value, str | int | float | bool | dict | None)
+        else getattr(value, "__name__", str(value))
+    )
+
+
+def run_training(trainer: TrainerHooks, run: Run, console: Console) -> None:
     """Train, resume when asked, and leave a complete folder: adapter, processor, state, ``run.json``.
 
     Raises:
         Interrupted: after SIGTERM or SIGINT, when a checkpoint was saved.
         RunStopped: when the output cannot be written.
     """
-    checkpoint = checkpoints.checkpoint_to_resume(recipe.output_dir, recipe.resume, console.print)
-    if recipe.resume and checkpoint is None:
-        console.print(f"resume: no complete checkpoint in {recipe.output_dir}; starting from the beginning")
+    output_dir = Path(trainer.args.output_dir)
+    checkpoint = checkpoints.checkpoint_to_resume(str(output_dir), run.resume, console.print)
+    if run.resume and checkpoint is None:
+        console.print(f"resume: no complete checkpoint in {output_dir}; starting from the beginning")
     elif checkpoint:
         console.print(f"resuming from {checkpoint}")
     console.print(parameter_table(trainer.model))
     trainer.remove_callback(transformers.PrinterCallback)
     if trainer.is_deepspeed_enabled:
         allow_deepspeed_states()
-    record = Path(recipe.output_dir) / RECORD_NAME
+    record = output_dir / RECORD_NAME
     if checkpoint and has_ended(checkpoint, total_steps(trainer)):
-        console.print(f"{stage}: all {newest_step(checkpoint)} steps were done; nothing is trained again")
+        console.print(f"{run.stage}: all {newest_step(checkpoint)} steps were done; nothing is trained again")
         if record.is_file():
             return
         restore_finished(trainer, checkpoint)
         seconds = 0.0
     else:
         if trainer.is_world_process_zero():
-            record.unlink(missing_ok=True)  # of a shorter run that this one goes on from
-        seconds = _train(trainer, recipe, checkpoint)
+            record.unlink(missing_ok=True)  # of a shorter run that this one continues
+        seconds = _train(trainer, run, checkpoint)
     save_output(trainer)
     if trainer.is_world_process_zero():
         write_run_record(
-            recipe.output_dir,
-            stage=stage,
-            recipe=resolved(recipe),
-            data_fingerprint=data.fingerprint,
-            started=started,
-            results=_results(trainer, data, seconds),
+            output_dir,
+            stage=run.stage,
+            recipe=dict(run.settings),
+            data_fingerprint=run.data_fingerprint,
+            started=run.started,
+            results=_results(trainer, run, seconds),
         )
     console.print(
-        f"[bold]{stage} done[/bold]: {trainer.state.global_step} steps in {time.time() - started:.0f} s; "
-        f"adapter in {Path(recipe.output_dir)}"
+        f"[bold]{run.stage} done[/bold]: {trainer.state.global_step} steps in {time.time() - run.started:.0f} s; "
+        f"adapter in {output_dir}"
     )
 
 
-def _train(trainer: Any, recipe: Any, checkpoint: str | None) -> float:
+def _train(trainer: TrainerHooks, run: Run, checkpoint: str | None) -> float:
     """Seconds of training; interrupted runs end here."""
-    trainer.max_skipped_steps = recipe.max_skipped_steps
     with StopSignals().installed() as signals:
-        stop = SaveAndStop(trainer.accelerator, signals, recipe.save_minutes)
+        stop = SaveAndStop(signals, run.save_minutes)
         trainer.add_callback(stop)
         result = trainer.train(resume_from_checkpoint=checkpoint)
     if stop.interrupted_by is None:
         return result.metrics["train_runtime"]
-    newest = checkpoints.newest_complete(recipe.output_dir)
+    newest = checkpoints.newest_complete(trainer.args.output_dir)
     saved = f"{newest} is complete; go on with --resume true" if newest else "no checkpoint could be written"
     raise Interrupted(
         f"{signal.Signals(stop.interrupted_by).name}: stopped at step {trainer.state.global_step} of "
@@ -87,42 +148,43 @@ def _train(trainer: Any, recipe: Any, checkpoint: str | None) -> float:
     )
 
 
-def _results(trainer: Any, data: LoadedData, seconds: float) -> dict[str, Any]:
+def _results(trainer: TrainerHooks, run: Run, seconds: float) -> dict[str, Any]:
     """What ``run.json`` says about the run's end."""
-    results = {
+    parts = count_parameters(trainer.model)
+    trainable, total = sum(part.trainable for part in parts), sum(part.total for part in parts)
+    alarms = [str(alarm) for monitor in trainer.monitors for alarm in monitor.alarms]
+    skipped, failed = trainer.guard.skipped_steps, trainer.checkpointer.failed_saves
+    return {
         "train_seconds": round(seconds, 1),
         "steps": trainer.state.global_step,
         "best_metric": trainer.state.best_metric,
         "best_step": trainer.state.best_global_step,
-        "images": {name: len(rows) for name, rows in data.splits.items()},
+        "images": dict(run.images),
+        "trainable_parameters": trainable,
+        "trainable_share": trainable / total,
+        **({"alarms": alarms} if alarms else {}),
+        **({"skipped_steps": skipped} if skipped else {}),
+        **({"failed_saves": failed} if failed else {}),
     }
-    alarms = [str(a) for c in trainer.callback_handler.callbacks for a in getattr(c, "alarms", ())]
-    parts = count_parameters(trainer.model)
-    trainable, whole = sum(part.trainable for part in parts), sum(part.total for part in parts)
-    results |= {"trainable_parameters": trainable, "trainable_share": trainable / whole}
-    results |= {"alarms": alarms} if alarms else {}
-    results |= {"skipped_steps": trainer.skipped_steps} if trainer.skipped_steps else {}
-    results |= {"failed_saves": trainer.failed_saves} if trainer.failed_saves else {}
-    return results
 
 
-def save_output(trainer: Any) -> None:
+def save_output(trainer: TrainerHooks) -> None:
     """Adapter, processor and state into the output folder: each file is the old one or the new one.
 
     Raises:
         RunStopped: when they cannot be written.
     """
     output_dir = Path(trainer.args.output_dir)
-    aside = output_dir / checkpoints.ASIDE / "output"
+    staged = output_dir / STAGING / "output"
     try:
         if trainer.args.should_save:
-            checkpoints.sweep(output_dir)
+            clean_up(output_dir)
         trainer.accelerator.wait_for_everyone()
-        trainer.save_model(str(aside), _internal_call=True)
+        trainer.save_model(str(staged), _internal_call=True)
         trainer.accelerator.wait_for_everyone()
         if trainer.args.should_save:
-            checkpoints.move_files(aside, output_dir)
-            checkpoints.sweep(output_dir)
+            move_files(staged, output_dir)
+            clean_up(output_dir)
         trainer.save_state()
     except Exception as error:
         if not checkpoints.is_write_failure(error):
@@ -136,7 +198,7 @@ def save_output(trainer: Any) -> None:
         trainer.push_to_hub(commit_message="Model save", revision=trainer.args.hub_revision)
 
 
-def total_steps(trainer: Any) -> int:
+def total_steps(trainer: TrainerHooks) -> int:
     """Optimizer steps of the whole run; `transformers` would add one to a run that is resumed at its end."""
     args = trainer.args
     if args.max_steps > 0:
@@ -147,7 +209,7 @@ def total_steps(trainer: Any) -> int:
 
 def has_ended(checkpoint: str, steps: int) -> bool:
     """Whether a run was over when the checkpoint was written: all steps, early stopping or an alarm."""
-    return newest_step(checkpoint) >= steps or bool(checkpoints.read_seal(checkpoint).get("ended"))
+    return newest_step(checkpoint) >= steps or bool(checkpoints.read_manifest(checkpoint).get("ended"))
 
 
 def newest_step(checkpoint: str) -> int:
@@ -155,12 +217,12 @@ def newest_step(checkpoint: str) -> int:
     return json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"]
 
 
-def restore_finished(trainer: Any, checkpoint: str) -> None:
+def restore_finished(trainer: TrainerHooks, checkpoint: str) -> None:
     """State and adapter of a run that was stopped after its last step, before its output was complete."""
     trainer.state = transformers.TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     best = best if best and os.path.isdir(best) else checkpoint
     set_peft_model_state_dict(trainer.model, load_peft_weights(best, device="cpu"))
-    for callback in trainer.callback_handler.callbacks:
-        if hasattr(callback, "restore_finished"):
-            callback.restore_finished(trainer.args, trainer.state, trainer.model)
+    trainer.checkpointer.restore(checkpoint)
+    for monitor in trainer.monitors:
+        monitor.restore_adapter(trainer.model, Path(trainer.args.output_dir), trainer.state.global_step)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import shutil
-import sys
 import time
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from scst.data.files import write_json
 from scst.errors import RecipeError
 
 RECORD_NAME = "run.json"
@@ -40,31 +37,6 @@ def versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[package] = None
     return found
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is complete or absent: aside first, flushed to the disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that the file is complete or absent."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_jsonl(rows: Sequence[dict[str, Any]], path: str | Path | None) -> None:
-    """Write one JSON object per line to a file (complete or absent); to standard output without a path."""
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if path is None:
-        sys.stdout.write(lines)
-        return
-    write_text(Path(path), lines)
 
 
 def write_run_record(

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from scst.distributed.processes import flags_of_all_processes
+from scst.distributed.processes import any_process
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_UNDER_LAUNCHER = 25.0
@@ -64,7 +64,6 @@ class SaveAndStop(TrainerCallback):
     (evaluation), so that the checkpoint holds it and a resumed run goes on with the next epoch.
 
     Args:
-        accelerator: of the trainer.
         signals: what was received.
         save_minutes: wall-clock minutes between checkpoints; 0: none by the clock.
         clock: seconds.
@@ -75,12 +74,11 @@ class SaveAndStop(TrainerCallback):
 
     def __init__(
         self,
-        accelerator: Any,
         signals: StopSignals,
         save_minutes: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.accelerator, self.signals, self.clock = accelerator, signals, clock
+        self.signals, self.clock = signals, clock
         self.seconds = save_minutes * 60
         self.interrupted_by: int | None = None
         self._saved_step: int | None = None
@@ -93,7 +91,7 @@ class SaveAndStop(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._epoch_is_over = False
         told = bool(self.signals.received)
-        told, due = flags_of_all_processes(self.accelerator, told, self._is_due(state))
+        told, due = any_process(told, self._is_due(state))
         if told and not control.should_training_stop:
             self.interrupted_by = self.signals.received or signal.SIGTERM  # another process was told
             control.should_epoch_stop = True  # training is not over: a checkpoint may say so
@@ -110,7 +108,7 @@ class SaveAndStop(TrainerCallback):
             control.should_save = control.should_evaluate or self._saved_step != state.global_step
             control.should_training_stop = not control.should_save
         elif not control.should_save:
-            (control.should_save,) = flags_of_all_processes(self.accelerator, self._is_due(state))
+            (control.should_save,) = any_process(self._is_due(state))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._saved_step, self._saved_at = state.global_step, self.clock()

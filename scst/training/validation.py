@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
+from rewards.scorers.document_frequencies import DocumentFrequencies
 from rewards.scorers.text import caption_statistics
-from scst.distributed.sharded_loader import done_together
-from scst.distributed.sharded_weights import whole
-from scst.evaluation.captioning import Caption, evaluation_mode
+from scst.adapters.loaded import LoadedPolicy
+from scst.data.loading import LoadedData
+from scst.distributed.sharded_loader import map_across_ranks
+from scst.distributed.sharded_weights import unsharded
+from scst.errors import RecipeError
 from scst.metrics.suite import METRICS, Corpus, MetricSettings, Scores
-from scst.models.policy import policy_for
-from scst.models.prompts import prompt_batch
+from scst.models.policy import base_model, evaluation_mode, policy_for
+from scst.models.prompts import PromptEncoder
 from scst.rollout.greedy import greedy_captions
-from scst.training.memory import FittingParts, PhaseMeter
+from scst.training.arguments import evaluates
+from scst.training.micro_batcher import MicroBatcher
+from scst.training.phase_meter import PhaseMeter
+from scst.types import Caption
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +36,7 @@ class CaptionValidation:
     """Greedy captions of a held-out set and their metrics.
 
     Args:
-        processor: a PaliGemma processor.
+        processor: the checkpoint's processor, or a prompt encoder of it.
         dataset: rows with ``image``, ``references`` and ``image_id`` to caption.
         metrics: names in ``scst.metrics.suite.METRICS``.
         settings: what they need, e.g. document frequencies over the references of the whole split.
@@ -53,11 +60,12 @@ class CaptionValidation:
         min_new_tokens: int = 1,
         batch_size: int = 16,
     ):
-        self.processor = processor
+        self.encoder = PromptEncoder.of(processor)
         self.dataset = dataset
         self.prompt = prompt
         self.limits = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
-        self.parts = FittingParts("validation", "a smaller max_new_tokens", limit=batch_size)
+        self.batches = MicroBatcher("validation", "a smaller max_new_tokens", limit=batch_size)
+        self._peak_gb = 0.0
         self.metrics = list(metrics)
         self.settings = settings
         self.reward = reward
@@ -68,30 +76,42 @@ class CaptionValidation:
         return len(self.dataset)
 
     def run(self, model: torch.nn.Module) -> dict[str, float]:
-        """Metrics by name; every process captions its share of the images and returns the same metrics."""
-        with whole(model):
-            captions = done_together(lambda rows: self._caption(model, rows), len(self.dataset))
-        return self._metrics(captions)
+        """Metrics by name, and ``memory_gb``, the peak of the evaluation.
 
-    def use_less_memory(self) -> None:
-        """Half the images at a time from now on."""
-        self.parts.limit = max(1, self.parts.size(len(self)) // 2)
+        Every process captions its shard of the images and returns the same metrics.
+        """
+        with PhaseMeter(base_model(model).device).measure("validation") as usage:
+            with unsharded(model):
+                captions = map_across_ranks(lambda rows: self._caption(model, rows), len(self.dataset))
+            metrics = self._metrics(captions)
+        self._peak_gb = usage.peak_gb
+        return metrics | {"memory_gb": usage.peak_gb}
+
+    def keep_within(self, training_gb: float) -> None:
+        """Caption fewer images at a time from now on, when the last run took more memory than training does.
+
+        Args:
+            training_gb: peak memory of a training step; 0 when it is not known.
+        """
+        too_much = training_gb and self._peak_gb > training_gb * MEMORY_TOLERANCE
+        if too_much and self.batches.limit != 1:
+            self.batches.limit = max(1, self.batches.size(len(self)) // 2)
+            logger.warning(
+                "an evaluation took %.2f GB, a training step %.2f GB: from now on %d images at a time",
+                *(self._peak_gb, training_gb, self.batches.limit),
+            )
 
     def _caption(self, model: torch.nn.Module, rows: Sequence[int]) -> list[Caption]:
         images = self.dataset.select(rows)["image"]
-        captions: list[Caption] = []
-        policy = policy_for(model, self.processor)
+        policy = policy_for(model, self.encoder)
 
-        def caption(part: slice) -> None:
+        def caption(part: slice) -> list[Caption]:
             pictures = [images[i] for i in range(part.start, part.stop)]
-            prompts = prompt_batch(self.processor, pictures, [self.prompt] * len(pictures))
-            captions.extend(
-                Caption(*c) for c in greedy_captions(policy, self.processor, prompts, **self.limits)
-            )
+            prompts = self.encoder.prompt_batch(pictures, [self.prompt] * len(pictures))
+            return [Caption(*each) for each in greedy_captions(policy, self.encoder, prompts, **self.limits)]
 
         with evaluation_mode(model):
-            self.parts.run(len(rows), caption)
-        return captions
+            return [each for part in self.batches.map(caption, len(rows)) for each in part]
 
     def _metrics(self, captions: list[Caption]) -> dict[str, float]:
         texts = [caption.text for caption in captions]
@@ -108,37 +128,64 @@ class CaptionValidation:
         return values
 
 
-class CaptionValidationMixin:
-    """Adds caption metrics to the evaluations of a ``transformers.Trainer``: set ``self.validation``.
+@dataclass(frozen=True)
+class ValidationSettings:
+    """What is captioned at every evaluation.
 
-    They are computed inside ``evaluation_loop``, so logging, best-checkpoint selection
-    (``metric_for_best_model: cider_d``) and early stopping see them. ``eval_memory_gb`` is their peak memory.
+    Attributes:
+        split: held-out images.
+        images: so many of them, a fixed random subset.
+        batch_size: captioned together; 0: as many as in a training micro-batch.
+        seed: of the subset.
+        early_stopping_patience: stop after so many evaluations without a better ``metric_for_best_model``.
     """
 
-    validation: CaptionValidation
-    phases: PhaseMeter
-    computes_eval_loss = True
+    split: str = "val"
+    images: int = 200
+    batch_size: int = 0
+    seed: int = 0
+    early_stopping_patience: int | None = None
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """The loss of the trainer, where it has one on held-out data, and caption metrics."""
-        if self.computes_eval_loss:
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        else:
-            output = EvalLoopOutput(None, None, {}, len(self.validation))
-        meter = PhaseMeter(self.args.device)
-        with self.accelerator.autocast(), meter.measure("validation") as usage:
-            metrics = self.validation.run(self.accelerator.unwrap_model(self.model))
-        metrics["memory_gb"] = usage.peak_gb
-        self._keep_within_training(usage.peak_gb)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        return output
+    def build(
+        self,
+        policy: LoadedPolicy,
+        data: LoadedData,
+        args: TrainingArguments,
+        *,
+        metrics: Sequence[str] = ("cider_d",),
+        reward: Callable[..., float] | None = None,
+    ) -> CaptionValidation | None:
+        """The validation of a trainer; None when its arguments ask for no evaluation."""
+        if args.eval_strategy == "no":
+            return None
+        rows = data.splits[self.split]
+        frequencies = DocumentFrequencies.from_references(
+            list(rows["references"]), eos="omitted", split=self.split
+        )
+        return CaptionValidation(
+            policy.encoder,
+            rows.shuffle(seed=self.seed).select(range(min(self.images, len(rows)))),
+            metrics=metrics,
+            settings=MetricSettings(frequencies=frequencies),
+            reward=reward,
+            prompt=policy.prompt,
+            max_new_tokens=policy.max_new_tokens,
+            min_new_tokens=policy.min_new_tokens,
+            batch_size=self.batch_size or args.per_device_train_batch_size,
+        )
 
-    def _keep_within_training(self, peak_gb: float) -> None:
-        """Caption fewer images at a time when an evaluation took more memory than the training steps."""
-        training = max(self.phases.peak_gb.values(), default=0.0)
-        if training and peak_gb > training * MEMORY_TOLERANCE and self.validation.parts.limit != 1:
-            self.validation.use_less_memory()
-            logger.warning(
-                "an evaluation took %.2f GB, a training step %.2f GB: from now on %d images at a time",
-                *(peak_gb, training, self.validation.parts.limit),
-            )
+
+def early_stopping(validation: ValidationSettings, training: Mapping[str, Any]) -> list[TrainerCallback]:
+    """The callback that stops a run without progress, when it is asked for.
+
+    Raises:
+        RecipeError: when there is no evaluation to be patient with.
+    """
+    if validation.early_stopping_patience is None:
+        return []
+    if not evaluates(training):
+        raise RecipeError(
+            "early_stopping_patience: there is no evaluation to be patient with; give eval_strategy: steps "
+            "(and eval_steps), or --early_stopping_patience null"
+        )
+    return [EarlyStoppingCallback(validation.early_stopping_patience)]

@@ -9,15 +9,17 @@ import torch
 from transformers import AutoModelForImageTextToText
 from transformers.cache_utils import DynamicCache
 
-from scst.adapters.lora import AdapterSnapshot, check_adapter_exists, count_parameters, load_adapter
+from scst.adapters.loading import check_adapter_exists, load_adapter
 from scst.adapters.merging import write_merged
+from scst.adapters.parameters import count_parameters
 from scst.adapters.prefix_tuning import Prefix, keys_and_values
-from scst.adapters.prompt_tuning import VirtualTokens, reserved_tokens, use_virtual_tokens
+from scst.adapters.prompt_tuning import VirtualTokens, encoder_for, reserved_tokens
+from scst.adapters.snapshot import AdapterSnapshot
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
 from scst.models.loading import load_model, load_processor
 from scst.models.masks import for_attention, suffix_mask
-from scst.models.prompts import encode_prompts, first_tokens, prompt_batch
+from scst.models.prompts import PromptEncoder, first_tokens
 from tests.support.adapted import KINDS, N, adapted, new_adapter, policy_of
 from tests.support.tiny import build_model
 from tests.support.worlds import write_model
@@ -28,14 +30,14 @@ VERSIONS = pytest.mark.parametrize("version", [1, 2], ids=["paligemma1", "palige
 
 def logits_of(model, processor, images):
     """(B, V) of the first caption token."""
-    inputs = encode_prompts(processor, images[:2], PROMPTS)
+    inputs = PromptEncoder.of(processor).encode_prompts(images[:2], PROMPTS)
     positions = inputs["attention_mask"].cumsum(1).clamp(min=1)  # a prefix tells them apart
     with torch.no_grad():
         return model(**inputs, position_ids=positions).logits[:, -1]
 
 
 def states_and_mask(policy, processor, images):
-    batch = prompt_batch(processor, images[:2], PROMPTS)
+    batch = PromptEncoder.of(processor).prompt_batch(images[:2], PROMPTS)
     with torch.no_grad():
         features = policy.image_features(batch.pixel_values)
         embeddings = policy.prompt_embeddings(batch, features)
@@ -69,8 +71,8 @@ def test_virtual_tokens_are_embeddings_fed_by_hand(tiny_processor, images, versi
     """The same logits as the bare model with those embeddings in the places of the virtual tokens."""
     bare = build_model(tiny_processor, version=version)
     model, processor = adapted("prompt_tuning", build_model(tiny_processor, version=version), tiny_processor)
-    ids = encode_prompts(processor, images[:2], PROMPTS)["input_ids"]
-    plain = encode_prompts(tiny_processor, images[:2], PROMPTS)["input_ids"]
+    ids = PromptEncoder.of(processor).encode_prompts(images[:2], PROMPTS)["input_ids"]
+    plain = PromptEncoder.of(tiny_processor).encode_prompts(images[:2], PROMPTS)["input_ids"]
     reserved = torch.tensor(processor.tokenizer.convert_tokens_to_ids(reserved_tokens(processor, N)))
     for row, without in zip(ids, plain, strict=True):  # in order, behind <bos>, and nothing else has changed
         start = (row == processor.tokenizer.bos_token_id).nonzero().item() + 1
@@ -142,8 +144,7 @@ def test_saved_and_loaded(tiny_processor, images, tmp_path, kind):
     assert check_adapter_exists(tmp_path) == kind
     assert (tmp_path / "adapter_model.safetensors").stat().st_size < 30_000
     loaded = load_adapter(build_model(tiny_processor), tmp_path, trainable=True).eval()
-    fresh = load_processor(str(tmp_path))
-    use_virtual_tokens(fresh, loaded)
+    fresh = encoder_for(loaded, load_processor(str(tmp_path)))
     assert torch.equal(logits_of(loaded, fresh, images), before)
     trainable = {name for name, p in loaded.named_parameters() if p.requires_grad}
     assert trainable == {name for name, p in model.named_parameters() if p.requires_grad}
@@ -171,7 +172,7 @@ def test_merged_model_is_the_adapted_one(tmp_path, images, kind):
     plain = load_processor(str(tmp_path / "merged"))
     with torch.no_grad():
         prompts = ["".join(tokens) + prompt for prompt in PROMPTS]
-        found = merged(**encode_prompts(plain, images[:2], prompts)).logits[:, -1]
+        found = merged(**PromptEncoder.of(plain).encode_prompts(images[:2], prompts)).logits[:, -1]
     expected = logits_of(model, processor, images)
     ordinary = torch.ones(expected.shape[1], dtype=torch.bool)
     ordinary[plain.tokenizer.convert_tokens_to_ids(tokens)] = False  # the tied head has their rows, too
@@ -207,10 +208,10 @@ def test_reserved_tokens_run_out(tiny_processor):
 
 
 def test_virtual_tokens_of_another_vocabulary_are_refused(tiny_processor):
-    model, processor = adapted("prompt_tuning", build_model(tiny_processor), tiny_processor)
+    model, _ = adapted("prompt_tuning", build_model(tiny_processor), tiny_processor)
     model.peft_config["default"].token_ids = [1, 2, 3, 4, 5]
     with pytest.raises(RecipeError, match="other numbers in this model's vocabulary"):
-        use_virtual_tokens(processor, model)
+        encoder_for(model, tiny_processor)
 
 
 def test_adapters_that_the_passes_would_pass_by_are_refused(tmp_path):

@@ -14,11 +14,12 @@ from trl import GRPOTrainer, RLOOTrainer
 from benchmarks.models import VOCABULARY_3B, ModelShape, build_config, build_processor
 from benchmarks.naive import NaiveSCST, coco_cider
 from benchmarks.trl_paligemma import TRAINERS, build_trainer
-from rewards.scorers.cider import CiderD, CiderDReward
+from rewards.cider_d import CiderDReward
+from rewards.scorers.cider import CiderD
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.adapters.lora import add_lora
 from scst.models.policy import Policy
-from scst.models.prompts import encode_prompts, forbidden_token_mask, prompt_batch
+from scst.models.prompts import PromptEncoder, forbidden_token_mask
 from scst.scoring.score import score
 from scst.types import PromptBatch, Sampling
 from tests.support.paths import ROOT
@@ -117,7 +118,7 @@ def test_trl_scores_as_we_do(kind, version, tmp_path):
     trainer = trl_trainer(kind, model, processor, tmp_path)
     inputs = trl_inputs(trainer)
     assert tuple(inputs["completion_ids"].shape) == (2 * NUM_SAMPLES, LENGTH)
-    prompts = prompt_batch(processor, IMAGES, [PROMPT] * 2)
+    prompts = PromptEncoder.of(processor).prompt_batch(IMAGES, [PROMPT] * 2)
     assert inputs["prompt_ids"].unique(dim=0).equal(prompts.input_ids.unique(dim=0)), "PaliGemma's own prompt"
     weights = torch.randn(2 * NUM_SAMPLES, LENGTH, generator=torch.Generator().manual_seed(0))
     found, gradients = [], []
@@ -193,7 +194,7 @@ def test_naive_scores_as_we_do(version):
     processor = build_tiny_processor()
     model = adapted(processor, version)
     naive = NaiveSCST(model, processor, prompt=PROMPT, num_samples=NUM_SAMPLES, tokens=LENGTH)
-    encoded = encode_prompts(processor, IMAGES, [PROMPT] * 2)
+    encoded = PromptEncoder.of(processor).encode_prompts(IMAGES, [PROMPT] * 2)
     _, sampled = naive.generate(encoded)
     repeated = {n: t.repeat_interleave(NUM_SAMPLES, 0) for n, t in encoded.items()}
     inputs = {

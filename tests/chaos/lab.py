@@ -209,10 +209,10 @@ class Lab:
 
     def newest(self, output: str) -> int:
         """Step of the newest complete checkpoint; 0 when there is none."""
-        from scst.training.checkpoints import newest_complete, read_seal
+        from scst.training.checkpoints import newest_complete, read_manifest
 
         folder = newest_complete(self.folder / output)
-        return read_seal(folder)["step"] if folder else 0
+        return read_manifest(folder)["step"] if folder else 0
 
     def forget(self, output: str) -> None:
         """Remove what a run left."""

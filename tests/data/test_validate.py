@@ -8,7 +8,7 @@ from PIL import Image
 from rich.console import Console
 
 from scst.data.loading import load_splits
-from scst.data.validate import check_examples
+from scst.data.validate import check_policy, inspect_examples, refuse_bad
 from scst.errors import DataError, RecipeError
 from tests.support.rows import CAPTIONS, encoded, read_form, rows_of, write_risc
 
@@ -55,28 +55,27 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_each_bad_example_is_named_or_skipped(case, toy_rows):
     values, reason = BAD[case]
-    rows = read_form(change(toy_rows, 3, **values))
+    found = inspect_examples(read_form(change(toy_rows, 3, **values)))
     with pytest.raises(DataError, match=r"^1 examples cannot be used") as caught:
-        check_examples(rows, "error")
+        refuse_bad(found.bad)
     assert reason in str(caught.value)
     assert "--on_bad_example skip" in str(caught.value)
-    kept, bad = check_examples(rows, "skip")
-    assert len(kept) == 10
-    assert [example.reason.startswith(reason) for example in bad] == [True]
+    assert len(found.rows) == 10
+    assert [example.reason.startswith(reason) for example in found.bad] == [True]
 
 
 def test_good_rows_pass_unchanged(toy_rows):
     rows = read_form(toy_rows)
-    kept, bad = check_examples(rows, "error")
-    assert bad == []
-    assert kept[:] == rows[:]
+    found = inspect_examples(rows)
+    refuse_bad(found.bad)
+    assert found.rows[:] == rows[:]
 
 
 def test_error_lists_five_and_the_total(toy_rows):
     for row in range(7):
         toy_rows[row]["captions"] = []
     with pytest.raises(DataError, match=r"^7 examples") as caught:
-        check_examples(read_form(toy_rows), "error")
+        refuse_bad(inspect_examples(read_form(toy_rows)).bad)
     assert str(caught.value).count("empty caption list") == 5
 
 
@@ -88,15 +87,15 @@ def test_degenerate_captions_stay_blank_ones_go(tmp_path, toy_rows):
     assert data.bad_examples == []
 
 
-def test_wrong_policy(toy_rows):
+def test_wrong_policy():
     with pytest.raises(RecipeError, match="on_bad_example should be one of error, skip; got 'ignore'"):
-        check_examples(read_form(toy_rows), "ignore")
+        check_policy("ignore")
 
 
 def test_progress_bar_beyond_500_images():
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
-    check_examples(read_form(rows_of({"train": 501})), "error", console)
+    inspect_examples(read_form(rows_of({"train": 501})), console)
     assert "checking images" in screen.getvalue()
 
 

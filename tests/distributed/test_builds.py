@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from scst.config.devices import clear_abandoned_builds
+from scst.distributed.launching import clear_abandoned_builds
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from scst.distributed.sharded_loader import ShareOfBatches, Spare, share_of
+from scst.distributed.sharded_loader import BatchShards, PaddingExamples, shard_of
 from tests.support.jobs import launch_script
 from tests.support.processes import device_config, environment_of, run_together
 from tests.support.worlds import write_model, write_risc
@@ -58,7 +58,7 @@ def both(folder, world):
 @pytest.mark.parametrize("num_shares", [1, 2, 3, 4])
 @pytest.mark.parametrize("count", [0, 1, 3, 8, 13])
 def test_shares_together_are_the_whole(count, num_shares):
-    shares = [share_of(range(count), num_shares, share) for share in range(num_shares)]
+    shares = [shard_of(range(count), num_shares, share) for share in range(num_shares)]
     assert [item for share in shares for item in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -74,8 +74,8 @@ class Batches(list):
 def test_shares_of_batches_literally():
     """Batches of 3, 3 and 1: two processes take 2 + 1, 2 + 1, 1 + none."""
     batches = Batches([[0, 1, 2], [3, 4, 5], [6]])
-    first, second = (list(ShareOfBatches(batches, 2, share)) for share in range(2))
+    first, second = (list(BatchShards(batches, 2, share)) for share in range(2))
     assert first == [[0, 1], [3, 4], [6]]
     assert second == [[2], [5], [6]]
-    assert [isinstance(batch, Spare) for batch in first] == [False, False, False]
-    assert [isinstance(batch, Spare) for batch in second] == [False, False, True]
+    assert [isinstance(batch, PaddingExamples) for batch in first] == [False, False, False]
+    assert [isinstance(batch, PaddingExamples) for batch in second] == [False, False, True]

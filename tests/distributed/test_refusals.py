@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from scst.adapters.lora import add_lora
-from scst.config import build_rl, devices
+from scst.config import devices
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
-from scst.rollout.backends import reasons_against_vllm
+from scst.rl.policy_loss import ScoringSettings
+from scst.rl.trainer import refuse_what_cannot_work
 from tests.support.processes import device_config, environment_of
 
 
@@ -30,7 +30,6 @@ def test_fsdp2_divides_no_quantised_weights(launched):
         with pytest.raises(RecipeError, match=f"quantization: {quantization} .*zero3.yaml"):
             devices.check_devices(build_recipe("sft", {"quantization": quantization}))
     devices.check_devices(build_recipe("sft", {"quantization": "none"}))
-    devices.check_devices(build_recipe("evaluate", {"quantization": "nf4"}))
 
 
 def test_fsdp1_is_refused(launched, monkeypatch):
@@ -57,28 +56,9 @@ def test_vision_adapters_under_fsdp2(launched, tiny_model, targets, refused):
     model = add_lora(tiny_model, targets=targets, rank=2, alpha=4)
     if refused:
         with pytest.raises(RecipeError, match="vision tower or the projector"):
-            devices.check_adapter_on_devices(model)
+            refuse_what_cannot_work(model, ScoringSettings())
     else:
-        devices.check_adapter_on_devices(model)
-
-
-def test_vllm_is_refused_with_every_reason(monkeypatch):
-    recipe = build_recipe("scst", {"adapter": "a", "rollout_backend": "vllm", "quantization": "nf4"})
-    with pytest.raises(RecipeError, match=r"vllm cannot be used.*both directions.* rollout_backend: local"):
-        build_rl.check_settings(recipe)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    reasons = " / ".join(reasons_against_vllm("nf4"))
-    for part in ("not installed", "no CUDA device", "4-bit", "both directions"):
-        assert part in reasons
-
-
-def test_where_vllm_is_installed_the_masks_still_speak_against_it(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    (reason,) = reasons_against_vllm("none")
-    assert "both directions" in reason
-    assert len(reasons_against_vllm("8bit")) == 2
+        refuse_what_cannot_work(model, ScoringSettings())
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from scst.evaluation.decoding import (
     get_decoding,
     to_generation_config,
 )
-from scst.models.prompts import encode_prompts, forbidden_token_ids
+from scst.models.prompts import PromptEncoder, forbidden_token_ids
 
 IDS = {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 2}
 
@@ -89,7 +89,7 @@ def test_greedy_is_the_argmax_of_the_model(request, tiny_processor, images, fixt
     captions = caption_images(model, tiny_processor, images, "caption en", "greedy", max_new_tokens=5)
     forbidden = forbidden_token_ids(tiny_processor, model.config.text_config.vocab_size)
     for image, caption in zip(images, captions, strict=True):
-        inputs, ids = encode_prompts(tiny_processor, [image], ["caption en"]), []
+        inputs, ids = PromptEncoder.of(tiny_processor).encode_prompts([image], ["caption en"]), []
         config = GenerationConfig(max_new_tokens=5, do_sample=False, suppress_tokens=forbidden, **IDS)
         ids = model.generate(**inputs, generation_config=config)[0, inputs["input_ids"].shape[1] :].tolist()
         assert _to_caption(tiny_processor.tokenizer, ids) == caption
@@ -142,7 +142,7 @@ def test_the_checkpoints_generation_config_does_not_leak(
 
 def test_the_leak_is_real_without_the_guard(tiny_model, tiny_processor, images):
     """The test above can fail: without bare defaults a suppressed token changes greedy captions."""
-    inputs = encode_prompts(tiny_processor, images, ["caption en"] * len(images))
+    inputs = PromptEncoder.of(tiny_processor).encode_prompts(images, ["caption en"] * len(images))
     config = to_generation_config(DECODINGS["greedy"], max_new_tokens=6, **IDS)
     plain = tiny_model.generate(**inputs, generation_config=config)
     first = plain[:, inputs["input_ids"].shape[1]].unique().tolist()

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from scst.data.files import write_jsonl
 from scst.errors import DataError, RecipeError
 from scst.evaluation import evaluate as evaluation
 from scst.evaluation.captioning import Caption
@@ -23,10 +24,9 @@ from scst.evaluation.training_section import _ends, rewards_section, training_se
 from scst.metrics.bootstrap import compare_captions, metric_results, metric_scores
 from scst.metrics.suite import METRICS, Corpus, MetricSettings
 from scst.models.policy import policy_for
-from scst.models.prompts import prompt_batch
+from scst.models.prompts import PromptEncoder
 from scst.report.curves import lines
 from scst.rollout.greedy import greedy_captions
-from scst.training.run_record import write_jsonl
 from scst.types import Sampling
 from tests.support.browser import DESKTOP, PHONE, OpenPage
 from tests.support.golden import CAPTIONS, REFERENCES
@@ -147,7 +147,9 @@ def test_samples_are_those_of_the_engine_scored_like_the_evaluation(tiny_process
     corpus = golden_corpus(images)
     sampling = Sampling(3, max_new_tokens=6)
     found = sample_captions(model, tiny_processor, corpus, [0, 3], "caption en", sampling, seed=1)
-    prompts = prompt_batch(tiny_processor, [corpus.images[i] for i in (0, 3)], ["caption en"] * 2)
+    prompts = PromptEncoder.of(tiny_processor).prompt_batch(
+        [corpus.images[i] for i in (0, 3)], ["caption en"] * 2
+    )
     policy = policy_for(model.eval(), tiny_processor)
     greedy = greedy_captions(policy, tiny_processor, prompts, max_new_tokens=6, min_new_tokens=1)
     assert [each.greedy for each in found] == [text for text, *_ in greedy]

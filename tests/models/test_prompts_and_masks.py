@@ -6,14 +6,7 @@ import pytest
 import torch
 
 from scst.models import masks
-from scst.models.prompts import (
-    IGNORED_LABEL,
-    decode_captions,
-    encode_captions,
-    encode_prompts,
-    forbidden_token_ids,
-    prompt_batch,
-)
+from scst.models.prompts import IGNORED_LABEL, PromptEncoder, forbidden_token_ids
 from tests.support.tiny import SENTENCES, build_model
 
 PROMPTS = ["caption en", "describe the harbour in this image"]
@@ -30,7 +23,9 @@ def model(request, tiny_processor):
 
 
 def supervised_batch(processor, images, prompts=PROMPTS, captions=CAPTIONS):
-    return encode_captions(processor, images[: len(prompts)], prompts, captions, max_new_tokens=32)
+    return PromptEncoder.of(processor).encode_captions(
+        images[: len(prompts)], prompts, captions, max_new_tokens=32
+    )
 
 
 def logits_of(model, batch):
@@ -59,7 +54,7 @@ def test_sft_collation_hides_the_future(model, tiny_processor, images, prompts, 
 
 def test_prompt_is_bidirectional(model, tiny_processor, images):
     """The last word of the prompt changes the first image token's state: a causal prompt would hide it."""
-    batch = encode_prompts(tiny_processor, images[:1], ["caption en"])
+    batch = PromptEncoder.of(tiny_processor).encode_prompts(images[:1], ["caption en"])
     changed = {name: tensor.clone() for name, tensor in batch.items()}
     changed["input_ids"][0, -2] = 301
     assert not torch.equal(logits_of(model, batch)[0, 0], logits_of(model, changed)[0, 0])
@@ -67,7 +62,7 @@ def test_prompt_is_bidirectional(model, tiny_processor, images):
 
 def test_generation_sees_what_training_saw(model, tiny_processor, images):
     """Logits of every step of `generate` equal those of the supervised forward pass on the same caption."""
-    prompts = encode_prompts(tiny_processor, images[:2], PROMPTS)
+    prompts = PromptEncoder.of(tiny_processor).encode_prompts(images[:2], PROMPTS)
     done = model.generate(
         **prompts,
         do_sample=False,
@@ -90,7 +85,7 @@ def test_generation_sees_what_training_saw(model, tiny_processor, images):
 def test_our_masks_equal_the_library_on_a_supervised_batch(model, tiny_processor, images):
     """The explicit mask of scoring and the library's own mask from token types give the same logits."""
     batch = supervised_batch(tiny_processor, images)
-    prompts = prompt_batch(tiny_processor, images[:2], PROMPTS)
+    prompts = PromptEncoder.of(tiny_processor).prompt_batch(images[:2], PROMPTS)
     prompt_length = prompts.input_ids.shape[1]
     caption_mask = batch["attention_mask"][:, prompt_length:].bool()
     mask = masks.suffix_mask(prompts, caption_mask)
@@ -155,7 +150,9 @@ def test_prompt_is_masked_and_eos_is_trained(tiny_processor, images):
 
 
 def test_a_cut_caption_keeps_no_eos(tiny_processor, images):
-    batch = encode_captions(tiny_processor, images[:1], ["caption en"], [SENTENCES[0]], max_new_tokens=4)
+    batch = PromptEncoder.of(tiny_processor).encode_captions(
+        images[:1], ["caption en"], [SENTENCES[0]], max_new_tokens=4
+    )
     trained = batch["labels"][batch["labels"] != IGNORED_LABEL]
     assert len(trained) == 4
     assert tiny_processor.tokenizer.eos_token_id not in trained
@@ -178,4 +175,4 @@ def test_decoding_drops_padding_and_collapses_spaces(tiny_processor):
     ids = tiny_processor.tokenizer("a  river", add_special_tokens=False)["input_ids"]
     row = torch.tensor([[*ids, 1, 0, 0]])
     mask = torch.tensor([[True] * len(ids) + [True, False, False]])
-    assert decode_captions(tiny_processor, row, mask) == ["a river"]
+    assert PromptEncoder.of(tiny_processor).decode_captions(row, mask) == ["a river"]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from scst.objective.advantages import BASELINES, compute_advantages
+from scst.objective.advantages import BASELINES, advantage_magnitudes, compute_advantages
 
 NAN = math.nan
 
@@ -51,12 +51,33 @@ def test_images_do_not_mix(baseline):
     assert torch.equal(together, torch.cat(alone))
 
 
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_equal_rewards_give_zeros(baseline):
-    # 0.1 is no binary fraction: the mean of five of them may differ from it by rounding
-    values = advantages(baseline, [[0.25] * 4, [1.5] * 4], [0.25, 1.5])
-    assert torch.equal(values, torch.zeros(2, 4))
-    assert advantages(baseline, [[0.1] * 5], [0.1]).abs().max() < 1e-3
+def test_equal_rewards_give_exact_zeros(baseline, dtype):
+    """No binary fraction among them, every K, with and without NaN: the mean of copies may round away."""
+    generator = torch.Generator().manual_seed(0)
+    for num_samples in range(2, 17):
+        rewards = (100 * torch.rand(200, generator=generator, dtype=torch.float64)).to(dtype)
+        sampled = rewards[:, None].repeat(1, num_samples)
+        sampled[torch.rand(sampled.shape, generator=generator) < 0.3] = NAN
+        sampled[::2] = rewards[::2, None]
+        values = compute_advantages(baseline, sampled, rewards)
+        assert values.dtype == dtype
+        assert not values.any(), f"K = {num_samples}: {(values != 0).any(1).float().mean():.0%} of images"
+
+
+@pytest.mark.parametrize("baseline", ["leave_one_out", "group"])
+def test_shares_of_equal_contributions_are_exact_zeros(baseline):
+    contributions = torch.full((2, 1, 7), 0.1)
+    assert not advantage_magnitudes(baseline, contributions, torch.zeros(2, 1)).any()
+
+
+def test_nearly_equal_rewards_are_not_taken_for_equal():
+    rewards = torch.tensor([[0.1, 0.1, math.nextafter(0.1, 1.0)]], dtype=torch.float64)
+    assert compute_advantages("leave_one_out", rewards, torch.zeros(1, dtype=torch.float64)).all()
 
 
 @pytest.mark.parametrize("baseline", BASELINES)

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from scst.models.policy import Policy
-from scst.models.prompts import prompt_batch
+from scst.models.prompts import PromptEncoder
 from scst.objective.advantages import compute_advantages
 from scst.objective.losses import importance_ratios, kl_penalty, policy_gradient_loss
 from scst.rollout import distribution
@@ -122,7 +122,7 @@ class TinyPaliGemma:
         forbidden[[*words, EOS]] = False
         self.policy = Policy(model, forbidden, EOS, PAD)
         self.processor = processor
-        self.picture = prompt_batch(processor, noise_images(1, size=16), ["caption en"])
+        self.picture = PromptEncoder.of(processor).prompt_batch(noise_images(1, size=16), ["caption en"])
         self.features = self.policy.image_features(self.picture.pixel_values)
         forward = model.lm_head.forward
         model.lm_head.forward = lambda states: 6.0 * forward(states)  # scoring calls it past all hooks

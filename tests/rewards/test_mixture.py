@@ -14,12 +14,12 @@ import types
 
 import pytest
 
+from rewards.cider_d import CiderDReward
 from rewards.errors import RewardError
 from rewards.execution.calls import is_async
 from rewards.execution.threads import CallThread
 from rewards.mixture import RewardMixture
 from rewards.registry import WeightedReward, build_rewards
-from rewards.scorers.cider import CiderDReward
 from rewards.scorers.document_frequencies import FILE_NAME, DocumentFrequencies
 from tests.support.paths import ROOT
 from tests.support.rewards import CAPTIONS, NAN, call, constant, equal, mixture
@@ -155,34 +155,78 @@ def test_setup_and_state_reach_those_that_want_them(tmp_path):
         def setup(self, dataset):
             calls.append(("setup", dataset))
 
-        def save_state(self, folder):
-            calls.append(("save_state", folder))
+        def state_dict(self):
+            return {"calls": len(calls)}
+
+        def load_state_dict(self, state):
+            calls.append(("load_state_dict", state))
+
+        def write_tables(self, folder):
+            calls.append(("write_tables", folder))
 
         def __call__(self, completions, **columns):
             return [0.0] * len(completions)
 
     mixed = mixture(constant(1, 2), Wants())
     mixed.setup("dataset")
-    mixed.save(tmp_path)
+    state = mixed.state_dict()
+    assert state == {"moments": {}, "rewards": {"reward_1": {"calls": 1}}}
+    mixed.load_state_dict(state)
+    mixed.write_tables(tmp_path)
     call(mixed)
-    assert calls == [("setup", "dataset"), ("save_state", tmp_path)]
+    assert calls == [("setup", "dataset"), ("load_state_dict", {"calls": 1}), ("write_tables", tmp_path)]
 
 
 def test_two_tables_do_not_overwrite_each_other(tmp_path):
     """CIDEr-D with and without the end of sequence: two tables of one name."""
     entries = [
         {"name": "cider_d"},
-        {"import_path": "rewards.scorers.cider:CiderDReward", "kwargs": {"eos": "omitted"}},
+        {"import_path": "rewards.cider_d:CiderDReward", "kwargs": {"eos": "omitted"}},
     ]
     mixed = RewardMixture(build_rewards(entries))
     mixed.setup({"references": [["a river goes by ."], ["a long road is near trees ."]]})
-    mixed.save(tmp_path)
-    policies = {
-        name: DocumentFrequencies.load(folder / FILE_NAME).eos
-        for name, folder in mixed.state_folders(tmp_path).items()
-    }
-    assert sorted(policies.values()) == ["emitted", "omitted"]
-    assert (tmp_path / FILE_NAME).is_file(), "the first one keeps the place of a single one"
+    mixed.write_tables(tmp_path)
+    places = [tmp_path / FILE_NAME, tmp_path / "CiderDReward" / FILE_NAME]
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(places)
+    assert [DocumentFrequencies.load(path).eos for path in places] == ["emitted", "omitted"]
+
+
+def test_changed_document_frequencies_are_refused():
+    before, now = (mixture(CiderDReward(), names=["cider_d"]) for _ in range(2))
+    before.setup({"references": [["a river goes by ."], ["a road"]]})
+    now.setup({"references": [["a river goes by ."], ["a rail"]]})
+    before.load_state_dict(before.state_dict())
+    message = (
+        r"'cider_d': the document frequencies \(\w{6}\) are not those of the checkpoint \(\w{6}\): dataset"
+    )
+    with pytest.raises(RewardError, match=message):
+        now.load_state_dict(before.state_dict())
+    with pytest.raises(RewardError, match=r"no state of the rewards \['cider_d'\]"):
+        now.load_state_dict({"moments": {}, "rewards": {}})
+
+
+def test_a_reward_that_was_not_set_up_says_what_to_do():
+    with pytest.raises(
+        RewardError, match=r"^reward 'cider_d' counts with .* call setup\(dataset\) with them"
+    ):
+        call(mixture(CiderDReward()), references=[["a road"]] * 2)
+
+    class Unready:
+        words = None
+
+        def setup(self, dataset):
+            self.words = {"road"}
+
+        def __call__(self, completions, **columns):
+            return [float(text in self.words) for text in completions]
+
+    mixed = mixture(Unready())
+    with pytest.raises(
+        RewardError, match=r"TypeError: .*; its `setup` was not called: call setup\(dataset\) of"
+    ):
+        call(mixed)
+    mixed.setup({"references": []})
+    assert call(mixed).total == [0.0, 0.0]
 
 
 def test_cider_d_in_a_mixture(tmp_path):
@@ -192,7 +236,7 @@ def test_cider_d_in_a_mixture(tmp_path):
     result = call(mixed, references=references, ended_by_eos=[True, False])
     assert result.total == [value + 0.5 for value in result.components["cider_d"]]
     assert min(result.components["cider_d"]) > 0
-    mixed.save(tmp_path)
+    mixed.write_tables(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["document_frequencies.json"]
 
 

@@ -10,7 +10,7 @@ import statistics
 import pytest
 
 from rewards.errors import RewardError
-from rewards.mixture import STATE_NAME, RewardMixture
+from rewards.mixture import RewardMixture
 from rewards.moments import Moments
 from rewards.registry import WeightedReward, build_rewards
 from tests.support.rewards import NAN, call, constant, equal, mixture
@@ -63,34 +63,44 @@ def test_moments_of_batches_are_those_of_all_numbers():
     assert Moments().merged(Moments()) == Moments()
 
 
-def test_statistics_are_saved_and_restored_exactly(tmp_path):
+def test_statistics_are_saved_and_restored_exactly():
     values = [[0.1, 0.7], [0.3, 1 / 3], [2.0, 0.9]]
     whole = normalised(*values)
     expected = [call(whole).total for _ in values]
     first, second = normalised(*values[:2]), normalised(values[2])
     assert [call(first).total for _ in range(2)] == expected[:2]
-    first.save(tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == [STATE_NAME]
-    second.load(tmp_path)
+    state = json.loads(json.dumps(first.state_dict()))
+    assert list(state["moments"]["a"]) == ["count", "mean", "squares"]
+    second.load_state_dict(state)
     assert call(second).total == expected[2]
 
 
-def test_missing_statistics_are_refused(tmp_path):
-    (tmp_path / STATE_NAME).write_text(json.dumps({"b": {"count": 1, "mean": 0.0, "squares": 0.0}}))
+def test_a_step_that_failed_half_way_is_taken_back():
+    mixed = normalised([2, 4], [60, 80], [6, 8])
+    call(mixed)
+    before = mixed.moments.state_dict()
+    call(mixed)
+    mixed.moments.load_state_dict(before)
+    # as without the call in between: 2, 4, 6, 8: mean 5, std sqrt(5)
+    assert call(mixed).total == pytest.approx([1 / 5**0.5, 3 / 5**0.5])
+
+
+def test_missing_statistics_are_refused():
+    state = {"moments": {"b": {"count": 1, "mean": 0.0, "squares": 0.0}}, "rewards": {}}
     with pytest.raises(RewardError, match=r"no statistics of the normalised rewards \['a'\]"):
-        normalised().load(tmp_path)
-    mixture(constant(1)).load(tmp_path)  # nothing is normalised: nothing is missing
+        normalised().load_state_dict(state)
+    mixture(constant(1)).load_state_dict(state)  # nothing is normalised: nothing is missing
 
 
-def test_rewards_with_load_state_get_it(tmp_path):
+def test_rewards_with_state_get_it_back():
     class Counter:
         calls = 0
 
-        def save_state(self, folder):
-            (folder / "calls").write_text(str(self.calls))
+        def state_dict(self):
+            return {"calls": self.calls}
 
-        def load_state(self, folder):
-            self.calls = int((folder / "calls").read_text())
+        def load_state_dict(self, state):
+            self.calls = state["calls"]
 
         def __call__(self, completions, **columns):
             self.calls += 1
@@ -98,8 +108,7 @@ def test_rewards_with_load_state_get_it(tmp_path):
 
     first, second = mixture(Counter()), mixture(Counter())
     call(first)
-    first.save(tmp_path)
-    second.load(tmp_path)
+    second.load_state_dict(first.state_dict())
     assert call(second).total == [2.0, 2.0]
 
 

@@ -6,14 +6,16 @@ import asyncio
 import inspect
 import sys
 import types
+from functools import partial
 from importlib.metadata import EntryPoint
 
 import pytest
 
 from rewards import registry
+from rewards.cider_d import CiderDReward
 from rewards.errors import RewardError
-from rewards.registry import REWARDS, build_rewards
-from rewards.scorers.cider import CiderDReward
+from rewards.mixture import RewardMixture
+from rewards.registry import REWARDS, WeightedReward, build_rewards
 
 
 def brevity(completions, target=12, **columns):
@@ -45,8 +47,11 @@ class Remembers:
     def setup(self, dataset):
         self.seen.append(dataset)
 
-    def save_state(self, folder):
-        self.seen.append(folder)
+    def state_dict(self):
+        return {"seen": len(self.seen)}
+
+    def load_state_dict(self, state):
+        self.seen.append(state)
 
     def __call__(self, completions, scale=1.0, **columns):
         return [scale] * len(completions)
@@ -119,15 +124,64 @@ def test_an_import_path_to_a_class_is_constructed():
 def test_a_ready_object_keeps_setup_and_state_when_kwargs_are_bound(plugin):
     function = one(import_path="my_rewards:ready", kwargs={"scale": 0.5}).function
     function.setup("dataset")
-    function.save_state("folder")
-    assert plugin.ready.seen == ["dataset", "folder"]
+    function.load_state_dict(function.state_dict())
+    assert plugin.ready.seen == ["dataset", {"seen": 1}]
     assert function(completions=["a"]) == [0.5]
     assert not hasattr(one(import_path="my_rewards:brevity", kwargs={"target": 1}).function, "setup")
 
 
 def test_the_same_entry_twice_gives_two_objects():
-    first, second = build_rewards([{"name": "cider_d"}, {"name": "cider_d"}])
-    assert first.function is not second.function
+    assert one(name="cider_d").function is not one(name="cider_d").function
+
+
+def test_functions_objects_classes_and_ready_rewards_are_taken_as_they_are():
+    ready = WeightedReward("manners", Polite(), weight=0.5)
+    entries = ["bleu", brevity, slow_brevity, partial(Remembers(), scale=2.0), CiderDReward, ready]
+    rewards = build_rewards([*entries, {"name": "length", "kwargs": {"target": 9}}])
+    names = ["bleu", "brevity", "slow_brevity", "Remembers", "cider_d", "manners", "length"]
+    assert [reward.name for reward in rewards] == names
+    assert rewards[1].function is brevity
+    assert rewards[5] is ready
+    assert {reward.weight for reward in rewards} == {1.0, 0.5}
+
+
+def test_a_mixture_of_plain_functions():
+    mixed = RewardMixture([brevity, slow_brevity])
+    assert mixed(completions=["a road"]).total == [-20.0]
+
+
+@pytest.mark.parametrize("entries", [[brevity, brevity], ["bleu", {"name": "bleu", "weight": 2}]], ids=str)
+def test_two_rewards_of_one_name_are_refused_with_a_remedy(entries):
+    with pytest.raises(RewardError, match=r"a name of its own, got \[.*rename one .*WeightedReward\(name, "):
+        build_rewards(entries)
+
+
+@pytest.mark.parametrize("rewards", ["cider_d", {"name": "cider_d"}, brevity], ids=str)
+def test_a_single_reward_is_no_list(rewards):
+    with pytest.raises(RewardError, match=r"must be a list, got .*: put it into brackets"):
+        RewardMixture(rewards)
+
+
+@pytest.mark.parametrize("method", ["save_state", "load_state"])
+@pytest.mark.parametrize("kwargs", [{}, {"target": 3}])
+def test_the_state_methods_of_earlier_versions_are_refused_by_name(plugin, method, kwargs):
+    old = type("Old", (Polite,), {method: lambda self, folder: None})()
+    plugin.old = old
+    sentence = rf"'old' has `{method}\(folder\)`.*`state_dict\(\)`.*`load_state_dict\(state\)`"
+    with pytest.raises(RewardError, match=sentence):
+        one(import_path="my_rewards:old", kwargs=kwargs)
+    with pytest.raises(RewardError, match=sentence):
+        RewardMixture([WeightedReward("old", old)])
+
+
+def test_half_a_state_and_no_function_are_refused():
+    half = type("Half", (Polite,), {"state_dict": lambda self: {}})()
+    with pytest.raises(
+        RewardError, match=r"'half' needs both `state_dict\(\)` and `load_state_dict\(state\)`"
+    ):
+        WeightedReward("half", half)
+    with pytest.raises(RewardError, match="'nine' must be a function or an object that can be called, got 9"):
+        WeightedReward("nine", 9)
 
 
 def test_packages_announce_rewards(announced):
@@ -173,7 +227,7 @@ def test_an_unknown_name_lists_the_known(announced):
         ({"name": "cider_d", "weight": "much"}, r"'cider_d': weight must be a finite number, got 'much'"),
         ({"name": "cider_d", "weight": float("nan")}, r"weight must be a finite number, got nan"),
         ({"name": "cider_d", "weight": None}, r"weight must be a finite number, got None"),
-        (3, r"a reward is a mapping with `name` or `import_path`, got 3"),
+        (3, r"a reward is a name, a function, or a mapping with `name` or `import_path`, got 3"),
     ],
     ids=str,
 )

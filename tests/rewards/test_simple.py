@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from rewards.bad_ending import BadEndingPenalty
 from rewards.errors import RewardError
-from rewards.simple import BadEndingPenalty, LengthReward, RepetitionPenalty
+from rewards.length import LengthReward
+from rewards.repetition import RepetitionPenalty
 
 DEGENERATE = ["", " .", "1 .", "a 🌊 river\nnear ||| trees", "road " * 400]
 

@@ -10,8 +10,8 @@ import torch
 from transformers import GemmaConfig, GemmaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
+from rewards.cider_d import CiderDReward
 from rewards.registry import build_rewards
-from rewards.scorers.cider import CiderDReward
 from tests.support.tiny import SENTENCES, build_tokenizer
 
 ROWS = {

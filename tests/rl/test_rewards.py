@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from rewards.errors import RewardError
-from rewards.mixture import STATE_NAME
-from scst.objective.advantages import advantage_shares
+from scst.objective.advantages import advantage_magnitudes
 from tests.support.paths import ROOT
 
 HERE = "tests.rl.test_rewards"
@@ -67,6 +66,10 @@ def failing(monkeypatch):
     tell(None)
 
 
+def moments(checkpoint: Path) -> dict:
+    return torch.load(checkpoint / "parts-0.pt", weights_only=True)["rewarder"]["moments"]
+
+
 @pytest.mark.parametrize("step", [3, 4], ids=["within an epoch", "at the start of an epoch"])
 def test_a_failing_reward_leaves_a_run_to_resume(run_stage, sft_adapter, tmp_path, failing, step):
     """Bit for bit: statistics, generators and gradients of the half step are those of its beginning."""
@@ -77,13 +80,13 @@ def test_a_failing_reward_leaves_a_run_to_resume(run_stage, sft_adapter, tmp_pat
         run_stage("scst", output_dir=str(tmp_path / "parts"), **keys)
     (checkpoint,) = (tmp_path / "parts").glob("checkpoint-*")
     assert checkpoint.name == f"checkpoint-{step - 1}", "the last step that was completed"
-    assert json.loads((checkpoint / STATE_NAME).read_text())["noisy_length"]["count"] == (step - 1) * 16
+    assert moments(checkpoint)["noisy_length"]["count"] == (step - 1) * 16
     failing(at_step=None)
     resumed = run_stage("scst", output_dir=str(tmp_path / "parts"), resume=True, **keys)
     assert losses(resumed) == losses(whole)
     expected, actual = (load_file(tmp_path / run / "adapter_model.safetensors") for run in ("whole", "parts"))
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
-    assert resumed.reward.state_dict() == whole.reward.state_dict()
+    assert resumed.mixture.state_dict() == whole.mixture.state_dict()
 
 
 @pytest.mark.parametrize(
@@ -178,27 +181,27 @@ def test_trl_reward_functions_run_here(run_stage, sft_adapter, tmp_path):
     mean, std = (entries[-1][f"reward_some_opinions{suffix}"] for suffix in ("", "_std"))
     assert mean == pytest.approx(opinions[~opinions.isnan()].mean().item())
     assert std == pytest.approx(opinions[~opinions.isnan()].std(correction=0).item())
-    assert not trainer.reward._calls.pools["cider_d"]._workers, "the script ended them"
+    assert not trainer.mixture.calls.pools["cider_d"]._workers, "the script ended them"
 
 
-def test_shares_literally():
-    # one image, two samples; reward a: 3, 1 against greedy 1 -> |2| + |0| over 2 = 1
-    #                        reward b: 0, 4 against greedy 1 -> |-1| + |3| over 2 = 2; shares 1/3, 2/3
+def test_magnitudes_literally():
+    # one image, two samples; reward a: 3, 1 against greedy 1 -> |2| + |0| = 2
+    #                        reward b: 0, 4 against greedy 1 -> |-1| + |3| = 4
     sampled = torch.tensor([[[3.0, 1.0]], [[0.0, 4.0]]])
     greedy = torch.tensor([[1.0], [1.0]])
-    torch.testing.assert_close(advantage_shares("greedy", sampled, greedy), torch.tensor([1 / 3, 2 / 3]))
-    # against the other sample: a +2, -2; b -4, +4; against the mean half of that: shares 1/3, 2/3
-    for baseline in ("leave_one_out", "group"):
-        torch.testing.assert_close(advantage_shares(baseline, sampled, greedy), torch.tensor([1 / 3, 2 / 3]))
+    assert advantage_magnitudes("greedy", sampled, greedy).tolist() == [2.0, 4.0]
+    # against the other sample: a +2, -2; b -4, +4; against the mean half of that
+    assert advantage_magnitudes("leave_one_out", sampled, greedy).tolist() == [4.0, 8.0]
+    assert advantage_magnitudes("group", sampled, greedy).tolist() == [2.0, 4.0]
 
 
-def test_shares_of_constant_rewards_and_of_no_opinion():
+def test_magnitudes_of_constant_rewards_and_of_no_opinion():
     sampled, greedy = torch.ones(2, 1, 2), torch.ones(2, 1)
     for baseline in ("greedy", "leave_one_out", "group"):
-        assert advantage_shares(baseline, sampled, greedy).tolist() == [0.0, 0.0]
+        assert advantage_magnitudes(baseline, sampled, greedy).tolist() == [0.0, 0.0]
     # the second sample is NaN in all: a: |3 - 1| + 0, b: 0
     sampled = torch.tensor([[[3.0, torch.nan]], [[1.0, torch.nan]]])
-    assert advantage_shares("greedy", sampled, greedy).tolist() == [1.0, 0.0]
+    assert advantage_magnitudes("greedy", sampled, greedy).tolist() == [2.0, 0.0]
 
 
 def second_process_fails(completions, trainer_state=None, **columns):
@@ -243,5 +246,5 @@ def test_processes_stop_together(world, sft_adapter, tmp_path):
     checkpoint = tmp_path / "out" / "checkpoint-2"
     assert (checkpoint / "rng_state_1.pth").is_file()
     # 2 steps of 2 processes of 2 images, 2 samples and the greedy caption each: 2 * 2 * 2 * 3 = 24
-    assert json.loads((checkpoint / STATE_NAME).read_text())["second_process_fails"]["count"] == 24
+    assert moments(checkpoint)["second_process_fails"]["count"] == 24
     shutil.rmtree(tmp_path / "out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scst.models.prompts import encode_prompts, prompt_batch
+from scst.models.prompts import PromptEncoder
 from scst.rollout.decode import rollout
 from scst.scoring.score import LAYOUTS, score
 from scst.types import Sampling
@@ -41,7 +41,7 @@ def test_scores_and_gradients_are_those_of_the_usual_way(tiny_processor, images,
     logits = usual_logits(policy, processor, images[:2], prompts, ids)
     logprobs, _ = usual_scores(policy, logits, ids, mask, sampling)
     expected = gradient(policy, (weights * logprobs).sum())
-    batch = prompt_batch(processor, images[:2], prompts)
+    batch = PromptEncoder.of(processor).prompt_batch(images[:2], prompts)
     for checkpointing in (False, True):
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -57,9 +57,9 @@ def test_rollouts_are_those_of_generate_and_are_scored_alike(tiny_processor, ima
     model, processor = adapted(kind, build_model(tiny_processor, version=version), tiny_processor)
     policy = policy_of(model, processor)
     sampling = Sampling(num_samples=2, max_new_tokens=8, min_new_tokens=3)
-    batch = prompt_batch(processor, images[:2], prompts)
+    batch = PromptEncoder.of(processor).prompt_batch(images[:2], prompts)
     found = rollout(policy, processor, batch, sampling, uniforms(sampling, 2), keep_prompt_cache=True)
-    inputs = encode_prompts(processor, images[:2], prompts)
+    inputs = PromptEncoder.of(processor).encode_prompts(images[:2], prompts)
     generated = model.generate(
         **inputs,
         do_sample=False,
@@ -87,7 +87,10 @@ def test_future_tokens_change_no_earlier_logprob(tiny_processor, images, version
     ids, mask = torch.randint(300, 380, (2, 2, 8)), torch.ones(2, 2, 8, dtype=torch.bool)
     changed = ids.clone()
     changed[:, 0, 5] = 301 + (changed[:, 0, 5] - 300) % 70
-    batch, sampling = prompt_batch(processor, images[:2], PADDED[1:3]), Sampling(num_samples=2)
+    batch, sampling = (
+        PromptEncoder.of(processor).prompt_batch(images[:2], PADDED[1:3]),
+        Sampling(num_samples=2),
+    )
     with torch.no_grad():
         before, after = (
             score(policy, batch, i, mask, sampling, layout=layout).logprobs for i in (ids, changed)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scst.models import masks
-from scst.models.prompts import prompt_batch
+from scst.models.prompts import PromptEncoder
 from scst.rollout import decode_state, distribution
 from scst.rollout.cache import RolloutCache
 from scst.rollout.decode import rollout
@@ -87,7 +87,7 @@ def passes(monkeypatch):
 @torch.no_grad()
 def test_same_captions_as_without_sharing(ends_early, tiny_processor, images, prompts, num_samples):
     sampling = Sampling(num_samples=num_samples, max_new_tokens=12, min_new_tokens=2)
-    batch, noise = prompt_batch(tiny_processor, images, prompts), uniforms(sampling, 4)
+    batch, noise = PromptEncoder.of(tiny_processor).prompt_batch(images, prompts), uniforms(sampling, 4)
     result = rollout(ends_early, tiny_processor, batch, sampling, noise)
     assert_equal_to_plain(result, plain_rollout(ends_early, batch, sampling, noise))
     lengths = result.completion_mask.sum(-1)
@@ -98,7 +98,7 @@ def test_same_captions_as_without_sharing(ends_early, tiny_processor, images, pr
 def test_rows_that_agree_share_a_slot(policy, tiny_processor, images, passes):
     """Nearly greedy rows agree: their common beginnings are computed once, and the captions stay the same."""
     sampling = Sampling(num_samples=8, max_new_tokens=8, min_new_tokens=8, temperature=0.5, top_k=3)
-    batch, noise = prompt_batch(tiny_processor, images, PROMPTS), uniforms(sampling, 4)
+    batch, noise = PromptEncoder.of(tiny_processor).prompt_batch(images, PROMPTS), uniforms(sampling, 4)
     result = rollout(policy, tiny_processor, batch, sampling, noise)
     shapes = passes[1:]
     ids = torch.cat([result.greedy_ids[:, None], result.completion_ids], 1)
@@ -117,7 +117,7 @@ def test_the_head_makes_one_product_of_all_images(policy, tiny_processor, images
     inputs_seen = []
     hook = policy.inner.lm_head.register_forward_pre_hook(lambda m, inputs: inputs_seen.append(inputs[0]))
     sampling = Sampling(num_samples=2, max_new_tokens=3)
-    batch = prompt_batch(tiny_processor, images, PROMPTS)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, PROMPTS)
     rollout(policy, tiny_processor, batch, sampling, uniforms(sampling, 4))
     hook.remove()
     assert inputs_seen[0].shape[:2] == (4, 1), "the last position of every prompt"
@@ -129,9 +129,9 @@ def test_ended_rows_and_images_cost_nothing(tiny_processor, images, passes):
     """One image ends at once, another after a few tokens: neither is in the batch any more."""
     model_policy = make_policy(build_model(tiny_processor), tiny_processor)
     sampling = Sampling(num_samples=3, max_new_tokens=6)
-    batch, noise = prompt_batch(tiny_processor, images, PROMPTS), uniforms(sampling, 4)
+    batch, noise = PromptEncoder.of(tiny_processor).prompt_batch(images, PROMPTS), uniforms(sampling, 4)
     limits = torch.tensor([[1, 1, 1, 1], [6, 2, 2, 2], [3, 3, 1, 1], [2, 2, 2, 2]])
-    choose = decode_state.Rows._choose
+    choose = decode_state.DecodeState._choose
 
     def forced(self, *args):
         image, row = self.active.nonzero(as_tuple=True)
@@ -140,7 +140,7 @@ def test_ended_rows_and_images_cost_nothing(tiny_processor, images, passes):
         return torch.where(limits[image, row] <= self.step + 1, self.policy.eos_token_id, words), logprobs
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode_state.Rows, "_choose", forced)
+        patch.setattr(decode_state.DecodeState, "_choose", forced)
         result = rollout(model_policy, tiny_processor, batch, sampling, noise)
     mask = torch.cat([result.greedy_mask[:, None], result.completion_mask], 1)
     assert torch.equal(mask.sum(-1), limits)
@@ -156,7 +156,7 @@ def test_prompt_is_stored_once(policy, tiny_processor, images, monkeypatch):
         RolloutCache, "keep_images", lambda self, keep: (kept.append(self), original(self, keep))
     )
     sampling = Sampling(num_samples=5, max_new_tokens=4, min_new_tokens=4)
-    batch = prompt_batch(tiny_processor, images, PROMPTS)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, PROMPTS)
     rollout(policy, tiny_processor, batch, sampling, uniforms(sampling, 4))
     text = policy.text_config
     columns = batch.input_ids.shape[1] + 6 * 3  # the prompt once; 6 rows of 4 tokens, the last one not fed
@@ -167,7 +167,7 @@ def test_prompt_is_stored_once(policy, tiny_processor, images, monkeypatch):
 @torch.no_grad()
 def test_drawing_in_chunks_changes_nothing(policy, tiny_processor, images, monkeypatch):
     sampling = Sampling(num_samples=4, max_new_tokens=6, top_p=0.9)
-    batch, noise = prompt_batch(tiny_processor, images, PROMPTS), uniforms(sampling, 4)
+    batch, noise = PromptEncoder.of(tiny_processor).prompt_batch(images, PROMPTS), uniforms(sampling, 4)
     whole = rollout(policy, tiny_processor, batch, sampling, noise)
     monkeypatch.setattr(decode_state, "MAX_DRAWN_LOGITS", 3 * policy.text_config.vocab_size)
     chunked = rollout(policy, tiny_processor, batch, sampling, noise)
@@ -179,11 +179,11 @@ def test_drawing_in_chunks_changes_nothing(policy, tiny_processor, images, monke
 def test_one_token_and_known_features(policy, tiny_processor, images):
     """A limit of one token needs no decode step; given features are used and the vision tower rests."""
     sampling = Sampling(num_samples=2, max_new_tokens=1)
-    batch, noise = prompt_batch(tiny_processor, images, PROMPTS), uniforms(sampling, 4)
+    batch, noise = PromptEncoder.of(tiny_processor).prompt_batch(images, PROMPTS), uniforms(sampling, 4)
     result = rollout(policy, tiny_processor, batch, sampling, noise)
     assert_equal_to_plain(result, plain_rollout(policy, batch, sampling, noise))
     features = policy.image_features(batch.pixel_values)
-    blank = prompt_batch(tiny_processor, noise_images(4, seed=9), PROMPTS)
+    blank = PromptEncoder.of(tiny_processor).prompt_batch(noise_images(4, seed=9), PROMPTS)
     again = rollout(policy, tiny_processor, blank, sampling, noise, image_features=features)
     assert torch.equal(again.sampled_logprobs, result.sampled_logprobs)
 
@@ -194,7 +194,7 @@ def test_low_precision(tiny_processor, images, version):
     """bf16 weights: it runs, and lengths and logprobs are sane."""
     low = make_policy(build_model(tiny_processor, version=version).to(torch.bfloat16), tiny_processor)
     sampling = Sampling(num_samples=3, max_new_tokens=5, min_new_tokens=5)
-    batch = prompt_batch(tiny_processor, images, PROMPTS)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, PROMPTS)
     result = rollout(low, tiny_processor, batch, sampling, uniforms(sampling, 4))
     assert result.completion_mask.all()
     assert torch.isfinite(result.sampled_logprobs).all()

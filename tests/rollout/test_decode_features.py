@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scst.errors import RecipeError
-from scst.models.prompts import prompt_batch
+from scst.models.prompts import PromptEncoder
 from scst.rollout import feature_cache as module
 from scst.rollout.feature_cache import FeatureCache
 from tests.support.rollouts import PROMPTS, make_policy
@@ -25,7 +25,7 @@ def frozen_policy(processor, dtype=torch.float32, seed=0):
 
 @pytest.fixture
 def pixels(tiny_processor, images):
-    return prompt_batch(tiny_processor, images, PROMPTS).pixel_values
+    return PromptEncoder.of(tiny_processor).prompt_batch(images, PROMPTS).pixel_values
 
 
 @pytest.fixture
@@ -39,6 +39,24 @@ def cache_of(tiny_processor, tmp_path):
         return cache
 
     return open_cache
+
+
+def test_another_vision_configuration_is_another_cache(tiny_processor, pixels, tmp_path):
+    """The same weights with another activation give other features."""
+    found = []
+    for activation in ("gelu_pytorch_tanh", "relu"):
+        policy = frozen_policy(tiny_processor)
+        vision = policy.inner.config.vision_config
+        vision.hidden_act = activation
+        tower = type(policy.inner.model.vision_tower)(vision).eval().requires_grad_(False)
+        tower.load_state_dict(policy.inner.model.vision_tower.state_dict())
+        policy.inner.model.vision_tower = tower
+        cache = FeatureCache(tmp_path, policy.model, tiny_processor, IDS)
+        cache._array = cache._open(torch.zeros(16, 64))
+        found.append(cache.features(policy, pixels, IDS))
+        assert torch.equal(found[-1], policy.image_features(pixels))
+        assert cache.hits == 0
+    assert not torch.equal(*found)
 
 
 @torch.no_grad()
@@ -129,7 +147,7 @@ def _fill(folder, seed):
     processor = build_processor()
     policy = frozen_policy(processor)
     cache = FeatureCache(folder, policy.model, processor, [str(i) for i in range(12)])
-    pixels = prompt_batch(processor, noise_images(12), ["caption en"] * 12).pixel_values
+    pixels = PromptEncoder.of(processor).prompt_batch(noise_images(12), ["caption en"] * 12).pixel_values
     order = torch.randperm(12, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         expected = policy.image_features(pixels)

@@ -6,6 +6,11 @@ import math
 
 import pytest
 import torch
+from transformers.generation.logits_process import (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from scst.rollout import distribution
 from scst.types import Sampling
@@ -60,6 +65,40 @@ P = [0.1, 0.4, 0.05, 0.3, 0.15]
 )
 def test_kept_tokens(sampling, expected):
     assert kept(P, **sampling) == expected
+
+
+def test_the_nucleus_is_of_what_top_k_left():
+    # top 3 are .4, .3, .15 of .85 = 47 %, 35 %, 18 %: two reach 80 % of these, but only 70 % of everything
+    assert kept(P, top_k=3, top_p=0.8) == [1, 3]
+
+
+def library_logits(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """What ``generate`` samples from with these settings."""
+    warpers = [TemperatureLogitsWarper(sampling.temperature)]
+    warpers += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
+    warpers += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1.0 else []
+    for warper in warpers:
+        logits = warper(None, logits)
+    return logits
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+@pytest.mark.parametrize("top_k", [0, 1, 5, 20, 64, 99])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999, 1.0])
+def test_the_distribution_is_that_of_transformers(top_k, top_p, ties):
+    """On random logits, some of them equal or impossible, at several temperatures."""
+    for seed, temperature in enumerate((0.5, 1.0, 1.7)):
+        logits = 3 * torch.randn(300, 64, generator=torch.Generator().manual_seed(seed))
+        logits = logits.round() if ties else logits
+        forbidden = torch.zeros(64, dtype=torch.bool)
+        forbidden[[3, 60, 61]] = True
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+        shaped = distribution.policy_logits(
+            logits, positions=torch.full((300,), 5), sampling=sampling, forbidden=forbidden, eos_token_id=EOS
+        )
+        expected = library_logits(logits.masked_fill(forbidden, -INF), sampling)
+        assert torch.equal(shaped.isfinite(), expected.isfinite())
+        torch.testing.assert_close(shaped.softmax(-1), expected.softmax(-1))
 
 
 def test_temperature_comes_before_top_p():
@@ -171,13 +210,17 @@ def test_uniforms_do_not_touch_the_global_generator():
     assert torch.equal(torch.rand(1), expected)
 
 
+def entropy_of(logits):
+    return distribution.logprobs_and_entropy(logits, logits.argmax(-1))[1]
+
+
 def test_entropy_of_a_uniform_distribution_is_log_n():
     logits = torch.zeros(3, 7)
-    torch.testing.assert_close(distribution.token_entropy(logits), torch.full((3,), math.log(7)))
+    torch.testing.assert_close(entropy_of(logits), torch.full((3,), math.log(7)))
     logits[:, 2:] = -INF
-    torch.testing.assert_close(distribution.token_entropy(logits), torch.full((3,), math.log(2)))
+    torch.testing.assert_close(entropy_of(logits), torch.full((3,), math.log(2)))
     logits[:, 1:] = -INF
-    assert distribution.token_entropy(logits).tolist() == [0.0, 0.0, 0.0]
+    assert entropy_of(logits).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_token_logprobs_are_those_of_softmax():
@@ -200,7 +243,7 @@ def test_gradients_through_impossible_tokens_are_finite_and_right(sampling):
         logits, positions=torch.zeros(6), sampling=config, forbidden=forbidden, eos_token_id=EOS
     )
     tokens = shaped.argmax(-1)
-    value = distribution.token_logprobs(shaped, tokens).sum() + distribution.token_entropy(shaped).sum()
+    value = distribution.token_logprobs(shaped, tokens).sum() + entropy_of(shaped).sum()
     (gradient,) = torch.autograd.grad(value, logits)
     assert torch.isfinite(gradient).all()
 
@@ -214,22 +257,20 @@ def test_gradients_through_impossible_tokens_are_finite_and_right(sampling):
     assert (gradient[~possible] == 0).all()
 
 
-@pytest.mark.parametrize("entropy_gradient", [True, False])
-def test_logprobs_and_entropy_are_those_of_either_function(entropy_gradient):
+def test_logprobs_beside_the_entropy_are_those_without_it():
     logits = 5 * torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
     logits[:, 3], logits[2, 4:] = -INF, -INF
     logits[5, :8] -= 5000.0  # probabilities of exactly zero that are no -inf
     ids = torch.tensor([0, 1, 2, 4, 5, 8])
-    separate, together = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    expected = distribution.token_logprobs(separate, ids), distribution.token_entropy(separate)
-    found = distribution.logprobs_and_entropy(together, ids, entropy_gradient=entropy_gradient)
-    for value, right in zip(found, expected, strict=True):
-        torch.testing.assert_close(value, right)
-    assert found[1].requires_grad == entropy_gradient
-    (300 * found[0].sum() + (300 * found[1].sum() if entropy_gradient else 0)).backward()
-    (300 * expected[0].sum() + (300 * expected[1].sum() if entropy_gradient else 0)).backward()
-    assert torch.isfinite(together.grad).all()
-    torch.testing.assert_close(together.grad, separate.grad)
+    alone, together = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    expected = distribution.token_logprobs(alone, ids)
+    found, entropy = distribution.logprobs_and_entropy(together, ids)
+    torch.testing.assert_close(found, expected)
+    assert torch.isfinite(torch.autograd.grad(entropy.sum(), together, retain_graph=True)[0]).all()
+    for values, leaf in ((found, together), (expected, alone)):
+        (300 * values[:4].sum() + 300 * values[5]).backward()
+        assert torch.isfinite(leaf.grad).all()
+    torch.testing.assert_close(together.grad, alone.grad)
 
 
 def test_masked_mean():

@@ -5,27 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scst.models.prompts import encode_prompts, prompt_batch
+from scst.models.prompts import PromptEncoder
 from scst.rollout.decode import rollout
 from scst.scoring.score import LAYOUTS, score
 from scst.types import Sampling
 from tests.support.rollouts import PROMPTS, make_policy, uniforms
 
 
-@pytest.fixture(params=[1, 2], ids=["paligemma1", "paligemma2"])
-def policy(request, tiny_processor):
-    """A policy of each PaliGemma version."""
-    from tests.support.tiny import build_model
-
-    return make_policy(build_model(tiny_processor, version=request.param), tiny_processor)
-
-
 @pytest.mark.parametrize("prompts", [PROMPTS[:2], PROMPTS], ids=["unpadded", "padded"])
 def test_greedy_row_equals_generate(policy, tiny_processor, images, prompts):
     sampling = Sampling(num_samples=2, max_new_tokens=10, min_new_tokens=3)
-    batch = prompt_batch(tiny_processor, images[: len(prompts)], prompts)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images[: len(prompts)], prompts)
     result = rollout(policy, tiny_processor, batch, sampling, uniforms(sampling, len(prompts)))
-    inputs = encode_prompts(tiny_processor, images[: len(prompts)], prompts)
+    inputs = PromptEncoder.of(tiny_processor).encode_prompts(images[: len(prompts)], prompts)
     expected = policy.inner.generate(
         **inputs,
         do_sample=False,
@@ -47,7 +39,7 @@ def test_greedy_row_equals_generate(policy, tiny_processor, images, prompts):
 )
 def test_rollout_logprobs_equal_scored_logprobs(policy, tiny_processor, images, layout, num_samples, shape):
     sampling = Sampling(num_samples=num_samples, max_new_tokens=9, **shape)
-    batch = prompt_batch(tiny_processor, images, PROMPTS)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, PROMPTS)
     result = rollout(policy, tiny_processor, batch, sampling, uniforms(sampling, 4))
     with torch.no_grad():
         scores = score(
@@ -58,15 +50,14 @@ def test_rollout_logprobs_equal_scored_logprobs(policy, tiny_processor, images, 
 
 def test_packed_gradients_equal_plain_gradients(policy, tiny_processor, images):
     sampling = Sampling(num_samples=3, max_new_tokens=9)
-    batch = prompt_batch(tiny_processor, images, PROMPTS)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, PROMPTS)
     result = rollout(policy, tiny_processor, batch, sampling, uniforms(sampling, 4))
     weights = torch.randn(4, 3, 1, generator=torch.Generator().manual_seed(1))
     gradients = {}
     for layout in LAYOUTS:
         policy.inner.zero_grad()
-        scores = score(
-            policy, result.prompts, result.completion_ids, result.completion_mask, sampling, layout=layout
-        )
+        captions = result.completion_ids, result.completion_mask
+        scores = score(policy, result.prompts, *captions, sampling, layout=layout, with_entropy=True)
         ((weights * scores.logprobs).sum() + scores.entropy.sum()).backward()
         layer = policy.inner.model.language_model.layers[0]
         gradients[layout] = torch.cat([p.grad.flatten() for p in layer.parameters() if p.grad is not None])
@@ -79,7 +70,7 @@ def test_packed_gradients_equal_plain_gradients(policy, tiny_processor, images):
 def test_future_tokens_change_no_earlier_logprob(policy, tiny_processor, images, layout, prompts):
     """Bit for bit: the mask hides the future, it does not merely shrink it."""
     sampling = Sampling(num_samples=2, max_new_tokens=8)
-    batch = prompt_batch(tiny_processor, images, prompts)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, prompts)
     ids = torch.randint(300, 380, (4, 2, 8), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids, dtype=torch.bool)
     changed = ids.clone()
@@ -96,9 +87,15 @@ def test_padding_and_neighbours_change_no_caption(policy, tiny_processor, images
     """A caption's draws depend on its own image alone, not on the batch it was sampled in."""
     sampling = Sampling(num_samples=3, max_new_tokens=8)
     noise = uniforms(sampling, 4)
-    together = rollout(policy, tiny_processor, prompt_batch(tiny_processor, images, PROMPTS), sampling, noise)
+    together = rollout(
+        policy,
+        tiny_processor,
+        PromptEncoder.of(tiny_processor).prompt_batch(images, PROMPTS),
+        sampling,
+        noise,
+    )
     for i in range(4):
-        batch = prompt_batch(tiny_processor, images[i : i + 1], PROMPTS[i : i + 1])
+        batch = PromptEncoder.of(tiny_processor).prompt_batch(images[i : i + 1], PROMPTS[i : i + 1])
         alone = rollout(policy, tiny_processor, batch, sampling, noise[i : i + 1])
         assert alone.captions[0] == together.captions[i]
         assert alone.greedy_captions[0] == together.greedy_captions[i]
@@ -116,7 +113,7 @@ def test_forbidden_tokens_are_never_sampled(tiny_processor, images):
 
     handle = head.register_forward_hook(favour_forbidden)
     sampling = Sampling(num_samples=6, max_new_tokens=8)
-    batch = prompt_batch(tiny_processor, images, ["caption en"] * 4)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, ["caption en"] * 4)
     result = rollout(policy, tiny_processor, batch, sampling, uniforms(sampling, 4))
     scores = score(policy, result.prompts, result.completion_ids, result.completion_mask, sampling)
     handle.remove()
@@ -134,7 +131,7 @@ def test_completion_mask_counts_eos_and_nothing_after(tiny_processor, images):
         lambda module, inputs, output: output + 6.0 * (torch.arange(output.shape[-1]) == policy.eos_token_id)
     )
     sampling = Sampling(num_samples=6, max_new_tokens=12, min_new_tokens=2)
-    batch = prompt_batch(tiny_processor, images, ["caption en"] * 4)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, ["caption en"] * 4)
     result = rollout(policy, tiny_processor, batch, sampling, uniforms(sampling, 4))
     handle.remove()
     ids, mask = result.completion_ids, result.completion_mask
@@ -151,9 +148,35 @@ def test_completion_mask_counts_eos_and_nothing_after(tiny_processor, images):
 
 def test_bad_shapes_are_refused(policy, tiny_processor, images):
     sampling = Sampling(num_samples=2, max_new_tokens=4)
-    batch = prompt_batch(tiny_processor, images[:1], ["caption en"])
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images[:1], ["caption en"])
     with pytest.raises(ValueError, match=r"\(B, K, T\) = \(1, 2, 4\)"):
         rollout(policy, tiny_processor, batch, sampling, torch.zeros(1, 3, 4))
     ids = torch.zeros(1, 2, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="known: packed, plain"):
         score(policy, batch, ids, ids.bool(), sampling, layout="fast")
+
+
+def test_an_evaluation_preset_of_the_same_numbers_is_the_same_distribution(policy, tiny_processor, images):
+    """Every token that ``generate`` draws has the probability that scoring gives it."""
+    from scst.evaluation.decoding import Decoding, to_generation_config
+
+    sampling = Sampling(1, temperature=1.2, top_k=12, top_p=0.8, max_new_tokens=6, min_new_tokens=2)
+    decoding = Decoding("as training", do_sample=True, temperature=1.2, top_k=12, top_p=0.8)
+    config = to_generation_config(
+        decoding,
+        max_new_tokens=6,
+        min_new_tokens=2,
+        eos_token_id=1,
+        pad_token_id=0,
+        suppress_tokens=policy.forbidden.nonzero().flatten().tolist(),
+    )
+    config.update(output_scores=True, return_dict_in_generate=True)
+    encoder = PromptEncoder(tiny_processor)
+    torch.manual_seed(0)
+    done = policy.inner.generate(**encoder.encode_prompts(images, PROMPTS), generation_config=config)
+    ids = done.sequences[:, -len(done.scores) :].unsqueeze(1)
+    is_eos = (ids == 1).int()
+    mask = is_eos.cumsum(-1) - is_eos == 0
+    chosen = torch.stack(done.scores, 1).log_softmax(-1).gather(-1, ids[:, 0].unsqueeze(-1)).transpose(1, 2)
+    scores = score(policy, encoder.prompt_batch(images, PROMPTS), ids, mask, sampling)
+    torch.testing.assert_close(scores.logprobs, chosen.masked_fill(~mask, 0.0), rtol=0, atol=1e-5)

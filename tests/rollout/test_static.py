@@ -10,7 +10,7 @@ import torch
 
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
-from scst.models.prompts import prompt_batch
+from scst.models.prompts import PromptEncoder
 from scst.rollout import static
 from scst.rollout.decode import rollout
 from scst.rollout.static import StaticSteps
@@ -36,7 +36,7 @@ def _likely_end(logits: torch.Tensor) -> torch.Tensor:
 
 
 def captions(policy, processor, images, seed=0, prompts=PROMPTS, **keys) -> Rollout:
-    batch = prompt_batch(processor, images, prompts[: len(images)])
+    batch = PromptEncoder.of(processor).prompt_batch(images, prompts[: len(images)])
     draws = uniforms(SAMPLING, len(images), seed=seed)
     return rollout(policy, processor, batch, SAMPLING, draws, **keys)
 
@@ -62,6 +62,19 @@ def test_same_captions_and_the_buffers_serve_again(policy, tiny_processor, image
         assert_same(found, expected)
         assert torch.equal(found.prompt_cache, expected.prompt_cache)
     assert len(policy.static_steps) == 1
+
+
+def test_what_an_older_rollout_left_in_the_buffers_is_gone(policy, tiny_processor, images):
+    """A masked column has weight 0, and 0 * NaN is NaN."""
+    policy.cuda_graphs = True
+    expected = captions(policy, tiny_processor, images)
+    (steps,) = policy.static_steps.values()
+    for layer in steps.cache.layers:
+        layer.keys.fill_(torch.nan)
+        layer.values.fill_(torch.nan)
+    found = captions(policy, tiny_processor, images)
+    assert found.sampled_logprobs.isfinite().all()
+    assert_same(found, expected)
 
 
 def test_a_bounded_number_of_shapes_is_kept(policy, tiny_processor, images):

@@ -9,7 +9,7 @@ import torch
 
 from scst.errors import RecipeError
 from scst.models.masks import continuation_mask
-from scst.models.prompts import prompt_batch
+from scst.models.prompts import PromptEncoder
 from scst.rollout import distribution
 from scst.rollout.cache import prompt_cache
 from scst.rollout.decode import rollout
@@ -56,7 +56,7 @@ def test_gradient_is_that_of_detached_keys_and_values(
 ):
     ids, mask = random_captions(num_captions)
     sampling, weights = Sampling(num_samples=num_captions, temperature=1.2), weights_of(ids)
-    batch = prompt_batch(tiny_processor, images, prompts)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, prompts)
     usual = make_policy(tiny_processor, version=version)
     gradients = []
     for cut in (True, False):
@@ -75,7 +75,7 @@ def test_gradient_is_that_of_detached_keys_and_values(
 
 def test_checkpointing_is_on_again_afterwards(tiny_processor, images):
     policy = make_policy(tiny_processor, checkpointing=True)
-    batch = prompt_batch(tiny_processor, images, UNPADDED)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, UNPADDED)
     cache = prompt_cache(policy, batch, policy.image_features(batch.pixel_values))
     score(policy, batch, *random_captions(2), Sampling(), prompt_cache=cache)
     assert policy.inner.is_gradient_checkpointing
@@ -85,7 +85,7 @@ def test_the_rollout_keeps_its_prompts(tiny_processor, images):
     """Also of images whose captions end early, and untouched by the tokens that came after."""
     policy = make_policy(tiny_processor)
     policy.model.eval()
-    batch = prompt_batch(tiny_processor, images, PADDED)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, PADDED)
     uniforms = distribution.rollout_uniforms(list("abcd"), seed=0, step=0, num_samples=3, length=6)
     sampling = Sampling(3, max_new_tokens=6)
     kept = rollout(policy, tiny_processor, batch, sampling, uniforms, keep_prompt_cache=True)

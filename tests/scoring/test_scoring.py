@@ -7,7 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scst.models.masks import prompt_mask
-from scst.models.prompts import prompt_batch
+from scst.models.prompts import PromptEncoder
+from scst.rollout import distribution
 from scst.scoring.score import LAYOUTS, distinct_captions, score, without_zero_advantages
 from scst.types import Sampling
 from tests.support.scoring import (
@@ -45,8 +46,8 @@ def test_scores_and_gradients_are_those_of_the_usual_way(
     logits = usual_logits(policy, tiny_processor, images, prompts, ids)
     logprobs, entropy = usual_scores(policy, logits, ids, mask, sampling)
     expected = gradient(policy, (weights * logprobs).sum() + 0.3 * entropy.sum())
-    batch = prompt_batch(tiny_processor, images, prompts)
-    scores = score(policy, batch, ids, mask, sampling, layout=layout, head_chunk=16)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, prompts)
+    scores = score(policy, batch, ids, mask, sampling, layout=layout, head_chunk=16, with_entropy=True)
     torch.testing.assert_close(scores.logprobs, logprobs.detach(), rtol=0, atol=1e-5)
     torch.testing.assert_close(scores.entropy, entropy.detach(), rtol=0, atol=1e-5)
     assert_same_gradient(
@@ -62,10 +63,10 @@ def test_chunks_of_the_head_change_nothing(policy, tiny_processor, images, shape
     ids, mask = random_captions(3)
     ids = ids.masked_fill(ids == EOS, 301) if "min_new_tokens" in shape else ids
     sampling, weights = Sampling(num_samples=3, **shape), weights_of(ids)
-    batch = prompt_batch(tiny_processor, images, PADDED)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, PADDED)
     results = {}
     for size in (0, chunk):
-        scores = score(policy, batch, ids, mask, sampling, head_chunk=size)
+        scores = score(policy, batch, ids, mask, sampling, head_chunk=size, with_entropy=True)
         loss = (weights * scores.logprobs).sum() + scores.entropy.sum()
         results[size] = scores, gradient(policy, loss)
     torch.testing.assert_close(results[chunk][0].logprobs, results[0][0].logprobs, rtol=0, atol=1e-5)
@@ -74,17 +75,17 @@ def test_chunks_of_the_head_change_nothing(policy, tiny_processor, images, shape
 
 
 @pytest.mark.parametrize("chunk", [0, 16])
-def test_entropy_without_gradient(policy, tiny_processor, images, chunk):
-    """Only its gradient goes: value and policy gradient are the same bit for bit."""
+def test_entropy_is_computed_only_when_asked_for(policy, tiny_processor, images, chunk, monkeypatch):
+    """Without it: no pass for it over the vocabulary, and the same log probabilities and gradient."""
     ids, mask = random_captions(3)
-    batch, weights = prompt_batch(tiny_processor, images, UNPADDED), weights_of(ids)
-    results = {}
-    for wanted in (True, False):
-        scores = score(policy, batch, ids, mask, Sampling(), head_chunk=chunk, entropy_gradient=wanted)
-        assert scores.entropy.requires_grad == wanted
-        results[wanted] = scores.entropy.detach(), gradient(policy, (weights * scores.logprobs).sum())
-    assert torch.equal(results[True][0], results[False][0])
-    assert torch.equal(results[True][1], results[False][1])
+    batch, weights = PromptEncoder.of(tiny_processor).prompt_batch(images, UNPADDED), weights_of(ids)
+    asked = score(policy, batch, ids, mask, Sampling(), head_chunk=chunk, with_entropy=True)
+    expected = gradient(policy, (weights * asked.logprobs).sum())
+    monkeypatch.setattr(distribution, "logprobs_and_entropy", None)
+    scores = score(policy, batch, ids, mask, Sampling(), head_chunk=chunk)
+    assert scores.entropy is None
+    torch.testing.assert_close(scores.logprobs, asked.logprobs, rtol=0, atol=1e-6)
+    assert_same_gradient(gradient(policy, (weights * scores.logprobs).sum()), expected)
 
 
 def test_a_trainable_head_gets_its_gradient(tiny_processor, images):
@@ -92,7 +93,7 @@ def test_a_trainable_head_gets_its_gradient(tiny_processor, images):
     policy = make_policy(tiny_processor)
     policy.inner.lm_head.weight.requires_grad_(True)
     ids, mask = random_captions(2)
-    batch = prompt_batch(tiny_processor, images, UNPADDED)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, UNPADDED)
     gradients = [
         gradient(policy, score(policy, batch, ids, mask, Sampling(), head_chunk=size).logprobs.sum())
         for size in (0, 5)
@@ -104,7 +105,7 @@ def test_a_trainable_head_gets_its_gradient(tiny_processor, images):
 def test_head_is_the_models_own(policy, tiny_processor, images):
     """Softcapping included, far into its curve; bit for bit."""
     policy.inner.lm_head.weight.data *= 200
-    batch = prompt_batch(tiny_processor, images, PADDED)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, PADDED)
     features = policy.image_features(batch.pixel_values)
     embeddings = policy.prompt_embeddings(batch, features)
     with torch.no_grad():
@@ -124,7 +125,7 @@ def test_a_quantised_head(tiny_processor, images):
     head.weight = bitsandbytes.nn.Params4bit(weight.clone(), requires_grad=False, quant_type="nf4")
     policy.inner.lm_head = head.to("cpu")
     ids, mask = random_captions(2)
-    batch = prompt_batch(tiny_processor, images, PADDED)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, PADDED)
     results = []
     for size in (0, 16):
         scores = score(policy, batch, ids, mask, Sampling(), head_chunk=size)
@@ -137,7 +138,7 @@ def test_a_quantised_head(tiny_processor, images):
 def test_half_precision(policy, tiny_processor, images, dtype, tolerance):
     """Under autocast chunks are as near to float32 as everything at once, with small losses too."""
     ids, mask = random_captions(3)
-    batch, weights = prompt_batch(tiny_processor, images, PADDED), weights_of(ids)
+    batch, weights = PromptEncoder.of(tiny_processor).prompt_batch(images, PADDED), weights_of(ids)
     expected = score(policy, batch, ids, mask, Sampling())
     exact = gradient(policy, (weights * expected.logprobs).sum())
     errors = {}
@@ -170,11 +171,11 @@ def test_no_tensor_of_all_tokens_and_the_whole_vocabulary(tiny_processor, images
     policy = make_policy(tiny_processor, vocab_size=vocabulary)
     ids, mask = random_captions(8)
     ids, mask = torch.where(mask, ids, 301), torch.ones_like(mask)
-    batch = prompt_batch(tiny_processor, images, UNPADDED)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, UNPADDED)
     largest = {}
     for chunk in (0, 64):
         with LargestTensor() as mode:
-            scores = score(policy, batch, ids, mask, Sampling(**shape), head_chunk=chunk)
+            scores = score(policy, batch, ids, mask, Sampling(**shape), head_chunk=chunk, with_entropy=True)
             gradient(policy, scores.logprobs.sum() + scores.entropy.sum())
         largest[chunk] = mode.numel
     assert largest[0] == ids.numel() * vocabulary
@@ -205,12 +206,12 @@ def test_captions_that_differ_in_length_only_are_distinct():
 @pytest.mark.parametrize("prompts", [UNPADDED, PADDED], ids=["unpadded", "padded"])
 def test_merging_and_dropping_change_no_gradient(policy, tiny_processor, images, layout, prompts):
     ids, mask, advantages = duplicates_and_zeros()
-    batch = prompt_batch(tiny_processor, images, prompts)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, prompts)
     features = policy.image_features(batch.pixel_values)
     first = distinct_captions(ids, mask)
     ways = {"all": None, "merged": first, "dropped": without_zero_advantages(first, advantages)}
     results = {}
-    for name, scored_as in ways.items():
+    for name, unique_index in ways.items():
         scores = score(
             policy,
             batch,
@@ -219,8 +220,9 @@ def test_merging_and_dropping_change_no_gradient(policy, tiny_processor, images,
             Sampling(),
             image_features=features,
             layout=layout,
-            scored_as=scored_as,
+            unique_index=unique_index,
             head_chunk=16,
+            with_entropy=True,
         )
         results[name] = scores, gradient(policy, (advantages.unsqueeze(-1) * scores.logprobs).sum())
     every, merged, dropped = (results[name][0] for name in ways)
@@ -235,13 +237,11 @@ def test_merging_and_dropping_change_no_gradient(policy, tiny_processor, images,
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_merged_captions_share_the_entropy_gradient(policy, tiny_processor, images, layout):
     ids, mask, _ = duplicates_and_zeros()
-    batch = prompt_batch(tiny_processor, images, UNPADDED)
-    gradients = [
-        gradient(
-            policy, score(policy, batch, ids, mask, Sampling(), layout=layout, scored_as=way).entropy.sum()
-        )
-        for way in (None, distinct_captions(ids, mask))
-    ]
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, UNPADDED)
+    gradients = []
+    for way in (None, distinct_captions(ids, mask)):
+        keys = {"layout": layout, "unique_index": way, "with_entropy": True}
+        gradients.append(gradient(policy, score(policy, batch, ids, mask, Sampling(), **keys).entropy.sum()))
     assert_same_gradient(gradients[1], gradients[0])
 
 
@@ -249,13 +249,13 @@ def test_dropped_images_are_not_run(tiny_processor, images):
     """The decoder sees the prompt of the images that are left, and no column more than they need."""
     policy = make_policy(tiny_processor)
     ids, mask, advantages = duplicates_and_zeros()
-    scored_as = without_zero_advantages(distinct_captions(ids, mask), advantages)
-    batch = prompt_batch(tiny_processor, images, UNPADDED)
+    unique_index = without_zero_advantages(distinct_captions(ids, mask), advantages)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, UNPADDED)
     shapes = []
     hook = policy.inner.model.language_model.register_forward_hook(
         lambda module, args, kwargs, output: shapes.append(tuple(output[0].shape[:2])), with_kwargs=True
     )
-    score(policy, batch, ids, mask, Sampling(), scored_as=scored_as)
+    score(policy, batch, ids, mask, Sampling(), unique_index=unique_index)
     hook.remove()
     lengths = mask.sum(-1)
     inputs = [sum(int(lengths[b, k]) - 1 for k in ks) for b, ks in ((0, (0, 3)), (1, (1,)), (3, (1, 3)))]
@@ -264,8 +264,9 @@ def test_dropped_images_are_not_run(tiny_processor, images):
 
 def test_nothing_left_to_score(policy, tiny_processor, images):
     ids, mask = random_captions(2)
-    batch = prompt_batch(tiny_processor, images, UNPADDED)
-    scores = score(policy, batch, ids, mask, Sampling(), scored_as=torch.full((4, 2), -1))
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, UNPADDED)
+    nobody = torch.full((4, 2), -1)
+    scores = score(policy, batch, ids, mask, Sampling(), unique_index=nobody, with_entropy=True)
     assert not scores.logprobs.any()
     assert not scores.logprobs.requires_grad
     assert scores.logprobs.shape == scores.entropy.shape == ids.shape
@@ -279,14 +280,21 @@ def test_captions_of_one_token(policy, tiny_processor, images, layout):
     mask[..., 0] = True
     logits = usual_logits(policy, tiny_processor, images, PADDED, ids)
     expected, _ = usual_scores(policy, logits, ids, mask, Sampling())
-    scores = score(policy, prompt_batch(tiny_processor, images, PADDED), ids, mask, Sampling(), layout=layout)
+    scores = score(
+        policy,
+        PromptEncoder.of(tiny_processor).prompt_batch(images, PADDED),
+        ids,
+        mask,
+        Sampling(),
+        layout=layout,
+    )
     torch.testing.assert_close(scores.logprobs, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_empty_caption_scores_nothing(policy, tiny_processor, images, layout):
     ids, mask = random_captions(3)
-    batch = prompt_batch(tiny_processor, images, UNPADDED)
+    batch = PromptEncoder.of(tiny_processor).prompt_batch(images, UNPADDED)
     expected = score(policy, batch, ids, mask, Sampling(), layout=layout).logprobs
     mask[0, 0] = mask[2, 1] = False
     scores = score(policy, batch, ids, mask, Sampling(), layout=layout)

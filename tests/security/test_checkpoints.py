@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scst.adapters.lora import check_adapter_exists, load_adapter
+from scst.adapters.loading import check_adapter_exists, load_adapter
 from scst.cli.arguments import Arguments, parse
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
 from scst.models.loading import allow_deepspeed_states, check_model_exists, load_model, load_processor
-from scst.training.checkpoints import read_seal, seal
+from scst.training.checkpoints import read_manifest, write_manifest
 
 
 def train(world, output_dir, **keys) -> None:
@@ -51,10 +51,12 @@ def run(finished, tmp_path):
 
 
 def hide_in_checkpoint(trap, path) -> None:
-    """An armed file whose sum is right: who can write a checkpoint can also seal it."""
+    """An armed file whose sum is right: who can write a checkpoint can also write its manifest."""
     trap.hide_in(path)
-    record = {name: value for name, value in read_seal(path.parent).items() if name != "files"}
-    seal(path.parent, **record | {"ended": False})
+    record = {
+        name: value for name, value in read_manifest(path.parent).items() if name not in ("files", "format")
+    }
+    write_manifest(path.parent, **record | {"ended": False})
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])

@@ -14,7 +14,7 @@ from PIL import Image
 from scst.data import images
 from scst.data.pictures import open_picture
 from scst.data.sources import check_layout, read_rows
-from scst.data.validate import MAX_CAPTION_CHARACTERS, check_examples
+from scst.data.validate import MAX_CAPTION_CHARACTERS, inspect_examples
 from scst.errors import DataError
 from tests.support.rows import dataset_of, encoded, rows_of, write_risc
 
@@ -85,9 +85,9 @@ def test_a_saved_dataset_cannot_name_files_elsewhere(tmp_path, private):
 def test_captions_of_absurd_length_are_named():
     rows = rows_of({"train": 2})
     rows[1]["captions"] = ["fine", "a" * (MAX_CAPTION_CHARACTERS + 1)]
-    kept, bad = check_examples(dataset_of(rows, captions="references"), "skip")
-    assert len(kept) == 1
-    assert bad[0].reason == "a caption has 20001 characters, more than 20000"
+    found = inspect_examples(dataset_of(rows, captions="references"))
+    assert len(found.rows) == 1
+    assert found.bad[0].reason == "a caption has 20001 characters, more than 20000"
 
 
 def huge_png(width: int, height: int) -> bytes:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import torch
 
-from scst.rl import policy_loss, trainer
+from scst.rl import policy_loss, sampler
 
 ATTEMPTS = Counter()
 
@@ -62,7 +62,7 @@ HOOKS = []
 
 
 PLACES = {
-    "rollout": (trainer, "run_rollout", limited_rollout),
+    "rollout": (sampler, "rollout", limited_rollout),
     "scoring": (policy_loss, "score", limited_score),
     "backward": (policy_loss, "score", limited_backward),
 }

@@ -46,8 +46,14 @@ class Recorder:
     def setup(self, dataset):
         self.setups.append(dataset)
 
-    def save_state(self, folder):
-        (Path(folder) / f"state-{os.getpid()}").write_text(str(self.setups))
+    def state_dict(self):
+        return {"setups": self.setups, "process": os.getpid()}
+
+    def load_state_dict(self, state):
+        self.setups = state["setups"] * 2
+
+    def write_tables(self, folder):
+        (Path(folder) / f"table-{os.getpid()}").write_text(str(self.setups))
 
     def __call__(self, completions, trainer_state=None, log_metric=None, image=None, **columns):
         if log_metric is not None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from scst.models.policy import Policy
-from scst.models.prompts import forbidden_token_mask
+from scst.models.policy import Policy, policy_for
 from scst.rollout import distribution
 from scst.types import Sampling
 
@@ -13,8 +12,7 @@ PROMPTS = ["caption en", "caption en", "describe this image in detail", "caption
 
 
 def make_policy(model, processor) -> Policy:
-    forbidden = forbidden_token_mask(processor, model.config.get_text_config().vocab_size)
-    return Policy(model, forbidden, processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id)
+    return policy_for(model, processor)
 
 
 def uniforms(sampling: Sampling, count: int, seed: int = 0) -> torch.Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from scst.adapters.lora import add_lora
-from scst.models.policy import Policy
-from scst.models.prompts import encode_prompts, forbidden_token_mask
+from scst.models.policy import Policy, policy_for
+from scst.models.prompts import PromptEncoder
 from scst.rollout import distribution
 from tests.support.tiny import build_model
 
@@ -29,8 +29,7 @@ def make_policy(processor, *, version: int = 1, checkpointing: bool = False, **c
             parameter.data.normal_(0, 0.1, generator=generator)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    forbidden = forbidden_token_mask(processor, model.config.get_text_config().vocab_size)
-    return Policy(model.train(), forbidden, EOS, PAD)
+    return policy_for(model.train(), processor)
 
 
 def random_captions(num_captions: int, num_images: int = 4, length: int = 8, seed: int = 0):
@@ -48,7 +47,7 @@ def random_captions(num_captions: int, num_images: int = 4, length: int = 8, see
 
 def usual_logits(policy: Policy, processor, images, prompts, ids) -> torch.Tensor:
     """(B, K, T, V) logits by the library's own forward from pixels, the prompt repeated for every caption."""
-    inputs = encode_prompts(processor, images, prompts)
+    inputs = PromptEncoder.of(processor).encode_prompts(images, prompts)
     num_captions, length = ids.shape[1:]
     rows = {name: tensor.repeat_interleave(num_captions, 0) for name, tensor in inputs.items()}
     captions = ids.flatten(0, 1)
@@ -76,7 +75,7 @@ def usual_scores(policy, logits, ids, mask, sampling) -> tuple[torch.Tensor, tor
     shaped = torch.where(mask.unsqueeze(-1), shaped, 0.0)
     return (
         distribution.token_logprobs(shaped, ids).masked_fill(~mask, 0.0),
-        distribution.token_entropy(shaped).masked_fill(~mask, 0.0),
+        distribution.logprobs_and_entropy(shaped, ids)[1].masked_fill(~mask, 0.0),
     )
 
 

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 
 from scst.cli.arguments import Arguments
-from scst.config import build
 from scst.config.reader import build_recipe
 from tests.support.worlds import write_model, write_risc
 
@@ -50,19 +49,7 @@ def run_stage(world):
 
 def run_recipe(stage: str, keys: dict[str, Any]) -> Any:
     """Train as the launch script of a stage does; returns the trainer."""
-    trainers = []
-    run_training = build.run_training
-
-    def recording(trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        trainers.append(trainer)
-        return run_training(trainer, *args, **kwargs)
-
-    build.run_training = recording
-    try:
-        importlib.import_module(f"launch.{stage}").run(Arguments(build_recipe(stage, keys)))
-    finally:
-        build.run_training = run_training
-    return trainers[-1]
+    return importlib.import_module(f"launch.{stage}").run(Arguments(build_recipe(stage, keys)))
 
 
 @pytest.fixture(scope="session")

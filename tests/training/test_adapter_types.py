@@ -63,10 +63,10 @@ def test_both_stages_change_the_adapter_only(run_stage, tmp_path, world, kind, q
 
     keys = {"adapter": str(tmp_path / "scst"), "quantization": quantization, "precision": "fp32"}
     recipe = build_recipe("evaluate", keys | {"model_name_or_path": str(world / "model")})
-    loaded, processor = build.build_policy(recipe, recipe.model_name_or_path, trainable=False)
+    loaded = build.build_policy(recipe, recipe.model_name_or_path, trainable=False)
     captions = [
         [c.text for c in caption_images(model, p, noise_images(4), "caption en", "greedy", max_new_tokens=8)]
-        for model, p in ((scst.model, scst.processor), (loaded, processor))
+        for model, p in ((scst.model, scst.encoder), (loaded.model, loaded.encoder))
     ]
     assert captions[0] == captions[1]
 

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: sealed, verified, the newest complete one, and pruning that loses nothing."""
+"""Checkpoints on disk: with a manifest, verified, the newest complete one, and pruning that loses nothing."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from scst.data.files import STAGING, clean_up, move_files
 from scst.errors import RecipeError
 from scst.training import checkpoints
 
 
-def write(folder, step, *, sealed=True, **values):
+def write(folder, step, *, complete=True, **values):
     """A checkpoint with two files, one of them in a folder of its own."""
     path = folder / f"checkpoint-{step}"
     (path / "global_step").mkdir(parents=True)
     (path / "weights.bin").write_bytes(b"w" * 100)
     (path / "global_step" / "shard.bin").write_bytes(b"s" * 10)
-    if sealed:
-        checkpoints.seal(path, step=step, **values)
+    if complete:
+        checkpoints.write_manifest(path, step=step, **values)
     return path
 
 
@@ -28,10 +29,10 @@ def steps(folder):
     return [step for step, _ in checkpoints.numbered_checkpoints(folder)]
 
 
-def test_a_sealed_folder_is_complete(tmp_path):
+def test_a_folder_with_its_manifest_is_complete(tmp_path):
     path = write(tmp_path, 3, ended=True)
-    assert checkpoints.fault_of(path) is None
-    record = checkpoints.read_seal(path)
+    assert checkpoints.verify(path) is None
+    record = checkpoints.read_manifest(path)
     assert (record["step"], record["ended"]) == (3, True)
     assert record["files"]["global_step/shard.bin"]["bytes"] == 10
     # echo -n ssssssssss | sha256sum
@@ -41,20 +42,20 @@ def test_a_sealed_folder_is_complete(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "fault"),
     {
-        "not sealed": (lambda p: (p / "complete.json").unlink(), "not written to its end"),
-        "seal cut": (lambda p: (p / "complete.json").write_text('{"files": {'), "cannot be read"),
+        "no manifest": (lambda p: (p / "complete.json").unlink(), "not written to its end"),
+        "manifest cut": (lambda p: (p / "complete.json").write_text('{"files": {'), "cannot be read"),
         "other JSON": (lambda p: (p / "complete.json").write_text("[]"), "cannot be read"),
         "file lost": (lambda p: (p / "weights.bin").unlink(), "weights.bin is missing"),
         "file cut": (lambda p: (p / "weights.bin").write_bytes(b"w" * 99), "99 bytes instead of 100"),
         "bit flipped": (lambda p: (p / "weights.bin").write_bytes(b"w" * 99 + b"v"), "is damaged"),
     }.values(),
-    ids=["not sealed", "seal cut", "other JSON", "file lost", "file cut", "bit flipped"],
+    ids=["no manifest", "manifest cut", "other JSON", "file lost", "file cut", "bit flipped"],
 )
 def test_every_damage_is_found_and_passed_over(tmp_path, damage, fault):
     write(tmp_path, 9)
     newest = write(tmp_path, 10)  # 10 is newer than 9, as numbers go
     damage(newest)
-    assert fault in checkpoints.fault_of(newest)
+    assert fault in checkpoints.verify(newest)
     said = []
     found = checkpoints.checkpoint_to_resume(str(tmp_path), True, said.append)
     assert found == str(tmp_path / "checkpoint-9")
@@ -65,7 +66,7 @@ def test_every_damage_is_found_and_passed_over(tmp_path, damage, fault):
 
 
 def test_nothing_complete_starts_from_the_beginning(tmp_path):
-    write(tmp_path, 2, sealed=False)
+    write(tmp_path, 2, complete=False)
     (tmp_path / "checkpoint-best").mkdir()
     assert checkpoints.checkpoint_to_resume(str(tmp_path), True) is None
     assert checkpoints.checkpoint_to_resume(str(tmp_path), False) is None
@@ -73,11 +74,11 @@ def test_nothing_complete_starts_from_the_beginning(tmp_path):
 
 
 def test_publishing_replaces_a_damaged_one(tmp_path):
-    write(tmp_path, 4, sealed=False)
-    new = write(tmp_path / checkpoints.ASIDE, 4, attempt=2)
+    write(tmp_path, 4, complete=False)
+    new = write(tmp_path / STAGING, 4, attempt=2)
     checkpoints.publish(new, tmp_path / "checkpoint-4")
-    assert checkpoints.read_seal(tmp_path / "checkpoint-4")["attempt"] == 2
-    checkpoints.sweep(tmp_path)
+    assert checkpoints.read_manifest(tmp_path / "checkpoint-4")["attempt"] == 2
+    clean_up(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
@@ -104,7 +105,7 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path, limit, best, left):
 def test_pruning_does_not_count_what_is_damaged(tmp_path):
     """By age alone 2 and 4 would go, and nothing good would be left."""
     for step in (2, 4, 6, 8):
-        write(tmp_path, step, sealed=step < 6)
+        write(tmp_path, step, complete=step < 6)
     checkpoints.prune(tmp_path, 2)
     assert steps(tmp_path) == [8, 6, 4, 2]
     write(tmp_path, 10)
@@ -116,8 +117,8 @@ def test_files_are_replaced_one_by_one(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "weights.bin").write_text("old")
     (tmp_path / "out" / "run.json").write_text("kept")
-    new = write(tmp_path, 1, sealed=False)
-    checkpoints.move_files(new, tmp_path / "out")
+    new = write(tmp_path, 1, complete=False)
+    move_files(new, tmp_path / "out")
     assert (tmp_path / "out" / "weights.bin").read_bytes() == b"w" * 100
     assert (tmp_path / "out" / "run.json").read_text() == "kept"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scst.training.collapse_monitor import CollapseWatch, has_collapsed
+from scst.training.collapse_monitor import CollapseMonitor, CollapseRule, has_collapsed
 
 HEALTHY = {"entropy": 1.0, "caption_length": 10.0, "most_common_caption": 0.2, "repetition_rate": 0.1}
 
@@ -32,7 +32,7 @@ def test_rules_literally(metric, first, now, collapsed):
 
 
 def test_patience_and_recovery():
-    watch = CollapseWatch(patience=2)
+    watch = CollapseRule(patience=2)
     assert watch.observe(1, HEALTHY) == []
     assert watch.observe(2, HEALTHY | {"entropy": 0.01}) == []
     assert watch.observe(3, HEALTHY) == []  # recovered: the count begins again
@@ -44,12 +44,12 @@ def test_patience_and_recovery():
 
 
 def test_state_survives_json():
-    watch, resumed = CollapseWatch(2), CollapseWatch(2)
+    watch, resumed = CollapseRule(2), CollapseRule(2)
     for step, length in ((1, 10.0), (2, 0.0)):
         watch.observe(step, {"caption_length": length})
-    resumed.load_state(json.loads(json.dumps(watch.state())))
+    resumed.load_state_dict(json.loads(json.dumps(watch.state_dict())))
     assert resumed.observe(3, {"caption_length": 0.0}) == watch.observe(3, {"caption_length": 0.0}) != []
-    assert resumed.state() == watch.state()
+    assert resumed.state_dict() == watch.state_dict()
 
 
 SCENES = {
@@ -90,12 +90,8 @@ def test_a_policy_that_falls_silent_is_stopped_and_restored(run_stage, tmp_path,
     assert trainer.state.global_step < 40
     assert any(alarm.startswith("collapse at step") for alarm in record["alarms"])
     assert "ALARM" in capsys.readouterr().out
-    (alarm_watch,) = [
-        c.watch for c in trainer.callback_handler.callbacks if type(c).__name__ == "CollapseAlarm"
-    ]
-    kept = load_file(
-        tmp_path / "out" / f"checkpoint-{alarm_watch.healthy_step}" / "adapter_model.safetensors"
-    )
+    (rule,) = [m.rule for m in trainer.monitors if isinstance(m, CollapseMonitor)]
+    kept = load_file(tmp_path / "out" / f"checkpoint-{rule.healthy_step}" / "adapter_model.safetensors")
     final = load_file(tmp_path / "out" / "adapter_model.safetensors")
-    assert 0 < alarm_watch.healthy_step < trainer.state.global_step
+    assert 0 < rule.healthy_step < trainer.state.global_step
     assert all(torch.equal(kept[name], final[name]) for name in final)

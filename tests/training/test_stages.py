@@ -223,7 +223,7 @@ def test_tensorboard(run_stage, tmp_path, monkeypatch):
 
 
 def test_missing_tracker_is_refused_before_the_model_is_loaded(run_stage, tmp_path, monkeypatch):
-    monkeypatch.setattr("scst.config.build.load_model", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("scst.adapters.loaded.load_model", lambda *a, **k: pytest.fail("a model was loaded"))
     with pytest.raises(RecipeError, match="report_to: 'comet_ml' is not installed"):
         run_stage("sft", output_dir=str(tmp_path / "out"), report_to="comet_ml")
 
@@ -290,15 +290,15 @@ def brevity(completions, **columns):
 
 
 def test_mismatch_of_sampling_and_scoring_stops_the_run(run_stage, sft_adapter, tmp_path, monkeypatch):
-    from scst.rl import trainer
+    from scst.rl import sampler
 
-    honest = trainer.run_rollout
+    honest = sampler.rollout
 
     def shifted(*args, **kwargs):
         rollout = honest(*args, **kwargs)
         return dataclasses.replace(rollout, sampled_logprobs=rollout.sampled_logprobs - 0.5)
 
-    monkeypatch.setattr(trainer, "run_rollout", shifted)
+    monkeypatch.setattr(sampler, "rollout", shifted)
     with pytest.raises(ScstError, match="do not see the same policy"):
         run_stage("scst", output_dir=str(tmp_path / "out"), adapter=str(sft_adapter))
 
@@ -312,7 +312,7 @@ def test_changed_document_frequencies_refuse_to_resume(run_stage, sft_adapter, t
     }
     run_stage("scst", **keys)
     omitted = [{"name": "cider_d", "kwargs": {"eos": "omitted"}}]
-    with pytest.raises(RecipeError, match="document frequencies of 'cider_d'"):
+    with pytest.raises(RecipeError, match="'cider_d': the document frequencies"):
         run_stage("scst", resume=True, rewards=omitted, max_steps=6, **keys)
 
 

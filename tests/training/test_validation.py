@@ -10,7 +10,7 @@ import pytest
 
 from scst.evaluation.captioning import caption_images
 from scst.models.policy import Policy
-from scst.models.prompts import forbidden_token_mask, prompt_batch
+from scst.models.prompts import PromptEncoder, forbidden_token_mask
 from scst.rollout.greedy import greedy_captions
 from tests.support.paths import ROOT
 
@@ -36,7 +36,7 @@ def test_greedy_captions_are_those_of_generate(request, tiny_processor, images, 
     policy = Policy(model, forbidden, tokenizer.eos_token_id, tokenizer.pad_token_id)
     limits = {"max_new_tokens": 9, "min_new_tokens": 2}
     found = greedy_captions(
-        policy, tiny_processor, prompt_batch(tiny_processor, images, ["go"] * 4), **limits
+        policy, tiny_processor, PromptEncoder.of(tiny_processor).prompt_batch(images, ["go"] * 4), **limits
     )
     expected = caption_images(model, tiny_processor, images, "go", "greedy", **limits)
     assert found == [(c.text, c.ended_by_eos, c.num_tokens) for c in expected]
@@ -60,7 +60,7 @@ def test_evaluation_stays_within_the_memory_of_training(run_stage, tmp_path, sta
     training, evaluations = peaks(trainer.state.log_history)
     assert len(evaluations) == 2
     assert max(evaluations) <= training * 1.01
-    assert trainer.validation.parts.limit == 4
+    assert trainer.validation.batches.limit == 4
 
 
 @pytest.mark.slow

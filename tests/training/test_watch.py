@@ -12,17 +12,17 @@ from safetensors.torch import load_file
 from scst.config.build_rl import check_settings
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
-from scst.training.hacking_monitor import HackingWatch
+from scst.training.hacking_monitor import HackingRule
 
 
-def observe(watch: HackingWatch, step: int, reward: float, value: float, spread: float = 0.01):
+def observe(watch: HackingRule, step: int, reward: float, value: float, spread: float = 0.01):
     """An evaluation whose resampled values lie within ``spread`` of the value."""
     resampled = [value - spread, value, value + spread]
     return watch.observe(step, reward, {"cider_d": value}, {"cider_d": resampled})
 
 
 def test_reward_up_and_metric_down_twice_is_an_alarm():
-    watch = HackingWatch({"cider_d": 1}, patience=2)
+    watch = HackingRule({"cider_d": 1}, patience=2)
     assert observe(watch, 0, reward=0.0, value=1.0) == []
     assert observe(watch, 10, reward=0.5, value=0.9) == []  # once
     (alarm,) = observe(watch, 20, reward=0.6, value=0.8)
@@ -43,7 +43,7 @@ def test_reward_up_and_metric_down_twice_is_an_alarm():
     ],
 )
 def test_no_alarm(reward, value):
-    watch = HackingWatch({"cider_d": 1}, patience=1)
+    watch = HackingRule({"cider_d": 1}, patience=1)
     observe(watch, 0, reward=0.0, value=1.0)
     # resamples of the difference: -0.005 and 0.005 beside the mean
     resampled = [value - 0.02, value, value + 0.02]
@@ -52,14 +52,14 @@ def test_no_alarm(reward, value):
 
 
 def test_a_recovery_starts_the_count_again():
-    watch = HackingWatch({"cider_d": 1}, patience=2)
+    watch = HackingRule({"cider_d": 1}, patience=2)
     for step, value in ((0, 1.0), (10, 0.8), (20, 1.0), (30, 0.8)):
         assert observe(watch, step, reward=step / 10, value=value) == []
     assert observe(watch, 40, reward=4.0, value=0.8) != []
 
 
 def test_metrics_that_should_be_low():
-    watch = HackingWatch({"repetition_rate": -1}, patience=1)
+    watch = HackingRule({"repetition_rate": -1}, patience=1)
     watch.observe(0, 0.0, {"repetition_rate": 0.0}, {"repetition_rate": [0.0, 0.0]})
     (alarm,) = watch.observe(5, 1.0, {"repetition_rate": 0.4}, {"repetition_rate": [0.3, 0.5]})
     assert alarm.metric == "repetition_rate"
@@ -67,21 +67,21 @@ def test_metrics_that_should_be_low():
 
 def test_an_evaluation_that_is_repeated_says_nothing():
     """A resumed run evaluates at its first step again."""
-    watch = HackingWatch({"cider_d": 1}, patience=2)
+    watch = HackingRule({"cider_d": 1}, patience=2)
     observe(watch, 0, 0.0, 1.0)
     for _ in range(3):
         assert observe(watch, 10, 1.0, 0.5) == []
 
 
 def test_state_survives_json():
-    watch, resumed = HackingWatch({"cider_d": 1}, 2), HackingWatch({"cider_d": 1}, 2)
+    watch, resumed = HackingRule({"cider_d": 1}, 2), HackingRule({"cider_d": 1}, 2)
     for step, value in ((0, 1.0), (10, 0.8)):
         observe(watch, step, reward=step / 10, value=value)
-    resumed.load_state(json.loads(json.dumps(watch.state())))
+    resumed.load_state_dict(json.loads(json.dumps(watch.state_dict())))
     first, second = observe(watch, 20, 2.0, 0.7), observe(resumed, 20, 2.0, 0.7)
     assert first == second
     assert len(first) == 1
-    assert json.loads(json.dumps(watch.state())) == json.loads(json.dumps(resumed.state()))
+    assert json.loads(json.dumps(watch.state_dict())) == json.loads(json.dumps(resumed.state_dict()))
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,11 @@ def test_a_run_that_games_the_length_reward_is_stopped_and_restored(run_stage, u
     assert f"stopped at step {last}; the adapter is that of step" in shown
 
 
+def saved_state(folder):
+    """What the monitor wrote with the checkpoint of step 4."""
+    return torch.load(folder / "checkpoint-4" / "parts-0.pt", weights_only=True)["hacking_monitor"]
+
+
 def test_by_default_an_alarm_only_speaks(run_stage, untrained, tmp_path, capsys):
     keys = gamed(
         untrained, tmp_path / "out", save_strategy="steps", save_steps=4, max_steps=8, watch_patience=1
@@ -162,8 +167,7 @@ def test_by_default_an_alarm_only_speaks(run_stage, untrained, tmp_path, capsys)
     trainer = run_stage("scst", **keys)
     assert trainer.state.global_step == 8
     assert "ALARM" in capsys.readouterr().out
-    saved = json.loads((tmp_path / "out" / "checkpoint-4" / "watch.json").read_text())
-    assert saved["last_step"] == 4
+    assert saved_state(tmp_path / "out")["last_step"] == 4
     assert not (tmp_path / "out" / "trusted").exists()
 
 
@@ -172,11 +176,7 @@ def test_a_resumed_run_remembers_what_it_saw(run_stage, untrained, tmp_path):
     whole = run_stage("scst", **gamed(untrained, tmp_path / "whole", **keys))
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "half" / "checkpoint-2")
     half = run_stage("scst", **gamed(untrained, tmp_path / "half", resume=True, **keys))
-    states = [
-        json.loads((tmp_path / name / "checkpoint-4" / "watch.json").read_text())
-        for name in ("whole", "half")
-    ]
-    assert states[0] == states[1]
+    assert saved_state(tmp_path / "whole") == saved_state(tmp_path / "half")
     assert half.state.global_step == whole.state.global_step == 4
 
 

@@ -7,8 +7,8 @@ trains it from nothing, on scenes that no split contains, in two stages:
 1. the SigLIP tower (patch 8 at 64 px: 64 image tokens) learns to name the facts of a scene (kind, count,
    colour, shape, companion, arrangement) through linear heads that are thrown away;
 2. tower frozen, projector and Gemma decoder learn three prompts: ``caption en`` (the plain register of
-   :func:`scst.data.scenes.dataset.plain_caption`), ``scene en`` (the kind) and ``text en`` (a human caption of
-   *another* scene of that kind: the model learns what annotators say of an airport, not what this one shows).
+   :func:`scst.data.scenes.dataset.plain_caption`), ``scene en`` (the kind) and ``text en`` (a human caption
+   of *another* scene of that kind: what annotators say of an airport in general, not what this one shows).
 
 What is left for fine-tuning is to describe a picture in the annotators' words. Captions are trained with
 ``token_type_ids`` 1 (the prompt is bidirectional, the caption causal), labels -100 on the prompt, and a
@@ -21,6 +21,7 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,13 +74,16 @@ def build_tokenizer(texts: list[str]) -> GemmaTokenizer:
     trainer = trainers.BpeTrainer(vocab_size=BASE_VOCABULARY, special_tokens=specials, show_progress=False)
     bpe.train_from_iterator([*texts, *(" " + text for text in texts)], trainer=trainer)
     learned = json.loads(bpe.to_str())["model"]
-    return GemmaTokenizer(vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]])
+    merges: list[Any] = [tuple(pair) for pair in learned["merges"]]
+    return GemmaTokenizer(vocab=learned["vocab"], merges=merges)
 
 
 def build_processor(texts: list[str]) -> PaliGemmaProcessor:
     """A PaliGemma processor for 64 x 64 pictures (PIL-backed) with a tokenizer learned from texts."""
     half = [0.5, 0.5, 0.5]
-    pictures = SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}, image_mean=half, image_std=half)
+    pictures: Any = SiglipImageProcessorPil(
+        size={"height": SIDE, "width": SIDE}, image_mean=half, image_std=half
+    )
     pictures.image_seq_length = (SIDE // PATCH) ** 2
     return PaliGemmaProcessor(image_processor=pictures, tokenizer=build_tokenizer(texts))
 
@@ -87,16 +91,17 @@ def build_processor(texts: list[str]) -> PaliGemmaProcessor:
 def build_model(processor: PaliGemmaProcessor) -> PaliGemmaForConditionalGeneration:
     """An untrained PaliGemma; every width is a multiple of 64, the block size of NF4."""
     vocabulary = len(processor.tokenizer)
-    special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
-    vision = SiglipVisionConfig(
+    special: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    siglip: Any = SiglipVisionConfig
+    vision = siglip(
         hidden_size=128,
         intermediate_size=512,
         num_hidden_layers=4,
         num_attention_heads=2,
         image_size=SIDE,
         patch_size=PATCH,
-        projection_dim=128,
         vision_use_head=False,
+        projection_dim=128,  # PaliGemma reads it here; SigLIP does not declare it
     )
     text = GemmaConfig(
         hidden_size=128,
@@ -204,7 +209,8 @@ def train_tower(
             with half_precision():
                 pooled = tower(scenes.batch_pictures(rows)).last_hidden_state.mean(dim=1)
             logits = heads(pooled.float()).split(scenes.fact_sizes, dim=-1)
-            yield sum(F.cross_entropy(one, scenes.facts[rows, fact]) for fact, one in enumerate(logits))
+            each = [F.cross_entropy(one, scenes.facts[rows, fact]) for fact, one in enumerate(logits)]
+            yield torch.stack(each).sum()
 
     optimise([*tower.parameters(), *heads.parameters()], losses(), steps, lr, "tower")
 
@@ -239,7 +245,7 @@ def train_decoder(
 
 def draw_task(scenes: Scenes, row: int, rng: random.Random) -> tuple[str, str]:
     """A prompt, drawn by its share, and the text that answers it for the scene of a row."""
-    prompt = rng.choices(list(PROMPT_SHARES), PROMPT_SHARES.values())[0]
+    prompt = rng.choices(list(PROMPT_SHARES), list(PROMPT_SHARES.values()))[0]
     if prompt == CAPTION_PROMPT:
         return prompt, scenes.plain[row]
     if prompt == SCENE_PROMPT:

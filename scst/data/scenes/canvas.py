@@ -4,6 +4,7 @@ objects.
 
 import math
 import random
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
@@ -11,7 +12,8 @@ GRID = 64  # painters think in a 64 x 64 grid, whatever the size of the picture
 OVERSAMPLING = 3
 STRIP = 15  # width of a companion's strip, in grid units
 
-Colour = tuple[int, int, int]
+Colour = tuple[int, ...]
+"""Red, green, blue from 0 to 255."""
 Box = tuple[float, float, float, float]
 
 PAINT: dict[str, Colour] = {
@@ -65,7 +67,7 @@ class Canvas:
         scaled = [(x * self.scale, y * self.scale) for x, y in points]
         self.pen.line(scaled, fill=fill, width=max(1, round(width * self.scale)), joint="curve")
 
-    def polygon(self, points: list[tuple[float, float]], fill: Colour) -> None:
+    def polygon(self, points: Sequence[tuple[float, float]], fill: Colour) -> None:
         """A filled polygon."""
         self.pen.polygon([(x * self.scale, y * self.scale) for x, y in points], fill=fill)
 
@@ -132,7 +134,8 @@ class Canvas:
             self.rect(dash if across else (dash[1], dash[0], dash[3], dash[2]), (220, 220, 210))
             if self.rng.random() < 0.25:
                 lane = middle + self.rng.choice((-2.8, 1.2))
-                self.car(*((at, lane) if across else (lane, at)), wide=across)
+                x, y = (at, lane) if across else (lane, at)
+                self.car(x, y, wide=across)
 
     def surround(self, companion: str, arrangement: str) -> Box:
         """Lay the companion out in strips and return the box that stays free."""

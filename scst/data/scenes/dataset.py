@@ -13,14 +13,14 @@ facts that captions speak of:
 
 Pictures are painted at three times their size (:mod:`scst.data.scenes.painters`), averaged down, turned
 by one of the eight symmetries of the square, and given ground texture, sensor noise and a brightness of
-their own. Two languages describe them (:mod:`scst.data.scenes.scene_captions`): :func:`human_captions` imitates
-the annotators of RSICD (several wordings of the same facts, details that only some mention, now and then
+their own. Two languages describe them (:mod:`scst.data.scenes.scene_captions`): :func:`human_captions`
+imitates the annotators of RSICD (several wordings of the same facts, details that only some mention, now and then
 a typo), :func:`plain_caption` is the register in which the embedded model was pretrained. Splits and
 pretraining use disjoint ranges of seeds (:data:`SPLIT_SEEDS`, :data:`PRETRAIN_SEEDS`).
 """
 
 import random
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -67,7 +67,7 @@ def render_scene(seed: int, size: int = 64) -> Scene:
     rng = random.Random(seed)
     kind = rng.choice(SCENE_KINDS)
     layout = LAYOUTS[kind]
-    facts = {
+    facts: dict[str, Any] = {
         "count": rng.choice(layout.counts),
         "colour": rng.choice(layout.colours),
         "shape": rng.choice(layout.shapes),
@@ -87,7 +87,7 @@ def _weather(picture: Image.Image, seed: int) -> Image.Image:
     """Add ground texture, sensor noise, contrast and brightness, all decided by the seed."""
     rng = np.random.default_rng(seed)
     patches = Image.fromarray(rng.integers(0, 256, (12, 12), dtype=np.uint8)).resize(
-        picture.size, Image.BICUBIC
+        picture.size, Image.Resampling.BICUBIC
     )
     texture = (np.asarray(patches, dtype=np.float32)[..., None] - 128.0) * 0.07
     noise = rng.standard_normal((*picture.size, 1), dtype=np.float32) * 4.0
@@ -96,7 +96,7 @@ def _weather(picture: Image.Image, seed: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def scene_rows(split: Literal["train", "val", "test"]) -> list[dict]:
+def scene_rows(split: str) -> list[dict]:
     """The rows of a split: 1,500 of train, 200 of val, 300 of test.
 
     Returns:

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from rewards.cider_d import CiderDReward
 from rewards.errors import RewardError
 from rewards.execution.batch import Batch
 from rewards.execution.workers import WorkerPool
 from rewards.mixture import RewardMixture
 from rewards.registry import WeightedReward
-from rewards.scorers.cider import CiderDReward
 from tests.support.paths import ROOT
 from tests.support.rewards import Recorder, ends_within, hanging, is_alive
 
@@ -106,9 +106,20 @@ def test_setup_columns_logs_and_state(mixture, tmp_path):
     processes = {value for name, value in logged if name == "own_process"}
     assert len(processes) == 2
     assert os.getpid() not in processes
-    mixed.save(tmp_path)
+    mixed.write_tables(tmp_path)
     (file,) = tmp_path.iterdir()
     assert file.read_text() == "[{'references': [['r']]}]"
+    saved = mixed.state_dict()["rewards"]["bad"]
+    assert saved["setups"] == [{"references": [["r"]]}]
+    assert saved["process"] in processes
+    mixed.load_state_dict(mixed.state_dict())
+    mixed.components(
+        completions=["a", "b"],
+        image=[Image.new("RGB", (5, 5))] * 2,
+        trainer_state=state,
+        log_metric=lambda name, value: logged.append((name, value)),
+    )
+    assert [value for name, value in logged[-10:] if name == "setups"] == [2, 2], "every worker has it"
     mixed.close()
     assert ends_within(processes, 5)
 
@@ -135,7 +146,7 @@ def test_lengths_are_checked_part_by_part(mixture):
 def test_a_worker_that_hangs_is_ended(mixture):
     mixed = mixture(hanging, timeout_s=3)
     mixed.setup({"references": []})
-    (pool,) = mixed._calls.pools.values()
+    (pool,) = mixed.calls.pools.values()
     pids = [worker.process.pid for worker in pool._workers]
     with pytest.raises(RewardError, match=r"'bad' did not answer within its `timeout_s` of 3 s .*'a river'"):
         mixed(completions=["a river", "b"])

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 
+from rewards.bleu import BleuReward
 from rewards.errors import RewardError
-from rewards.scorers.bleu import BleuReward, bleu_statistics, corpus_bleu_from_sums
+from rewards.scorers.bleu import bleu_statistics, corpus_bleu_from_sums
 from rewards.scorers.tokenizer import tokenize
 
 DEGENERATE = ["", " .", "1 .", "a road", "a 🌊 river\nnear ||| trees", "road " * 400]

@@ -10,7 +10,9 @@ from itertools import pairwise
 import pytest
 from pycocoevalcap.cider.cider import Cider as PycocoCider
 
-from rewards.scorers.cider import MAXIMUM, Cider, CiderD, CiderDReward
+from rewards.cider_d import CiderDReward
+from rewards.errors import RewardError
+from rewards.scorers.cider import MAXIMUM, Cider, CiderD
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from rewards.scorers.tokenizer import tokenize
 
@@ -300,7 +302,7 @@ def test_the_reward_counts_the_training_references_once(tmp_path):
     fingerprint = function.scorer.frequencies.fingerprint
     function.setup({"references": CORPUS[:2]})
     assert function.scorer.frequencies.fingerprint == fingerprint
-    function.save_state(tmp_path)
+    function.write_tables(tmp_path)
     loaded = CiderDReward(frequencies=str(tmp_path / "document_frequencies.json"))
     assert loaded.scorer.frequencies.fingerprint == fingerprint
     with pytest.raises(ValueError, match="eos='emitted', but the reward wants eos='omitted'"):
@@ -308,7 +310,7 @@ def test_the_reward_counts_the_training_references_once(tmp_path):
 
 
 def test_the_reward_wants_setup_first():
-    with pytest.raises(RuntimeError, match=r"call setup\(dataset\)"):
+    with pytest.raises(RewardError, match=r"call setup\(dataset\)"):
         CiderDReward()(completions=["a road"], references=[["a road"]])
 
 

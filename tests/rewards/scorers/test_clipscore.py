@@ -22,9 +22,10 @@ from transformers import (
     Siglip2Model,
 )
 
+from rewards.clipscore import ClipScoreReward
 from rewards.errors import RewardError
 from rewards.registry import build_rewards
-from rewards.scorers.clipscore import ClipScorer, ClipScoreReward, harmonic_mean, scaled
+from rewards.scorers.clipscore import ClipScorer, harmonic_mean, scaled
 from rewards.scorers.encoders import EmbeddingCache, encodable, find_model
 from tests.support.tiny import noise_images
 from tests.support.tiny_clip import save_clip, save_siglip, save_siglip2
@@ -323,7 +324,7 @@ def test_a_reward_without_images_is_refused(clip, images):
 
 def test_by_import_path_from_a_recipe(clip, images):
     entry = {
-        "import_path": "rewards.scorers.clipscore:ClipScoreReward",
+        "import_path": "rewards.clipscore:ClipScoreReward",
         "kwargs": {"model_name_or_path": clip, "form": "scaled"},
     }
     (reward,) = build_rewards([entry])
@@ -391,7 +392,8 @@ def test_lone_surrogates_become_encodable():
 
 def test_importing_the_scorers_loads_no_torch():
     code = (
-        "import sys; from rewards.scorers import bertscore, clipscore, sentence_similarity; "
+        "import sys, rewards.scorers.clipscore, rewards.scorers.bertscore; "
+        "import rewards.scorers.sentence_similarity, rewards.mixture; "
         "sys.exit(bool({'torch', 'transformers', 'bert_score', 'sentence_transformers'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

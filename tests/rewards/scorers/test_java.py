@@ -8,9 +8,10 @@ import pytest
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from rewards.errors import RewardError
+from rewards.meteor import MeteorReward
 from rewards.scorers import java
 from rewards.scorers.java import find_java, ptb_tokenize
-from rewards.scorers.meteor import MeteorReward, meteor_scores
+from rewards.scorers.meteor import meteor_scores
 from tests.support.golden import CAPTIONS
 
 

@@ -16,11 +16,12 @@ import pytest
 from pycocoevalcap.meteor.meteor import Meteor
 
 from rewards.errors import RewardError
+from rewards.meteor import MeteorReward
 from rewards.mixture import RewardMixture
 from rewards.registry import WeightedReward, build_rewards
 from rewards.scorers import java, meteor
 from rewards.scorers.java import find_java, ptb_tokenize
-from rewards.scorers.meteor import MeteorReward, MeteorService, meteor_value
+from rewards.scorers.meteor import MeteorService, meteor_value
 from rewards.scorers.tokenizer import tokenize
 from tests.support.fake_java import ODD, ends_within
 from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES
@@ -202,7 +203,7 @@ def test_reward_runs_beside_the_others(fake):
         return [1.0] * len(completions)
 
     entry = {
-        "import_path": "rewards.scorers.meteor:MeteorReward",
+        "import_path": "rewards.meteor:MeteorReward",
         "kwargs": {"java": fake.path, "timeout_s": 20},
     }
     mixture = RewardMixture([*build_rewards([entry]), WeightedReward("slow", slow)])

@@ -9,7 +9,8 @@ import pytest
 from pycocoevalcap.rouge.rouge import Rouge
 
 from rewards.errors import RewardError
-from rewards.scorers.rouge import BETA, RougeLReward, rouge_l_scores
+from rewards.rouge_l import RougeLReward
+from rewards.scorers.rouge import BETA, rouge_l_scores
 from rewards.scorers.tokenizer import tokenize
 
 

@@ -8,11 +8,11 @@ import random
 
 import pytest
 
+from rewards.count_accuracy import CountAccuracyReward
+from rewards.entity_recall import EntityRecallReward
 from rewards.errors import RewardError
 from rewards.scorers.scene import (
     MANY,
-    CountAccuracyReward,
-    EntityRecallReward,
     compatible,
     count_accuracy,
     entities,

@@ -11,7 +11,8 @@ import pytest
 from rewards.errors import RewardError
 from rewards.registry import build_rewards
 from rewards.scorers import sentence_similarity
-from rewards.scorers.sentence_similarity import SentenceSimilarity, SentenceSimilarityReward, bundled_model
+from rewards.scorers.sentence_similarity import SentenceSimilarity, bundled_model
+from rewards.sentence_similarity import SentenceSimilarityReward
 from tests.support.tiny_clip import save_bert
 
 pytest.importorskip("sentence_transformers")
@@ -162,7 +163,7 @@ def test_the_reward_follows_the_contract(scorer):
 
 
 def test_by_import_path_from_a_recipe():
-    entry = {"import_path": "rewards.scorers.sentence_similarity:SentenceSimilarityReward"}
+    entry = {"import_path": "rewards.sentence_similarity:SentenceSimilarityReward"}
     (reward,) = build_rewards([{**entry, "kwargs": {"aggregate": "mean", "device": "cpu"}}])
     assert reward.function.scorer.aggregate == "mean"
     with pytest.raises(RewardError, match="aggregate must be one of max, mean, got 'median'"):

@@ -1,8 +1,4 @@
-"""Small rewards that need no references: length, repetition, unfinished captions. All are 0 at best.
-
-They are meant beside a reward that knows what is in the image: optimised alone, each is satisfied by the same
-sentence for every image. Words are those of :func:`rewards.scorers.text.words`, as in the logged text statistics.
-"""
+"""A wanted number of words as a reward. Optimised alone, it is satisfied by one sentence for every image."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rewards.errors import RewardError
-from rewards.scorers.text import caption_texts, has_bad_ending, repeated_share, words
+from rewards.scorers.text import caption_texts, words
 
 
 class LengthReward:
@@ -43,27 +39,3 @@ class LengthReward:
     def _value(self, length: int) -> float:
         excess = max(0.0, abs(length - self.target) - self.tolerance)
         return -min(1.0, excess / self.target)
-
-
-class RepetitionPenalty:
-    """Minus the share of words that repeat what the caption has said: -1 to 0 (:func:`repeated_share`)."""
-
-    __name__ = "repetition"
-
-    def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
-        """-1 to 0 for every completion."""
-        return [-repeated_share(caption) for caption in caption_texts(completions)]
-
-
-class BadEndingPenalty:
-    """-1 for a caption that stops on an article, preposition, conjunction ..., else 0.
-
-    Such captions are what CIDEr without an end-of-sequence word pays for; see ``rewards.scorers.text.BAD_ENDINGS``. A
-    caption without a word has no ending: 0.
-    """
-
-    __name__ = "bad_ending"
-
-    def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
-        """-1 or 0 for every completion."""
-        return [-float(has_bad_ending(caption)) for caption in caption_texts(completions)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
+from scst.data.supervision import CaptionChoice
 from scst.models.policy import Policy
-from scst.models.prompts import prompt_batch
-from scst.rl.trainer import Objective, SCSTTrainer
+from scst.models.prompts import PromptEncoder
+from scst.rl.policy_loss import Objective, PolicyLoss, ScoringSettings
 from scst.scoring.score import score
 from scst.types import Sampling
 from tests.support.scoring import UNPADDED, duplicates_and_zeros, make_policy, random_captions
@@ -33,17 +35,17 @@ def with_duplicates(rollout):
     return dataclasses.replace(rollout, **changed), advantages
 
 
-def gradient_and_metrics(trainer, objective, rollout, advantages):
-    """Gradient of the adapter and what was logged, for the captions of the last step."""
-    trainer.objective = objective
-    trainer._metrics.clear()
+def gradient_and_metrics(trainer, rollout, advantages, *, probes_kl=True, scoring=None, **objective):
+    """Gradient of the adapter and what is reported, for the captions of the last step."""
+    policy_loss = trainer.policy_loss
+    policy_loss.objective, policy_loss.scoring = Objective(**objective), ScoringSettings(**scoring or {})
     trainer.model.zero_grad()
-    policy = trainer._policy(trainer.model)
-    losses = trainer.caption_losses(policy, rollout, advantages, trainer.last_step.columns)
-    assert losses.shape == advantages.shape
-    losses.sum().backward()
+    policy = trainer.policy_of(trainer.model)
+    output = policy_loss(policy, rollout, advantages, trainer.last_step.columns, probes_kl=probes_kl)
+    assert output.losses.shape == advantages.shape
+    output.losses.sum().backward()
     gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad])
-    return gradient, {name: values[-1] for name, values in trainer._metrics.items()}
+    return gradient, {name: statistic.value for name, statistic in output.metrics.items()}
 
 
 @pytest.fixture
@@ -58,11 +60,11 @@ WEIGHTS = [{}, {"kl_weight": 0.3}, {"entropy_weight": 0.05}, {"cross_entropy_wei
 def test_no_switch_changes_the_gradient(trainer):
     rollout, advantages = with_duplicates(trainer.last_step.rollout)
     for weights in WEIGHTS:
-        expected, usual = gradient_and_metrics(trainer, Objective(**PLAIN, **weights), rollout, advantages)
+        expected, usual = gradient_and_metrics(trainer, rollout, advantages, scoring=PLAIN, **weights)
         assert expected.norm() > 0
         for switch in [*PLAIN, None]:
-            objective = Objective(**{k: v for k, v in PLAIN.items() if k != switch and switch}, **weights)
-            found, metrics = gradient_and_metrics(trainer, objective, rollout, advantages)
+            scoring = {k: v for k, v in PLAIN.items() if k != switch and switch}
+            found, metrics = gradient_and_metrics(trainer, rollout, advantages, scoring=scoring, **weights)
             assert (found - expected).norm() / expected.norm() < 1e-5, (weights, switch)
             assert metrics.get("kl") == pytest.approx(usual.get("kl"), abs=1e-6), "over the same captions"
         left_out = not (weights.get("kl_weight") or weights.get("entropy_weight"))
@@ -71,60 +73,63 @@ def test_no_switch_changes_the_gradient(trainer):
         assert metrics["scored_share"] == pytest.approx((8 if left_out else 11) / 12)
         assert usual["scored_share"] == 1.0
         if not left_out:
-            for name in ("entropy", "logprob_gap"):
-                assert metrics[name] == pytest.approx(usual[name], abs=1e-5)
+            assert metrics["logprob_gap"] == pytest.approx(usual["logprob_gap"], abs=1e-5)
 
 
 def test_a_step_without_any_advantage_changes_nothing(trainer):
     """The backward pass runs all the same, without a forward pass where the KL is not logged."""
     rollout, advantages = with_duplicates(trainer.last_step.rollout)
-    for logging_steps in (1, 1000):
-        trainer.state.logging_steps = logging_steps
-        gradient, metrics = gradient_and_metrics(trainer, Objective(), rollout, torch.zeros_like(advantages))
+    nothing = torch.zeros_like(advantages)
+    for probes_kl in (True, False):
+        gradient, metrics = gradient_and_metrics(trainer, rollout, nothing, probes_kl=probes_kl)
         assert not gradient.any()
-        assert metrics["scored_share"] == pytest.approx(3 / 12 if logging_steps == 1 else 0.0)
-        assert ("entropy" in metrics) == (logging_steps == 1)
+        assert metrics["scored_share"] == pytest.approx(3 / 12 if probes_kl else 0.0)
+        assert ("logprob_gap" in metrics) == ("kl" in metrics) == probes_kl
 
 
-def chosen(advantages, *, num_processes: int, logs: bool = False, **objective) -> list[list[int]]:
-    """``scored_as`` of the captions of :func:`duplicates_and_zeros`."""
+def chosen(advantages, *, scores_always: bool, probes_kl: bool = False) -> list[list[int]]:
+    """``unique_index`` of the captions of :func:`duplicates_and_zeros`, in a loss without any model."""
     ids, mask, _ = duplicates_and_zeros()
-    fake = SimpleNamespace(
-        objective=Objective(**objective),
-        accelerator=SimpleNamespace(num_processes=num_processes),
-        _logs_this_step=lambda: logs,
+    loss = PolicyLoss(
+        torch.nn.Linear(1, 1),
+        None,
+        Sampling(),
+        Objective(),
+        ScoringSettings(),
+        choice=CaptionChoice(),
+        autocast=nullcontext,
+        scores_always=scores_always,
     )
     rollout = SimpleNamespace(completion_ids=ids, completion_mask=mask)
-    return SCSTTrainer._scored_as(fake, rollout, advantages).tolist()
+    return loss._unique_index(rollout, advantages, probes_kl).tolist()
 
 
-def test_every_process_keeps_a_caption():
-    """All copies of it: the gradient of one alone need not be zero."""
+def test_where_processes_meet_in_the_passes_each_keeps_a_caption():
     opposite = torch.zeros(4, 4)
     opposite[0, 0], opposite[0, 2] = 0.5, -0.5
     nothing = [[-1] * 4] * 3
-    assert chosen(opposite, num_processes=1) == [[-1] * 4, *nothing]
-    assert chosen(opposite, num_processes=2) == [[0, -1, 0, -1], *nothing]
-    assert chosen(opposite, num_processes=2, logs=True) == [[0, 1, 0, 3], *nothing]
+    assert chosen(opposite, scores_always=False) == [[-1] * 4, *nothing]
+    assert chosen(opposite, scores_always=True) == [[0, -1, -1, -1], *nothing]
+    assert chosen(opposite, scores_always=True, probes_kl=True) == [[0, 1, 0, 3], *nothing]
 
 
 def test_captions_that_are_left_are_the_same_on_one_process_and_many():
     _, _, advantages = duplicates_and_zeros()
-    assert chosen(advantages, num_processes=1) == chosen(advantages, num_processes=2)
+    assert chosen(advantages, scores_always=False) == chosen(advantages, scores_always=True)
 
 
 def scenario(rank: int):
     """Captions and advantages of a process: the second one has nothing to learn from."""
     ids, mask = random_captions(2, num_images=2, seed=rank)
     advantages = torch.tensor([[0.5, -1.0], [0.0, 0.3]]) if rank == 0 else torch.zeros(2, 2)
-    scored_as = torch.tensor([[0, 1], [-1, 1]]) if rank == 0 else torch.tensor([[0, -1], [-1, -1]])
-    return ids, mask, advantages, scored_as
+    unique_index = torch.tensor([[0, 1], [-1, 1]]) if rank == 0 else torch.tensor([[0, -1], [-1, -1]])
+    return ids, mask, advantages, unique_index
 
 
 def gradient_of(policy: Policy, processor, rank: int) -> torch.Tensor:
-    ids, mask, advantages, scored_as = scenario(rank)
-    batch = prompt_batch(processor, noise_images(2, seed=rank), UNPADDED[:2])
-    scores = score(policy, batch, ids, mask, Sampling(), scored_as=scored_as, head_chunk=4)
+    ids, mask, advantages, unique_index = scenario(rank)
+    batch = PromptEncoder.of(processor).prompt_batch(noise_images(2, seed=rank), UNPADDED[:2])
+    scores = score(policy, batch, ids, mask, Sampling(), unique_index=unique_index, head_chunk=4)
     (advantages.unsqueeze(-1) * scores.logprobs).sum().backward()
     return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.requires_grad])
 

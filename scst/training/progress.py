@@ -1,9 +1,7 @@
-"""What a person sees while a stage runs, and what is saved beside its checkpoints."""
+"""What a person sees while a stage runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,11 +13,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from transformers import TrainerCallback
-
-from rewards.mixture import RewardMixture
-from scst.rl.trainer import StepRecord
 
 SHOWN_METRICS = (
     "loss",
@@ -99,62 +93,3 @@ class RichProgress(TrainerCallback):
 
 def _line(metrics: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.3g}" for name, value in metrics.items())
-
-
-class SampleTable(TrainerCallback):
-    """Every so many steps, a table of what the policy writes and what it is told about it.
-
-    Args:
-        console: where to print.
-        every: steps between tables; 0 for never.
-        last_step: returns the trainer's record of its last step.
-        num_images: rows of the table.
-    """
-
-    def __init__(
-        self, console: Console, every: int, last_step: Callable[[], StepRecord | None], num_images: int = 3
-    ):
-        self.console = console
-        self.every = every
-        self.last_step = last_step
-        self.num_images = num_images
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        record = self.last_step()
-        due = self.every and state.global_step % self.every == 0
-        if due and record is not None and state.is_world_process_zero:
-            self.console.print(sample_table(record, state.global_step, self.num_images))
-
-
-def sample_table(record: StepRecord, step: int, num_images: int) -> Table:
-    """Image id, references, greedy caption, the first sample, their rewards and the advantage."""
-    table = Table(title=f"step {step}", title_justify="left", show_lines=True)
-    for column in ("image", "references", "greedy caption", "reward", "a sample", "reward", "advantage"):
-        table.add_column(column, justify="right" if column in ("reward", "advantage") else "left")
-    for i in range(min(num_images, len(record.rollout.greedy_captions))):
-        references = dict.fromkeys(record.columns["references"][i])
-        table.add_row(
-            str(record.columns["image_id"][i]),
-            "\n".join(references),
-            record.rollout.greedy_captions[i],
-            f"{record.rewards.greedy[i]:.2f}",
-            record.rollout.captions[i][0],
-            f"{record.rewards.sampled[i, 0]:.2f}",
-            f"{record.advantages[i, 0]:+.2f}",
-        )
-    return table
-
-
-class SaveRewardState(TrainerCallback):
-    """Saves what the rewards depend on (document frequencies) with every checkpoint.
-
-    Args:
-        reward: the mixture.
-    """
-
-    def __init__(self, reward: RewardMixture):
-        self.reward = reward
-
-    def save_beside(self, folder: Path) -> None:
-        """Into a checkpoint that is being written; called on one process."""
-        self.reward.save(folder)

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from rewards.errors import RewardError
 from scst.objective.losses import importance_ratios
-from scst.rl.trainer import SCSTTrainer
+from scst.rl.sampler import Sampler
 
-HERE = "tests.rl.test_late_rollouts"
+HERE = "tests.rl.test_one_step_off_policy"
 SEEN: list[list[str]] = []
 """Captions of every call of the reward."""
 
@@ -64,20 +64,20 @@ def test_the_first_step_samples_and_the_others_learn_from_the_one_before(run, sf
 def test_rewards_are_computed_beside_the_next_rollout(run, monkeypatch, late):
     """Each reward waits for the rollout of the next step to begin; the usual step makes it wait in vain."""
     rollouts, met, changed = [], [], threading.Condition()
-    sample = SCSTTrainer.sample
+    sample = Sampler.sample
 
-    def counted_sample(self, *args):
+    def counted_sample(self, policy, prompts, image_ids, step):
         with changed:
-            rollouts.append(self.state.global_step)
+            rollouts.append(step)
             changed.notify_all()
-        return sample(self, *args)
+        return sample(self, policy, prompts, image_ids, step)
 
     def waiting(completions, **columns):
         with changed:
             met.append(changed.wait_for(lambda: len(rollouts) >= len(met) + 2, timeout=1))
         return [float(len(text)) for text in completions]
 
-    monkeypatch.setattr(SCSTTrainer, "sample", counted_sample)
+    monkeypatch.setattr(Sampler, "sample", counted_sample)
     monkeypatch.setattr(f"{HERE}.watched_variety", waiting)
     run(max_steps=2, late_rollouts=late)
     assert met[0] == late
@@ -96,25 +96,25 @@ def test_the_loss_weighs_with_the_ratios(run):
     """Of the last step: -ratio * advantage * log p(caption), the ratio cut at the limit."""
     trainer = run(max_steps=3)
     record = trainer.last_step
-    policy = trainer._policy(trainer.model)
+    policy, policy_loss = trainer.policy_of(trainer.model), trainer.policy_loss
     for cap in (2.0, 1.0):
-        trainer.objective = replace(trainer.objective, max_importance_ratio=cap)
-        scores = trainer._score(policy, record.rollout)
+        policy_loss.objective = replace(policy_loss.objective, max_importance_ratio=cap)
+        scores = policy_loss._score(policy, record.rollout)
         sampled = record.rollout.sampled_logprobs
         ratios = importance_ratios(scores.logprobs, sampled, record.rollout.completion_mask)
         assert ratios.max() > 1.0
         expected = -ratios.clamp(max=cap) * record.advantages * scores.logprobs.sum(-1)
-        losses = trainer.caption_losses(policy, record.rollout, record.advantages, record.columns)
+        losses = policy_loss(policy, record.rollout, record.advantages, record.columns).losses
         torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_without_the_prompts_gradient_the_cache_is_made_anew(run):
     """That of the rollout belongs to the policy before the last update."""
     trainer = run(max_steps=3, prompt_gradient=False)
-    record, policy = trainer.last_step, trainer._policy(trainer.model)
+    record, policy, policy_loss = trainer.last_step, trainer.policy_of(trainer.model), trainer.policy_loss
     assert record.rollout.prompt_cache is None
-    whole = trainer._score(policy, record.rollout)
-    cached = trainer._score(policy, trainer._with_prompt_cache(policy, record.rollout))
+    whole = policy_loss._score(policy, record.rollout)
+    cached = policy_loss._score(policy, policy_loss._with_prompt_cache(policy, record.rollout))
     torch.testing.assert_close(cached.logprobs, whole.logprobs, rtol=0, atol=1e-5)
 
 
@@ -132,7 +132,8 @@ def test_a_resumed_run_learns_from_the_rollout_that_waited(run, tmp_path, prompt
     parts = run(**keys, output_dir=str(tmp_path / "parts"))
     for folder in (tmp_path / "parts").glob("checkpoint-[!2]"):
         shutil.rmtree(folder)
-    assert (tmp_path / "parts" / "checkpoint-2" / "late_rollout_0.pt").is_file()
+    saved = torch.load(tmp_path / "parts" / "checkpoint-2" / "parts-0.pt", weights_only=True)
+    assert len(saved["rewarder"]["pending"]["image_ids"]) == 4
     SEEN.clear()
     parts = run(**keys, output_dir=str(tmp_path / "parts"), overwrite=False, resume=True)
     assert len(SEEN) == 4, "the one that waited, and those of three steps"
@@ -144,8 +145,8 @@ def test_a_resumed_run_learns_from_the_rollout_that_waited(run, tmp_path, prompt
 def test_a_short_last_batch_is_divided_by_its_own_images(run):
     """12 images, 8 at a time: the 4 of an epoch's second step are learned from beside 8 others."""
     trainer = run(max_steps=3, per_device_train_batch_size=8, learning_rate=0.0)
-    record, policy = trainer.last_step, trainer._policy(trainer.model)
+    record, policy = trainer.last_step, trainer.policy_of(trainer.model)
     assert record.advantages.shape == (4, 3)
-    losses = trainer.caption_losses(policy, record.rollout, record.advantages, record.columns)
+    losses = trainer.policy_loss(policy, record.rollout, record.advantages, record.columns).losses
     assert losses.sum().item() / 12 == pytest.approx(steps(trainer)[2]["loss"], abs=1e-4)
     assert losses.sum().abs() > 1

@@ -1,0 +1,64 @@
+"""Files that are complete or absent: written to a staging place, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+STAGING = ".staging"
+"""Hidden folder of a run for what is not finished yet, or no longer wanted."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is complete or absent: first beside it, flushed to the disk, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that the file is complete or absent."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(rows: Sequence[dict[str, Any]], path: str | Path | None) -> None:
+    """Write one JSON object per line to a file (complete or absent); to standard output without a path."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if path is None:
+        sys.stdout.write(lines)
+        return
+    write_text(Path(path), lines)
+
+
+def move_files(folder: Path, target: Path) -> None:
+    """Move the files of a folder into another one; each replaces its predecessor in one instant."""
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        place = target / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, place)
+    flush_folder(target)
+
+
+def clean_up(output_dir: str | Path) -> None:
+    """Remove the staging folder that a process which died has left behind."""
+    shutil.rmtree(Path(output_dir) / STAGING, ignore_errors=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make renames inside a folder last: on most file systems the folder is flushed by itself."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

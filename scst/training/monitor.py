@@ -1,0 +1,84 @@
+"""What watches a run and may end it: the base of the monitors."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from peft import load_peft_weights, set_peft_model_state_dict
+from rich.console import Console
+from transformers import TrainerCallback
+
+TRUSTED = "trusted"
+"""Folder of a run with the adapter of the last evaluation without suspicion."""
+
+
+class Rule(Protocol):
+    """Decides from what it has observed; remembers it."""
+
+    alarms: list[Any]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, as plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+
+
+class Monitor(TrainerCallback):
+    """Prints the alarms of a rule and, where asked to, ends the run with an adapter from before the alarm.
+
+    Its state is saved with every checkpoint, under ``name``.
+
+    Args:
+        rule: what decides.
+        console: where alarms are printed.
+        stop: whether an alarm ends the run.
+
+    Attributes:
+        stopped: whether an alarm has ended the run.
+    """
+
+    name: str
+
+    def __init__(self, rule: Rule, console: Console, *, stop: bool = False):
+        self.rule, self.console, self.stop = rule, console, stop
+        self.stopped = False
+
+    @property
+    def alarms(self) -> list[Any]:
+        """All alarms of the run."""
+        return self.rule.alarms
+
+    @abstractmethod
+    def sound_adapter(self, output_dir: Path) -> tuple[Path, str] | None:
+        """The last adapter from before the alarm, and what it is called; None where there is none."""
+
+    def report(self, alarms: Sequence[Any], control: Any) -> None:
+        """Print alarms, and end the run if they do."""
+        for alarm in alarms:
+            self.console.print(f"[bold red]ALARM[/bold red] {alarm}")
+        if alarms and self.stop:
+            self.stopped = control.should_training_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the rule, and whether the run was ended."""
+        return self.rule.state_dict() | {"stopped": self.stopped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self.rule.load_state_dict(state)
+        self.stopped = state["stopped"]
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.restore_adapter(model, Path(args.output_dir), state.global_step)
+
+    def restore_adapter(self, model: Any, output_dir: Path, step: int) -> None:
+        """If an alarm has ended the run, load the last adapter from before it into the model."""
+        sound = self.sound_adapter(output_dir) if self.stopped else None
+        if sound is not None:
+            source, name = sound
+            set_peft_model_state_dict(model, load_peft_weights(str(source), device="cpu"))
+            self.console.print(f"stopped at step {step}; the adapter is that of {name}")
