@@ -17,6 +17,7 @@ from scst.cli.arguments import main
 from scst.config import build_captions
 from scst.data.loading import load_splits
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
 from tests.support.worlds import write_risc
 
 
@@ -26,7 +27,12 @@ def call(*flags: str) -> int:
 
 def start(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
     )
 
 

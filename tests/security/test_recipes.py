@@ -12,6 +12,7 @@ from rewards.registry import build_rewards
 from scst.config.reader import read_recipe_file
 from scst.errors import RecipeError
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
 
 ASKED_NOBODY = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
 
@@ -56,7 +57,7 @@ def python(tmp_path, *arguments, **environment) -> tuple[subprocess.CompletedPro
         env=kept | added | environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     hosts = tmp_path / "connections"
     return done, hosts.read_text().splitlines() if hosts.exists() else []

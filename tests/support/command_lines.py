@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
 
 
 def start(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """Run Python in the project's root."""
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_S
+    )
 
 
 def call(script: str, *flags: str) -> int:
