@@ -56,7 +56,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	@for name in $(BENCH); do echo "$$name"; \
-	  $(IN_VENV) HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/$$name.py $(ARGS) || exit 1; done
+	  $(IN_VENV) HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 install: $(STAMP)
 

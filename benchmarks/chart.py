@@ -1,6 +1,6 @@
 """Draw the chart of the README from a recorded run of step.py.
 
-python benchmarks/chart.py benchmarks/results/2026-11-21-step-cpu.json docs/step.svg
+python -m benchmarks.chart benchmarks/results/2026-11-21-step-cpu.json docs/step.svg
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 WAYS = {"naive": "two generate calls,\nplain scoring", "trl": "TRL GRPOTrainer", "ours": "scst"}
 PHASES = {
@@ -24,8 +22,9 @@ PHASES = {
 
 def draw(record: dict, path: Path) -> None:
     """Seconds of a step by phase, one bar for every way."""
-    plt.rcParams |= {"svg.hashsalt": "scst", "font.size": 11}
-    figure, axes = plt.subplots(figsize=(7.5, 2.6), layout="constrained")
+    matplotlib.rcParams |= {"svg.hashsalt": "scst", "font.size": 11}
+    figure = Figure(figsize=(7.5, 2.6), layout="constrained")
+    axes = figure.add_subplot()
     ways = list(WAYS)[::-1]
     left = [0.0] * len(ways)
     for phase, (label, colour) in PHASES.items():

@@ -1,7 +1,7 @@
 """Does a map lie on the only object in the picture? By method and occlusion; trained and with random weights.
 
-    python benchmarks/explanations.py --json FILE               (twenty scenes; some minutes on one thread)
-    python benchmarks/explanations.py --scenes 5
+    python -m benchmarks.explanations --json FILE               (twenty scenes; some minutes on one thread)
+    python -m benchmarks.explanations --scenes 5
 
 A tank, court, house, pond or plane stands alone on grass, in one of four corners, 64 x 64 pixels. The
 embedded base model captions it, and the map of the whole caption is asked for the share of its positive mass
@@ -16,9 +16,6 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
-
 OCCLUSIONS = ("blur", "mean", "gray", "black")
 
 
@@ -27,7 +24,7 @@ def measure(count: int, steps: int, permutations: int) -> dict[str, dict[str, li
     from rich.progress import track
 
     from scst.evaluation.captioning import caption_images
-    from scst.models.loading import EMBEDDED_MODEL, load_model, load_processor
+    from scst.models.pretrained import EMBEDDED_MODEL, load_model, load_processor
     from tests.support.objects import LIMIT, PAINTERS, PLACES, PROMPT, one_object, with_random_weights
 
     model, processor = load_model(EMBEDDED_MODEL, quantization="none"), load_processor(EMBEDDED_MODEL)
@@ -50,17 +47,17 @@ def shares_of(model, processor, scene, caption: str, steps: int, permutations: i
     from scst.explain.attention import attention_rollout
     from scst.explain.gradients import grad_cam, integrated_gradients
     from scst.explain.shapley import segment_shapley_values
-    from tests.support.objects import occluder_of, share_on, subject_of
+    from tests.support.objects import occluder_of, share_on, target_of
 
-    subject = subject_of(model, processor, scene.image, caption)
-    maps = {"grad_cam": grad_cam(subject, 0), "attention_rollout": attention_rollout(subject)[0]}
+    target = target_of(model, processor, scene.image, caption)
+    maps = {"grad_cam": grad_cam(target, 0), "attention_rollout": attention_rollout(target)[0]}
     for occlusion in OCCLUSIONS:
-        occluder = occluder_of(subject, occlusion)
+        occluder = occluder_of(target, occlusion)
         segments = occluder.segments.numpy()
-        values = segment_shapley_values(subject, occluder, permutations=permutations, batch_size=16)[0]
+        values = segment_shapley_values(target, occluder, permutations=permutations, batch_size=16)[0]
         maps[f"shap, {occlusion}"] = (values / np.bincount(segments.ravel()))[segments]
         maps[f"integrated_gradients, {occlusion}"] = integrated_gradients(
-            subject, 0, occluder.hidden, steps=steps, batch_size=16
+            target, 0, occluder.hidden, steps=steps, batch_size=16
         )[0]
     return {name: share_on(scene.mask, heat) for name, heat in maps.items()}
 

@@ -2,7 +2,7 @@
 
 Two shapes, for PaliGemma 1 and 2 at 224 px (256 image tokens): ``middle``, whose parts take time in the
 proportions of the real model, minutes on one CPU thread; and ``3b``, the real one, for a GPU. Models go
-through a checkpoint on disk and :func:`scst.models.loading.load_model`, so that quantisation, precision and
+through a checkpoint on disk and :func:`scst.models.pretrained.load_model`, so that quantisation, precision and
 attention kernel are those of a training run.
 """
 
@@ -153,7 +153,7 @@ def _config_3b(shape: ModelShape, processor: Any) -> Any:
 
 
 def write_checkpoint(shape: ModelShape, folder: Path, *, device: str = "cpu", seed: int = 0) -> None:
-    """A random checkpoint with its processor, as :func:`scst.models.loading.load_model` reads it.
+    """A random checkpoint with its processor, as :func:`scst.models.pretrained.load_model` reads it.
 
     Weights of the real size are drawn on ``device`` in bfloat16: 6 GB on the disk. (That size: not run.)
     """
@@ -185,7 +185,7 @@ def load_adapted(folder: Path, *, precision: str, quantization: str, rank: int =
     import torch
 
     from scst.adapters.lora import add_lora
-    from scst.models.loading import load_model
+    from scst.models.pretrained import load_model
 
     model = load_model(str(folder), precision=precision, quantization=quantization)
     torch.manual_seed(1)

@@ -1,7 +1,7 @@
 """How much faster is our reward than pycocoevalcap, and what does METEOR cost?
 
-    python benchmarks/rewards.py
-    python benchmarks/rewards.py --captions references.jsonl --repetitions 5 --json FILE
+    python -m benchmarks.rewards
+    python -m benchmarks.rewards --captions references.jsonl --repetitions 5 --json FILE
 
 CIDEr-D of N captions against 5 references each, the usual way and ours in turn, in one run:
 
@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
 
 SIZES = (8, 64, 384, 5000)
 REFERENCES = 5

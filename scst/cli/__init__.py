@@ -1,7 +1,10 @@
-"""Command lines of the project; each script also runs by path and under ``accelerate launch``.
+"""The commands of the project, one file each: ``scst sft``, ``launch/sft.py`` and ``python -m scst.cli.sft``.
 
-What the libraries read from the environment is decided here, before any of them is imported. A value that is
-set already stays: it was asked for.
+Here belong arguments, help, exit codes and the start of processes. What a command does lies in the packages
+below. No module here imports torch before the arguments are checked.
+
+The environment variables that libraries read at import are set here, before any of them is imported. A value
+that is set already stays.
 """
 
 import os

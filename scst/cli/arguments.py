@@ -1,112 +1,66 @@
-"""What command lines share: ``--config``, ``--key value`` overrides, ``--dry_run``, ``--help``, exit codes.
-
-Nothing here imports torch: help and a wrong recipe are answered at once.
-"""
+"""Command-line arguments: ``--config``, ``--key value`` overrides, ``--dry_run``, ``--plan``, file names."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import yaml
 
-from rewards.errors import RewardError
-from scst.config.keys import default_of
-from scst.config.reader import (
-    build_recipe,
-    from_run_record,
-    read_recipe_file,
-    resolved,
-    training_argument_names,
-)
-from scst.config.recipes import RECIPES
-from scst.errors import Interrupted, RecipeError, ScstError
+from scst.cli.launcher import Launch, take_launch_flags
+from scst.config.keys import Recipe
+from scst.config.reader import from_run_record, read_recipe_file, recipe_of
+from scst.config.recipes import check_required
+from scst.config.renamed_keys import current_names
+from scst.errors import RecipeError
 
-ROOT = Path(__file__).resolve().parents[2]
-QUICKSTART = ROOT / "recipes" / "quickstart"
+R = TypeVar("R", bound=Recipe)
+
+EXAMPLES = {"sft": "quickstart/sft", "scst": "quickstart/scst", "matrix": "quickstart/matrix"}
+"""Stages that need ``--config``, and a packaged recipe to begin with."""
+READ_FROM_ADAPTER = ("evaluate", "caption", "explain")
+"""Stages that take their keys from the run that made the adapter where no recipe is given."""
 
 
 @dataclass
-class Arguments:
+class Arguments(Generic[R]):
     """A parsed command line."""
 
-    recipe: Any
+    recipe: R
     dry_run: bool = False
     plan: bool | str = False
     positional: list[str] = field(default_factory=list)
+    launch: Launch | None = None
+    remaining: list[str] = field(default_factory=list)
+    """What the processes that ``launch`` starts are given."""
 
 
-def main(
-    stage: str, run: Callable[[Arguments], None], *, usage: str, argv: Sequence[str] | None = None
-) -> int:
-    """Parse, run, and turn errors that a user can mend into a message and an exit code.
-
-    2: a wrong recipe or dataset; 1: a reward or the run itself failed; 128 + number: ended by a signal.
-
-    Args:
-        stage: a name in ``scst.config.recipes.RECIPES``.
-        run: does the work; called with the parsed arguments.
-        usage: the script's docstring, shown by ``--help``.
-        argv: arguments; those of the process by default.
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if "--help" in argv or "-h" in argv:
-            print(help_text(stage, usage))
-        else:
-            run(parse(stage, argv))
-        sys.stdout.flush()
-    except BrokenPipeError:  # `... | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Interrupted as error:
-        if os.environ.get("RANK", "0") == "0":  # one line, not one for every process
-            print(error, file=sys.stderr)
-        return error.exit_code
-    except ScstError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except RewardError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except BaseException as error:
-        _tell_launcher(error)
-        raise
-    return 0
+def is_training(recipe_class: type[Recipe]) -> bool:
+    """Whether the recipe takes the names of ``transformers.TrainingArguments``."""
+    return any(f.name == "training" for f in dataclasses.fields(recipe_class))
 
 
-def _tell_launcher(error: BaseException) -> None:
-    """Under torchrun, leave the traceback where the launcher looks for it: it shows that of the first process
-    to fail, and not what the others say when they lose it."""
-    if "TORCHELASTIC_ERROR_FILE" in os.environ and not isinstance(error, SystemExit):
-        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+def parse(recipe_class: type[R], argv: Sequence[str]) -> Arguments[R]:
+    """The recipe file, overridden by flags.
 
-        get_error_handler().record_exception(error)
-
-
-def parse(stage: str, argv: Sequence[str]) -> Arguments:
-    """Arguments of a stage: the recipe file, overridden by flags.
-
-    Without ``--config`` the quickstart recipe is used; `evaluate`, `caption` and `explain` start from what
-    the adapter was trained with, when it tells.
+    `evaluate`, `caption` and `explain` without ``--config`` use what the adapter was trained with, as far as
+    its ``run.json`` tells.
 
     Raises:
-        RecipeError: on a flag without value, an unknown key or a wrong value.
+        RecipeError: on a flag without value, an unknown key, a wrong value, or a missing recipe.
     """
-    flags, positional = _split_flags(argv)
+    launch, remaining = take_launch_flags(recipe_class.stage, argv)
+    flags, positional = _split_flags(remaining)
     config = flags.pop("config", None)
     dry_run = bool(flags.pop("dry_run", False))
-    plan = _plan(flags.pop("plan", False), dry_run) if _is_training(stage) else False
-    base = read_recipe_file(config) if config else _default_settings(stage, flags.get("adapter"))
-    return Arguments(build_recipe(stage, base | flags), dry_run, plan, positional)
-
-
-def _is_training(stage: str) -> bool:
-    return any(f.name == "training" for f in dataclasses.fields(RECIPES[stage]))
+    plan = _plan(flags.pop("plan", False), dry_run) if is_training(recipe_class) else False
+    flags = current_names(flags)
+    recipe = recipe_of(recipe_class, _base_settings(recipe_class, config, flags.get("adapter")) | flags)
+    check_required(recipe)
+    return Arguments(recipe, dry_run, plan, positional, launch, remaining)
 
 
 def _plan(value: Any, dry_run: bool) -> bool | str:
@@ -120,17 +74,23 @@ def _plan(value: Any, dry_run: bool) -> bool | str:
     return value
 
 
-def _default_settings(stage: str, adapter: str | None) -> dict[str, Any]:
-    if (
-        stage in ("evaluate", "caption", "explain")
-        and adapter is not None
-        and (recorded := from_run_record(adapter))
-    ):
-        # an adapter may come from somebody else: it never says where to write
-        keys = {f.name for f in dataclasses.fields(RECIPES[stage])} - {"output_dir", "output", "adapter"}
-        return {name: value for name, value in recorded.items() if name in keys}
-    quickstart = QUICKSTART / f"{stage}.yaml"
-    return read_recipe_file(quickstart) if quickstart.is_file() else {}
+def _base_settings(recipe_class: type[Recipe], config: Any, adapter: str | None) -> dict[str, Any]:
+    """What the flags override: the recipe file, or the run that made the adapter."""
+    stage = recipe_class.stage
+    if config is not None:
+        if not isinstance(config, str):
+            raise RecipeError(f"--config: expected one file or packaged recipe, got {config!r}")
+        return read_recipe_file(config)
+    if stage in EXAMPLES:
+        raise RecipeError(
+            f"--config: missing; give a recipe file or the name of a packaged recipe, e.g. --config "
+            f"{EXAMPLES[stage]} (a small model on rendered scenes)"
+        )
+    if stage not in READ_FROM_ADAPTER or adapter is None:
+        return {}
+    # an adapter may come from somebody else: it never says where to write
+    keys = {f.name for f in dataclasses.fields(recipe_class)} - {"output_dir", "output", "adapter"}
+    return {name: value for name, value in from_run_record(adapter).items() if name in keys}
 
 
 def _split_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -143,10 +103,10 @@ def _split_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         if not argument.startswith("--"):
             positional.append(argument)
             continue
-        name, separator, value = argument[2:].partition("=")
+        name, separator, text = argument[2:].partition("=")
         if not separator and name != "dry_run" and remaining and not remaining[0].startswith("--"):
-            value, separator = remaining.pop(0), "="
-        value = _value(name, value) if separator else True
+            text, separator = remaining.pop(0), "="
+        value = _value(name, text) if separator else True
         flags[name] = [*_listed(flags[name]), *_listed(value)] if name in flags else value
     return flags, positional
 
@@ -164,50 +124,11 @@ def _value(name: str, text: str) -> Any:
         raise RecipeError(f"{name}: cannot read the value {text!r}: {error}") from error
 
 
-def refuse_positional(arguments: Arguments) -> None:
-    """Scripts that take keys only refuse anything else: a forgotten ``--`` must not be passed over.
+def refuse_positional(arguments: Arguments[Any]) -> None:
+    """Refuse positional arguments in a command that takes keys only, such as a key with a forgotten ``--``.
 
     Raises:
-        RecipeError: naming the first stray argument.
+        RecipeError: naming the first one.
     """
     if arguments.positional:
         raise RecipeError(f"unexpected argument {arguments.positional[0]!r}: keys are given as --key value")
-
-
-def answer_dry_run(arguments: Arguments) -> bool:
-    """On ``--dry_run`` check the dataset's layout and print it with the recipe; True when that was all."""
-    if arguments.dry_run:
-        from scst.data.sources import check_layout
-
-        print_dry_run(arguments.recipe, check_layout(arguments.recipe.dataset))
-    return arguments.dry_run
-
-
-def help_text(stage: str, usage: str) -> str:
-    """What ``--help`` prints: the script's docstring and every key with its default."""
-    lines = [usage.strip(), "", "flags:"]
-    lines += ["  --config RECIPE.yaml   flat `key: value` lines; every key can be overridden as --key value;"]
-    lines += ["                         `extends: OTHER.yaml` begins with the keys of another recipe"]
-    lines += ["  --dry_run              check recipe and dataset, print the resolved recipe, load no model"]
-    if _is_training(stage):
-        lines += [
-            "  --plan [FILE.json]     run a few steps, project the time of the whole run, write nothing else"
-        ]
-    lines += ["", "keys:"]
-    for f in dataclasses.fields(RECIPES[stage]):
-        if f.name == "training":
-            continue
-        default = default_of(RECIPES[stage], f.name)
-        choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
-        lines.append(f"  {f.name:24} {f.metadata['help']}{choices} [{default}]")
-    if _is_training(stage):
-        lines += ["", "and every name of transformers.TrainingArguments:"]
-        lines.append("  " + ", ".join(sorted(training_argument_names())))
-    return "\n".join(lines)
-
-
-def print_dry_run(recipe: Any, layout: dict[str, Any]) -> None:
-    """The resolved recipe as YAML, with what was found in the dataset as comments."""
-    for name, value in layout.items():
-        print(f"# dataset {name}: {value}")
-    print(yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True), end="")

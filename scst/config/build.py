@@ -31,19 +31,19 @@ from rich.progress import Progress
 from scst.adapters.loaded import LoadedPolicy
 from scst.adapters.loading import check_adapter_exists
 from scst.config.build_adapter import adapter_of
-from scst.config.build_captions import consensus_scores
 from scst.config.devices import check_devices
 from scst.config.keys import DataKeys, ModelKeys
 from scst.config.recipes import CaptionRecipe, EvaluateRecipe, ExplainRecipe, SCSTRecipe, SFTRecipe
 from scst.data.collate import SFTCollator
 from scst.data.files import clean_up
-from scst.data.loading import LoadedData, load_splits
+from scst.data.load_splits import LoadedData, load_splits
+from scst.data.preparation.caption_scorers import consensus_scores
 from scst.data.preparation.selection import consensus_first
 from scst.data.preview import training_preview
 from scst.data.supervision import CaptionChoice
 from scst.distributed.launching import start_processes
 from scst.errors import RecipeError
-from scst.models.loading import check_model_exists
+from scst.models.pretrained import check_model_exists
 from scst.training.arguments import evaluates
 from scst.training.run_record import claim_output_dir
 

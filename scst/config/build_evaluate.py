@@ -1,4 +1,4 @@
-"""Builders of evaluations: model and data once, then as many evaluations of them as are asked for."""
+"""From evaluation recipes to evaluations: model and data once, then as many evaluations as are asked for."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from rewards.errors import RewardError
 from scst.config import build
 from scst.config.build_metrics import checked_settings
 from scst.config.reader import build_recipe, read_recipe_file
+from scst.config.recipes import EvaluateRecipe
 from scst.data.files import write_text
 from scst.errors import RunStopped, ScstError
-from scst.evaluation.caption_files import read_pairs
-from scst.evaluation.evaluate import evaluate
-from scst.evaluation.samples import check_report_samples
+from scst.evaluation.evaluation import Evaluation
 
 ERROR_FILE = "error.txt"
 LOADED = [
@@ -35,24 +34,10 @@ LOADED = [
     "on_bad_example",
 ]
 """Keys that decide which model and which images are in memory."""
-PASSED_ON = [
-    "prompt",
-    "output_dir",
-    "decoding",
-    "max_new_tokens",
-    "min_new_tokens",
-    "metrics",
-    "bootstrap_samples",
-    "seed",
-    "adapter",
-    "report_samples",
-    "compare_with",
-]
-"""Keys that are settings of the evaluation, by the same name."""
 
 
 class Evaluator:
-    """Evaluates recipes one after the other; what two have in common is loaded once.
+    """Evaluates recipes one after the other; a model or dataset that two in a row share is loaded once.
 
     Args:
         console: where progress and tables go.
@@ -62,43 +47,44 @@ class Evaluator:
         self.console = console
         self._keys: dict[str, Any] | None = None
 
-    def run(self, recipe: Any) -> None:
+    def run(self, recipe: EvaluateRecipe) -> None:
         """Caption and score as the recipe says.
 
         Raises:
             ScstError: on a recipe, model or dataset that cannot be used.
         """
         settings = checked_settings(recipe)
-        _check_report(recipe)
         base = build.check_inputs(recipe)
-        self._load(recipe, base)
-        evaluate(
-            self.model,
-            self.processor,
-            self.rows,
-            **{name: getattr(recipe, name) for name in PASSED_ON},
+        evaluation = Evaluation(
+            prompt=recipe.prompt,
+            output_dir=recipe.output_dir,
+            metrics=recipe.metrics,
+            decoding=recipe.decoding,
+            max_new_tokens=recipe.max_new_tokens,
+            min_new_tokens=recipe.min_new_tokens,
             batch_size=recipe.eval_batch_size,
+            seed=recipe.seed,
             settings=settings,
+            bootstrap_samples=recipe.bootstrap_samples,
             title=f"{recipe.adapter or base} on {recipe.dataset} {recipe.eval_split}",
+            adapter=recipe.adapter,
+            report_samples=recipe.report_samples,
+            compare_with=recipe.compare_with,
             console=self.console,
         )
+        evaluation.check()
+        self._load(recipe, base)
+        evaluation.run(self.model, self.processor, self.rows)
 
-    def _load(self, recipe: Any, base: str) -> None:
+    def _load(self, recipe: EvaluateRecipe, base: str) -> None:
         keys = {name: getattr(recipe, name) for name in LOADED}
         if keys == self._keys:
             return
-        self._keys = None  # a failure below leaves nothing half loaded
+        self._keys = None  # a failure below must not leave the old keys beside new data
         self.rows = build.load_data(recipe, [recipe.eval_split], self.console).splits[recipe.eval_split]
         policy = build.build_policy(recipe, base, trainable=False)
         self.model, self.processor = policy.model, policy.encoder
         self._keys = keys
-
-
-def _check_report(recipe: Any) -> None:
-    """Refuse, before a model is loaded, what the report cannot show."""
-    check_report_samples(recipe.report_samples)
-    if recipe.compare_with is not None:
-        read_pairs(recipe.compare_with)
 
 
 def evaluate_files(files: Sequence[str]) -> None:
@@ -115,11 +101,14 @@ def evaluate_files(files: Sequence[str]) -> None:
             evaluator.run(recipe)
         except Exception as error:
             if build.PartialState().num_processes > 1:
-                raise  # the others wait for this process
+                raise  # the other processes are waiting in a collective operation
             known = isinstance(error, ScstError | RewardError)
             text = str(error) if known else f"{type(error).__name__}: {error}"
             write_text(Path(recipe.output_dir) / ERROR_FILE, text + "\n")
             failed.append(file)
-            evaluator.console.print_exception() if not known else evaluator.console.print(f"error: {text}")
+            if known:
+                evaluator.console.print(f"error: {text}")
+            else:
+                evaluator.console.print_exception()
     if failed:
         raise RunStopped(f"{len(failed)} of {len(files)} evaluations failed: {', '.join(failed)}")

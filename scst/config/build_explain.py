@@ -6,17 +6,18 @@ import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import Progress
 
+from scst.config.recipes import ExplainRecipe
 from scst.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
-    from scst.explain.explain import Explanation, Settings
+    from scst.explain.explanation import Explanation, Settings
 
 BASE = "base"
 
@@ -35,7 +36,7 @@ def one_picture(positional: Sequence[str]) -> Path:
     return path
 
 
-def explanation_settings(recipe: Any) -> Settings:
+def explanation_settings(recipe: ExplainRecipe) -> Settings:
     """The effort of an explain recipe.
 
     Raises:
@@ -45,19 +46,25 @@ def explanation_settings(recipe: Any) -> Settings:
     if missing:
         raise RecipeError(f"explanations need {' and '.join(missing)}: pip install 'scst[explain]'")
     from scst.evaluation.decoding import get_decoding
-    from scst.explain.explain import Settings
+    from scst.explain.explanation import Settings
 
     get_decoding(recipe.decoding)
-    names = {"permutations": "shap_permutations", "batch_size": "explain_batch_size"}
-    fields = [field.name for field in dataclasses.fields(Settings)]
-    values = {name: getattr(recipe, names.get(name, name)) for name in fields}
-    for name, key in names.items():
-        if values[name] < 1:
-            raise RecipeError(f"{key}: must be at least 1, got {values[name]}")
-    return Settings(**values)
+    for key in ("shap_permutations", "explain_batch_size"):  # Settings would name them otherwise
+        if getattr(recipe, key) < 1:
+            raise RecipeError(f"{key}: must be at least 1, got {getattr(recipe, key)}")
+    return Settings(
+        methods=recipe.methods,
+        num_segments=recipe.num_segments,
+        permutations=recipe.shap_permutations,
+        ig_steps=recipe.ig_steps,
+        curve_steps=recipe.curve_steps,
+        occlusion=recipe.occlusion,
+        batch_size=recipe.explain_batch_size,
+        seed=recipe.seed,
+    )
 
 
-def models_to_explain(recipe: Any) -> dict[str, Any]:
+def models_to_explain(recipe: ExplainRecipe) -> dict[str, ExplainRecipe]:
     """Label -> the recipe with the adapter of that model; the recipe's own comes first.
 
     Raises:
@@ -77,27 +84,19 @@ def models_to_explain(recipe: Any) -> dict[str, Any]:
 
 
 def explain_model(
-    label: str, recipe: Any, image: Image.Image, settings: Settings, console: Console
+    label: str, recipe: ExplainRecipe, image: Image.Image, settings: Settings, console: Console
 ) -> Explanation:
     """Load one model, let it caption the picture unless the recipe gives a caption, and explain that."""
     from scst.config import build
-    from scst.evaluation.captioning import caption_images
-    from scst.explain.explain import explain, pictures_to_see
+    from scst.explain.explanation import explain_caption, pictures_to_see
 
     policy = build.build_policy(recipe, build.check_inputs(recipe), trainable=False)
-    model, processor = policy.model, policy.encoder
-    caption = recipe.caption
-    if caption is None:
-        limits = {"max_new_tokens": recipe.max_new_tokens, "min_new_tokens": recipe.min_new_tokens}
-        found = caption_images(
-            model, processor, [image], recipe.prompt, recipe.decoding, seed=recipe.seed, **limits
-        )
-        caption = found[0].text
+    model, encoder = policy.model, policy.encoder
+    caption = recipe.caption if recipe.caption is not None else _caption(recipe, model, encoder, image)
     console.print(f"[bold]{label}[/bold]: {caption}", highlight=False)
-    words = 2 if recipe.word is not None else len(caption.split()) + 1
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"explaining {label}", total=pictures_to_see(settings, words))
-        return explain(
+    targets = 2 if recipe.word is not None else len(caption.split()) + 1
+    with build.progress_to_stderr(f"explaining {label}", pictures_to_see(settings, targets)) as advance:
+        return explain_caption(
             model,
             processor,
             image,
@@ -107,37 +106,55 @@ def explain_model(
             settings=settings,
             word=recipe.word,
             label=label,
-            progress=lambda pictures: progress.advance(task, pictures),
+            progress=advance,
         )
 
 
+def _caption(
+    recipe: ExplainRecipe, model: torch.nn.Module, encoder: PromptEncoder, image: Image.Image
+) -> str:
+    from scst.evaluation.captioning import caption_images
+
+    (found,) = caption_images(
+        model,
+        processor,
+        [image],
+        recipe.prompt,
+        recipe.decoding,
+        max_new_tokens=recipe.max_new_tokens,
+        min_new_tokens=recipe.min_new_tokens,
+        seed=recipe.seed,
+    )
+    return found.text
+
+
 def write_outputs(
-    recipe: Any, path: Path, image: Image.Image, explanations: Sequence[Explanation], console: Console
+    recipe: ExplainRecipe,
+    path: Path,
+    image: Image.Image,
+    explanations: Sequence[Explanation],
+    console: Console,
 ) -> None:
-    """Overlays, page and numbers; the numbers last, so that where they are everything is."""
+    """Write overlays, page and numbers, and print how faithful every map is.
+
+    Raises:
+        RecipeError: the output folder cannot be written.
+    """
     from scst.config.reader import resolved
-    from scst.data.files import write_json, write_text
-    from scst.explain.explain import METHODS
-    from scst.explain.explanation_files import explanation_record, write_overlays
-    from scst.explain.explanation_page import explanation_page
+    from scst.explain.explanation import METHODS
+    from scst.explain.explanation_files import PAGE, write_explanations
     from scst.training.run_record import versions
 
-    folder = Path(recipe.output_dir)
-    (folder / "explanation.json").unlink(missing_ok=True)
+    base = recipe.model_name_or_path or "the adapter's base model"
     try:
-        for explanation in explanations:
-            write_overlays(folder / explanation.label, image, explanation)
-        base = recipe.model_name_or_path or "the adapter's base model"
-        subtitle = f"{base} · prompt “{recipe.prompt}” · hidden parts: {recipe.occlusion}"
-        page = explanation_page(f"What the caption of {path.name} rests on", subtitle, image, explanations)
-        write_text(folder / "explanation.html", page)
-        record = {
-            "image": str(path),
-            "recipe": resolved(recipe),
-            "versions": versions(),
-            "explanations": [explanation_record(each) for each in explanations],
-        }
-        write_json(folder / "explanation.json", record)
+        write_explanations(
+            recipe.output_dir,
+            image,
+            explanations,
+            title=f"What the caption of {path.name} rests on",
+            subtitle=f"{base} · prompt “{recipe.prompt}” · hidden parts: {recipe.occlusion}",
+            about={"image": str(path), "recipe": resolved(recipe), "versions": versions()},
+        )
     except OSError as error:
         raise RecipeError(f"output_dir: {recipe.output_dir!r} cannot be written: {error}") from error
     for explanation in explanations:
@@ -145,4 +162,4 @@ def write_outputs(
             f"{METHODS[name]} {curve.faithfulness:+.3f}" for name, curve in explanation.curves.items()
         )
         console.print(f"{explanation.label}: faithfulness {numbers}", highlight=False)
-    console.print(f"[bold]done[/bold]: {folder / 'explanation.html'}", highlight=False)
+    console.print(f"[bold]done[/bold]: {Path(recipe.output_dir) / PAGE}", highlight=False)

@@ -1,50 +1,92 @@
-"""Builders of experiment matrices: checks before anything runs, the runner, what is written at the end."""
+"""From a matrix recipe to its plan, with everything checked before anything runs, and to its runs."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from scst.adapters.loading import check_adapter_exists
-from scst.cli.arguments import ROOT
 from scst.config import build, build_rl, build_sft
 from scst.config.build_metrics import metric_settings
 from scst.config.keys import default_of
-from scst.config.reader import build_recipe
-from scst.config.recipes import RECIPES
-from scst.data.files import write_json, write_text
+from scst.config.reader import (
+    build_recipe,
+    from_run_record,
+    read_recipe_file,
+    resolved,
+    training_argument_names,
+)
+from scst.config.recipes import RECIPES, MatrixRecipe, check_required
 from scst.data.sources import check_layout
-from scst.errors import RecipeError, RunStopped
-from scst.experiments import results as measured
-from scst.experiments import tables
-from scst.experiments.figures import draw_figures
-from scst.experiments.matrix_page import matrix_html
-from scst.experiments.matrix_plan import EVALUATE, Plan, Run, make_plan
-from scst.experiments.runner import Outcome, Runner
+from scst.errors import RecipeError
+from scst.experiments import matrix_run
+from scst.experiments.matrix_plan import Axes, Plan, Run, make_plan
+from scst.experiments.results import collect
+from scst.experiments.stage_keys import EVALUATE
 from scst.metrics.bootstrap import check_metrics
 from scst.metrics.suite import METRICS, NOVELTY
-from scst.models.loading import check_model_exists
+from scst.models.pretrained import check_model_exists
 
 SCRIPTS = {
-    "sft": ROOT / "launch" / "sft.py",
-    "scst": ROOT / "launch" / "scst.py",
-    EVALUATE: ROOT / "launch" / "evaluations.py",
+    "sft": ["-m", "scst.cli.sft"],
+    "scst": ["-m", "scst.cli.rl"],
+    EVALUATE: ["-m", "scst.cli.evaluations"],
 }
-FIGURES = "figures"
 
 
-def checked_plan(recipe: Any) -> Plan:
+class RecipeKeys:
+    """:class:`scst.experiments.stage_keys.StageKeys` of the recipes of this package."""
+
+    def knows(self, stage: str, name: str) -> bool:
+        """Whether a key is one of that stage's recipe, or a training argument of a training stage."""
+        own = {field.name for field in dataclasses.fields(RECIPES[stage])}
+        return name in own - {"training"} or ("training" in own and name in training_argument_names())
+
+    def complete(self, stage: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+        """All keys of the recipe that these keys make."""
+        return resolved(build_recipe(stage, dict(keys)))
+
+    def read_file(self, path: str) -> dict[str, Any]:
+        """The keys of a recipe file."""
+        return read_recipe_file(path)
+
+    def trained_with(self, adapter: str) -> dict[str, Any]:
+        """The keys in the record of an adapter's training."""
+        return from_run_record(adapter)
+
+
+def plan_of(recipe: MatrixRecipe) -> Plan:
+    """The plan of a matrix recipe; reads recipe files, loads no model.
+
+    Raises:
+        RecipeError: naming the model and the key.
+    """
+    axes = Axes(recipe.prompts, recipe.decodings, _as_list(recipe.max_new_tokens), _as_list(recipe.seeds))
+    return make_plan(
+        recipe.models,
+        axes,
+        RecipeKeys(),
+        output_dir=recipe.output_dir,
+        common=recipe.common,
+        evaluate=recipe.evaluate,
+    )
+
+
+def _as_list(value: Sequence[int] | int) -> list[int]:
+    return [value] if isinstance(value, int) else list(value)
+
+
+def checked_plan(recipe: MatrixRecipe) -> Plan:
     """The plan of a matrix, with everything checked that needs no model and no training.
 
     Raises:
         RecipeError, DataError: naming the run and the key.
     """
     build.prepare_libraries()
-    plan = make_plan(recipe)
+    plan = plan_of(recipe)
     if recipe.main_metric not in METRICS:
         raise RecipeError(f"main_metric: unknown {recipe.main_metric!r}; known are {', '.join(METRICS)}")
     seen: set[str] = set()
@@ -59,7 +101,10 @@ def checked_plan(recipe: Any) -> Plan:
 def _check(run: Run, seen: set[str]) -> None:
     """One run; what many of them share is looked at once."""
     recipe = build_recipe(run.stage, dict(run.keys))
-    checks = {f"dataset {recipe.dataset}": lambda: check_layout(recipe.dataset)}
+    check_required(recipe)
+    checks: dict[str, Callable[[], object]] = {
+        f"dataset {recipe.dataset}": lambda: check_layout(recipe.dataset)
+    }
     if recipe.model_name_or_path:
         checks[f"model {recipe.model_name_or_path}"] = lambda: check_model_exists(recipe.model_name_or_path)
     if recipe.adapter and not run.after:
@@ -88,7 +133,7 @@ def print_plan(plan: Plan) -> None:
         "cells": [
             {k: v for k, v in result.keys().items() if v is not None}
             | {"folder": result.cell.run.folder.name}
-            for result in measured.collect(plan, {})
+            for result in collect(plan, {})
         ],
     }
     print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110), end="")
@@ -103,56 +148,17 @@ def _described(run: Run) -> dict[str, Any]:
     return {"folder": run.folder.name, "stage": run.stage, "state": run.state, **after, "keys": keys}
 
 
-def run_matrix(recipe: Any, plan: Plan) -> None:
-    """Run what is missing, write the tables after every model, and figures and page at the end.
+def run_matrix(recipe: MatrixRecipe, plan: Plan) -> None:
+    """Run what is missing and write everything.
 
     Raises:
         RunStopped: when cells have failed; everything else is done and written.
     """
-    console, root = build.make_console(), Path(recipe.output_dir)
-    runner = Runner(SCRIPTS, recipe.launcher, console)
-    outcome = runner.run(plan, root, lambda so_far: write_tables(recipe, plan, so_far.errors))
-    results = write_tables(recipe, plan, outcome.errors)
-    write_figures(recipe, plan, results)
-    rows = measured.rows_of(results)
-    console.print(tables.rich_table(_title(recipe), rows, measured.metric_names(results)))
-    console.print(f"{_summary(results, outcome)}; {root / 'matrix.html'}")
-    failed = [result for result in results if result.state != "complete"]
-    if failed:
-        names = "\n".join(f"  {tables.label(result)}: {result.error}" for result in failed)
-        raise RunStopped(f"{len(failed)} of {len(results)} cells have no result:\n{names}")
-
-
-def _summary(results: list[measured.Result], outcome: Outcome) -> str:
-    complete = sum(result.state == "complete" for result in results)
-    trained = f"{len(outcome.seconds)} trainings in {sum(outcome.seconds.values()):.0f} s"
-    return f"{complete} of {len(results)} cells complete, {trained}"
-
-
-def _title(recipe: Any) -> str:
-    return f"Matrix {Path(recipe.output_dir).name}"
-
-
-def write_tables(recipe: Any, plan: Plan, errors: Mapping[Path, str]) -> list[measured.Result]:
-    """``matrix.md``, ``matrix.csv`` and ``matrix.json`` of what there is; returns the cells."""
-    root, results = Path(recipe.output_dir), measured.collect(plan, errors)
-    rows = measured.rows_of(results)
-    metric = measured.main_metric_of(results, recipe.main_metric)
-    robustness = measured.robustness_of(rows, metric) if metric else []
-    write_text(root / "matrix.md", tables.markdown(_title(recipe), results, rows, robustness, metric))
-    write_text(root / "matrix.csv", tables.csv_text(results))
-    content = tables.json_content(results, rows, robustness, metric, measured.trainings_table(plan))
-    write_json(root / "matrix.json", content)
-    return results
-
-
-def write_figures(recipe: Any, plan: Plan, results: list[measured.Result]) -> None:
-    """The PNG files and ``matrix.html``."""
-    root, rows = Path(recipe.output_dir), measured.rows_of(results)
-    metric = measured.main_metric_of(results, recipe.main_metric)
-    robustness = measured.robustness_of(rows, metric) if metric else []
-    names = measured.metric_names(results)
-    figures = draw_figures(rows, robustness, names, metric, root / FIGURES)
-    trainings = measured.trainings_table(plan)
-    page = matrix_html(_title(recipe), results, rows, robustness, metric, trainings, figures, root / FIGURES)
-    write_text(root / "matrix.html", page)
+    matrix_run.run_matrix(
+        plan,
+        recipe.output_dir,
+        scripts=SCRIPTS,
+        main_metric=recipe.main_metric,
+        launcher=recipe.launcher,
+        console=build.make_console(),
+    )

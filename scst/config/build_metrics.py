@@ -1,23 +1,25 @@
-"""What scripts that score share: from recipe keys to what metrics need, and what is printed of them."""
+"""From the metric keys of a recipe to the settings of metrics; shared by all commands that score."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from rich.console import Console
 
+from scst.config.keys import MetricKeys
+from scst.config.recipes import EvaluateRecipe
 from scst.errors import RecipeError
 from scst.evaluation.caption_files import read_captions
 from scst.evaluation.score_files import compare_files, differences_table
-from scst.metrics.bootstrap import check_metrics, comparison_json
+from scst.metrics.bootstrap import check_metrics
+from scst.metrics.paired import comparison_json
 from scst.metrics.suite import METRICS, NOVELTY, MetricSettings
 
 
-def checked_settings(recipe: Any) -> MetricSettings:
-    """Settings for captioning a dataset and scoring it, when decoding and metrics are such as can be.
+def checked_settings(recipe: EvaluateRecipe) -> MetricSettings:
+    """The settings of the metrics of an evaluation, checked together with its decoding.
 
     Raises:
         RecipeError: unknown decoding, or a metric that is unknown or lacks something.
@@ -32,9 +34,9 @@ def checked_settings(recipe: Any) -> MetricSettings:
     return settings
 
 
-def _training_captions(recipe: Any) -> list[str]:
+def _training_captions(recipe: EvaluateRecipe) -> list[str]:
     """All captions of the training split."""
-    from scst.data.loading import load_splits
+    from scst.data.load_splits import load_splits
 
     train = load_splits(
         recipe.dataset,
@@ -46,7 +48,7 @@ def _training_captions(recipe: Any) -> list[str]:
     return [caption for group in train["references"] for caption in group]
 
 
-def metric_settings(recipe: Any) -> MetricSettings:
+def metric_settings(recipe: MetricKeys) -> MetricSettings:
     """Models and tables of a recipe with metric keys.
 
     Raises:
@@ -68,8 +70,8 @@ def metric_list() -> str:
     return "\n".join(f"{name:20} {metric.title:18} {metric.help}" for name, metric in METRICS.items())
 
 
-def print_comparison(recipe: Any, files: Sequence[str]) -> None:
-    """Paired bootstrap of two evaluations: a table on standard error, JSON on standard output.
+def print_comparison(recipe: EvaluateRecipe, files: Sequence[str]) -> None:
+    """Paired comparison of two evaluations: a table on standard error, JSON on standard output.
 
     Raises:
         RecipeError: not two of them. DataError: they are not about the same images.

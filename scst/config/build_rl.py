@@ -13,7 +13,7 @@ from scst.adapters.loaded import LoadedPolicy
 from scst.adapters.loading import check_adapter_exists
 from scst.config.build_validation import validation_of
 from scst.config.recipes import SCSTRecipe
-from scst.data.loading import LoadedData
+from scst.data.load_splits import LoadedData
 from scst.errors import RecipeError
 from scst.metrics.bootstrap import check_metrics
 from scst.metrics.suite import METRICS
@@ -149,7 +149,7 @@ def build_trainer(
         watch_patience=recipe.watch_patience,
         watch_action=recipe.watch_action,
         feature_cache=None if recipe.feature_cache in (False, "off") else str(recipe.feature_cache),
-        one_step_off_policy=recipe.late_rollouts,
+        one_step_off_policy=recipe.one_step_off_policy,
         cuda_graphs=recipe.cuda_graphs,
         streams_weights=recipe.rollout_weights == "streamed",
         table_steps=recipe.table_steps,

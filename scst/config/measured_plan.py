@@ -15,21 +15,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache
 from rich.console import Console
-from rich.table import Table
 
-from scst.cli.arguments import Arguments
+from scst.config.recipes import SCSTRecipe, SFTRecipe
 from scst.data.files import write_json
-from scst.data.loading import LoadedData
+from scst.data.load_splits import LoadedData
 from scst.models.policy import trains_prompt, trains_vision
+from scst.training.hooks import TrainerHooks
 from scst.training.micro_batcher import DoesNotFit, is_out_of_memory
 from scst.training.plan import (
     Alternative,
+    EvaluationCost,
     Plan,
     StepCost,
     device_of,
@@ -40,22 +42,24 @@ from scst.training.plan import (
     project,
     schedule_of,
 )
+from scst.training.plan_tables import print_plan
 from scst.training.run import total_steps
 from scst.training.run_record import versions
+
+Recipe = TypeVar("Recipe", SFTRecipe, SCSTRecipe)
 
 MEASURED_STEPS = 5
 MEASURED_STEPS_OF_ALTERNATIVES = 3
 
 
 @contextmanager
-def recipe_to_run(arguments: Arguments) -> Iterator[Any]:
+def recipe_to_run(recipe: Recipe, plan: bool | str) -> Iterator[Recipe]:
     """The recipe of a run; for a plan one that touches neither its output folder nor a tracker or the hub."""
-    if not arguments.plan:
-        yield arguments.recipe
+    if not plan:
+        yield recipe
         return
-    recipe = arguments.recipe
     with tempfile.TemporaryDirectory(prefix="plan-") as folder:
-        changes = {
+        changes: dict[str, Any] = {
             "output_dir": folder,
             "resume": False,
             "early_stopping_patience": None,
@@ -68,49 +72,45 @@ def recipe_to_run(arguments: Arguments) -> Iterator[Any]:
         yield dataclasses.replace(recipe, **{k: v for k, v in changes.items() if k in keys})
 
 
-def answer_plan(
-    arguments: Arguments,
-    recipe: Any,
-    build_trainer: Callable[[Any], Any],
+def print_plan_of(
+    recipe: Recipe,
+    full_recipe: Recipe,
+    build_trainer: Callable[[Recipe], TrainerHooks],
     data: LoadedData,
+    target: bool | str,
     *,
-    stage: str,
     started: float,
-) -> bool:
-    """On ``--plan`` measure, print tables, and write JSON to the file or print it; True when that was all.
+) -> None:
+    """Measure, print tables, and write JSON to the file or print it.
 
     Args:
-        arguments: the command line.
         recipe: of :func:`recipe_to_run`.
+        full_recipe: the recipe as it was given.
         build_trainer: the stage's trainer of a recipe, on the same data and model every time.
         data: what is trained on.
-        stage: "sft" or "scst".
+        target: JSON file to write; True prints it.
         started: ``time.time()`` at the start of the command.
     """
-    if not arguments.plan:
-        return False
     is_main = PartialState().is_main_process
     console = Console(stderr=True, quiet=not is_main, width=None if os.isatty(2) else 140)
-    eval_images = arguments.recipe.validation_images
+    eval_images = full_recipe.validation_images
     if recipe.eval_split in data.splits:
         eval_images = min(eval_images, len(data.splits[recipe.eval_split]))
-    plan = make_plan(recipe, build_trainer, data, eval_images, stage=stage, started=started, console=console)
+    plan = make_plan(recipe, build_trainer, data, eval_images, started=started, console=console)
     print_plan(plan, eval_images, console)
     record = plan.record() | {"versions": versions(), "processes": PartialState().num_processes}
-    if is_main and isinstance(arguments.plan, str):
-        write_json(Path(arguments.plan), record)
+    if is_main and isinstance(target, str):
+        write_json(Path(target), record)
     elif is_main:
         print(json.dumps(record, indent=2))
-    return True
 
 
 def make_plan(
-    recipe: Any,
-    build_trainer: Callable[[Any], Any],
+    recipe: Recipe,
+    build_trainer: Callable[[Recipe], TrainerHooks],
     data: LoadedData,
     eval_images: int,
     *,
-    stage: str,
     started: float,
     console: Console,
 ) -> Plan:
@@ -140,7 +140,7 @@ def make_plan(
     model, trainer = trainer.model, None
     measured = [_measure_alternative(recipe, other, model, build_trainer, console) for other in others]
     return Plan(
-        stage=stage,
+        stage=recipe.stage,
         device=name,
         device_gb=memory,
         schedule=schedule,
@@ -152,7 +152,9 @@ def make_plan(
     )
 
 
-def alternatives(recipe: Any, num_images: int, model: Any) -> list[dict[str, Any]]:
+def alternatives(
+    recipe: SFTRecipe | SCSTRecipe, num_images: int, model: torch.nn.Module
+) -> list[dict[str, Any]]:
     """Keys to change, one setting at a time. Halved batches make the same optimizer step in more parts."""
     batch = recipe.training.get("per_device_train_batch_size", 8)
     accumulation = recipe.training.get("gradient_accumulation_steps", 1)
@@ -168,16 +170,15 @@ def alternatives(recipe: Any, num_images: int, model: Any) -> list[dict[str, Any
             {"per_device_train_batch_size": batch // 2, "gradient_accumulation_steps": 2 * accumulation}
         )
     found.append({"gradient_checkpointing": not recipe.training.get("gradient_checkpointing", False)})
-    fewest = 2 if getattr(recipe, "baseline", "greedy") != "greedy" else 1
-    fewer = max(fewest, getattr(recipe, "num_samples", 0) // 2)
-    if fewer < getattr(recipe, "num_samples", 0):
-        found.append({"num_samples": fewer})
-    if getattr(recipe, "prompt_gradient", False) and not (trains_vision(model) or trains_prompt(model)):
-        found.append({"prompt_gradient": False})
+    if isinstance(recipe, SCSTRecipe):
+        fewer = max(1 if recipe.baseline == "greedy" else 2, recipe.num_samples // 2)
+        found += [{"num_samples": fewer}] if fewer < recipe.num_samples else []
+        can_leave_out = recipe.prompt_gradient and not (trains_vision(model) or trains_prompt(model))
+        found += [{"prompt_gradient": False}] if can_leave_out else []
     return found
 
 
-def with_settings(recipe: Any, settings: dict[str, Any]) -> Any:
+def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
     """The recipe with other values of its own keys or of training arguments."""
     keys = {f.name for f in dataclasses.fields(recipe)}
     own = {name: value for name, value in settings.items() if name in keys}
@@ -186,7 +187,11 @@ def with_settings(recipe: Any, settings: dict[str, Any]) -> Any:
 
 
 def _measure_alternative(
-    recipe: Any, settings: dict[str, Any], model: Any, build_trainer: Callable[[Any], Any], console: Console
+    recipe: Recipe,
+    settings: dict[str, Any],
+    model: Any,
+    build_trainer: Callable[[Recipe], TrainerHooks],
+    console: Console,
 ) -> Alternative:
     alternative = Alternative(settings, None)
     console.print(f"plan: {1 + MEASURED_STEPS_OF_ALTERNATIVES} steps with {alternative.name}")
@@ -197,12 +202,12 @@ def _measure_alternative(
     return Alternative(settings, _cost_if_it_fits(trainer, MEASURED_STEPS_OF_ALTERNATIVES))
 
 
-def _quiet(trainer: Any) -> Any:
+def _quiet(trainer: TrainerHooks) -> TrainerHooks:
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
 
-def _cost_if_it_fits(trainer: Any, steps: int) -> StepCost | None:
+def _cost_if_it_fits(trainer: TrainerHooks, steps: int) -> StepCost | None:
     clear_device_cache(garbage_collection=True)
     try:
         return measure_steps(trainer, steps=steps)
@@ -213,7 +218,7 @@ def _cost_if_it_fits(trainer: Any, steps: int) -> StepCost | None:
     return None
 
 
-def _evaluation(trainer: Any, recipe: Any) -> Any:
+def _evaluation(trainer: TrainerHooks, recipe: SFTRecipe | SCSTRecipe) -> EvaluationCost | None:
     try:
         return measure_evaluation(trainer)
     except Exception as error:
@@ -225,80 +230,10 @@ def _evaluation(trainer: Any, recipe: Any) -> Any:
         ) from error
 
 
-def _hints(recipe: Any, step: StepCost | None, memory_gb: float) -> list[str]:
+def _hints(recipe: SFTRecipe | SCSTRecipe, step: StepCost | None, memory_gb: float) -> list[str]:
     """What was not measured: another quantisation is another model to load."""
     if step is None or peak_of(step) > 0.9 * memory_gb:
         return [] if recipe.quantization == "nf4" else ["quantization: nf4 takes less memory (not measured)"]
     if recipe.quantization != "none" and peak_of(step) < 0.5 * memory_gb:
         return ["quantization: none has no weights to unpack, but takes more memory (not measured)"]
     return []
-
-
-def print_plan(plan: Plan, evaluation_images: int, console: Console) -> None:
-    """Tables of the step, the run and the alternatives, and what follows."""
-    if plan.step is None:
-        console.print(f"[bold red]does not fit[/bold red] into {plan.device_gb:.1f} GB on {plan.device}")
-    else:
-        console.print(step_table(plan))
-        console.print(projection_table(plan, evaluation_images))
-    if plan.alternatives:
-        console.print(alternatives_table(plan))
-    for line in plan.advice or ["none of the other settings is clearly faster"]:
-        console.print(f"- {line}")
-
-
-def step_table(plan: Plan) -> Table:
-    """Time and memory of a step by phase."""
-    step = plan.step
-    table = Table(title=f"one step of {step.images} images on {plan.device}", title_justify="left")
-    for column in ("phase", "seconds", "share", "peak memory"):
-        table.add_column(column, justify="left" if column == "phase" else "right")
-    for name, seconds in step.phases.items():
-        peak = f"{step.peak_gb[name]:.2f} GB" if name in step.peak_gb else ""
-        at_a_time = f" ({step.micro_batches[name]} images at a time)" if name in step.micro_batches else ""
-        table.add_row(name + at_a_time, f"{seconds:.3f}", f"{seconds / step.seconds:.0%}", peak)
-    table.add_section()
-    of = f"{plan.peak_gb:.2f} of {plan.device_gb:.1f} GB"
-    table.add_row(f"all ({step.images_per_s:.2f} images/s)", f"{step.seconds:.3f}", "100%", of)
-    return table
-
-
-def projection_table(plan: Plan, evaluation_images: int) -> Table:
-    """Time of the whole run by what it is spent on."""
-    schedule, projection = plan.schedule, plan.projection
-    table = Table(title="the whole run", title_justify="left")
-    table.add_column("what")
-    table.add_column("time", justify="right")
-    table.add_row("start: data and model", duration(projection.startup))
-    table.add_row(f"{schedule.steps} steps", duration(projection.steps))
-    if schedule.evaluations:
-        what = f"{schedule.evaluations} evaluations of {evaluation_images} images"
-        table.add_row(what, duration(projection.evaluations))
-    what = f"{schedule.checkpoints} checkpoints and the output"
-    table.add_row(what, duration(projection.checkpoints))
-    table.add_section()
-    table.add_row("[bold]all[/bold]", f"[bold]{duration(projection.total)}[/bold]")
-    return table
-
-
-def alternatives_table(plan: Plan) -> Table:
-    """Other settings beside the recipe's own."""
-    table = Table(title="other settings", title_justify="left")
-    for column in ("setting", "images/s", "s/step", f"images per {plan.clock}", "peak memory"):
-        table.add_column(column, justify="left" if column == "setting" else "right")
-    for other in [Alternative({"the recipe": "as it is"}, plan.step), *plan.alternatives]:
-        if other.cost is None:
-            table.add_row(other.name, "does not fit", "", "", "")
-            continue
-        ratio = f"{plan.speed_of(other):.2f}x" if plan.step else ""
-        speed, peak = f"{other.cost.images_per_s:.2f}", f"{peak_of(other.cost):.2f} GB"
-        table.add_row(other.name, speed, f"{other.cost.seconds:.3f}", ratio, peak)
-    return table
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds as one reads them."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(math.floor(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -16,12 +16,16 @@ import importlib.util
 import json
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
+from scst.config.keys import Recipe
+from scst.config.packaged import find_recipe
 from scst.config.recipes import RECIPES
+from scst.config.renamed_keys import current_names
 from scst.errors import RecipeError
 
 OWNED_TRAINING_ARGUMENTS = {
@@ -38,30 +42,38 @@ OWNED_TRAINING_ARGUMENTS = {
 """TrainingArguments that a recipe may not set, and the key to use instead."""
 
 
-def build_recipe(stage: str, settings: dict[str, Any]) -> Any:
-    """The recipe of a stage from flat keys.
+R = TypeVar("R", bound=Recipe)
+
+
+def recipe_of(recipe_class: type[R], settings: Mapping[str, Any]) -> R:
+    """The recipe of a command from flat keys.
 
     Args:
-        stage: a name in :data:`RECIPES`.
+        recipe_class: a class of :mod:`scst.config.recipes`.
         settings: keys and values, as read from YAML and flags.
 
     Raises:
         RecipeError: on an unknown key or a wrong value; the message names the key.
     """
-    recipe_class = RECIPES[stage]
     is_training = "training" in _fields(recipe_class)
-    own, training = {}, {}
-    for name, value in settings.items():
+    own: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    for name, value in current_names(settings).items():
         if name in _fields(recipe_class) and name != "training":
             own[name] = _convert(name, value, recipe_class)
         elif is_training:
-            training[name] = _training_argument(stage, name, value)
+            training[name] = _training_argument(recipe_class, name, value)
         elif name not in _all_keys():
-            raise _unknown_key(stage, name)
+            raise _unknown_key(recipe_class, name)
     _check_prompts(own.get("prompts", []))
     if is_training:
         _check_trained_prompts(own.get("prompts", []))
     return recipe_class(**own, **({"training": training} if is_training else {}))
+
+
+def build_recipe(stage: str, settings: Mapping[str, Any]) -> Any:
+    """The recipe of a stage that is named at run time; see :func:`recipe_of`."""
+    return recipe_of(RECIPES[stage], settings)
 
 
 def _check_prompts(prompts: list[Any]) -> None:
@@ -80,20 +92,23 @@ def _check_trained_prompts(prompts: list[str]) -> None:
         )
 
 
-def read_recipe_file(path: str | Path) -> dict[str, Any]:
+def read_recipe_file(name: str | Path) -> dict[str, Any]:
     """The flat keys of a YAML file, over those of the files that it extends.
 
-    ``extends: other.yaml`` (or a list, the last one counting most) begins with the keys of other recipes;
-    their paths are relative to the file that names them.
+    ``extends: other.yaml`` (or a list, the last one counting most) begins with the keys of other recipes:
+    files relative to the one that names them, or packaged recipes.
+
+    Args:
+        name: a file, or the name of a packaged recipe (``rsicd/sft``).
 
     Raises:
         RecipeError: when a file is missing, no YAML, no flat mapping, or extends itself.
     """
-    return _read_recipe_file(Path(path), ())
+    return _read_recipe_file(find_recipe(name), ())
 
 
 def _read_recipe_file(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
-    own = _read_yaml(path, readers)
+    own = current_names(_read_yaml(path, readers))
     names = own.pop("extends", [])
     if isinstance(names, str):
         names = [names]
@@ -101,8 +116,18 @@ def _read_recipe_file(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
         raise RecipeError(f"extends: expected a file or a list of files in {str(path)!r}, got {names!r}")
     settings: dict[str, Any] = {}
     for name in names:
-        settings |= _read_recipe_file(path.parent / name, (*readers, path))
+        settings |= _read_recipe_file(_extended(name, path), (*readers, path))
     return settings | own
+
+
+def _extended(name: str, reader: Path) -> Path:
+    beside = reader.parent / name
+    if beside.is_file():
+        return beside
+    try:
+        return find_recipe(name, place=f"extends (in {str(reader)!r})")
+    except RecipeError:
+        return beside  # the path that was meant is the one to complain about
 
 
 def _read_yaml(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
@@ -122,7 +147,7 @@ def _read_yaml(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     return content or {}
 
 
-def resolved(recipe: Any) -> dict[str, Any]:
+def resolved(recipe: Recipe) -> dict[str, Any]:
     """The flat keys of a recipe with all defaults filled in; `build_recipe` of them gives the same recipe."""
     settings = dataclasses.asdict(recipe)
     return settings | settings.pop("training", {})
@@ -140,23 +165,28 @@ def from_run_record(adapter: str | Path) -> dict[str, Any]:
 @functools.cache
 def training_argument_names() -> dict[str, str]:
     """Name -> annotation of every field of the installed ``transformers.TrainingArguments``."""
-    folder = Path(importlib.util.find_spec("transformers").origin).parent
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        raise RecipeError("transformers is not installed: pip install transformers")
+    folder = Path(spec.origin).parent
     tree = ast.parse((folder / "training_args.py").read_text(encoding="utf-8"))
     body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "TrainingArguments")
     return {
         node.target.id: ast.unparse(node.annotation)
         for node in body
-        if isinstance(node, ast.AnnAssign) and not node.target.id.startswith("_")
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and not node.target.id.startswith("_")
     }
 
 
-def _training_argument(stage: str, name: str, value: Any) -> Any:
+def _training_argument(recipe_class: type[Recipe], name: str, value: Any) -> Any:
     if name in OWNED_TRAINING_ARGUMENTS:
         instead = OWNED_TRAINING_ARGUMENTS[name]
         advice = f"use `{instead}`" if instead else "the project sets it"
         raise RecipeError(f"{name}: not a recipe key; {advice}")
     if name not in training_argument_names():
-        raise _unknown_key(stage, name)
+        raise _unknown_key(recipe_class, name)
     annotation = training_argument_names()[name]
     if value is False and "Strategy" in annotation:
         return "no"  # YAML reads a bare `no` as false
@@ -176,24 +206,27 @@ def _all_keys() -> frozenset[str]:
     return frozenset(own | set(training_argument_names()))
 
 
-def _unknown_key(stage: str, name: str) -> RecipeError:
-    owners = [other for other, recipe in RECIPES.items() if name in _fields(recipe) and other != stage]
+def _unknown_key(recipe_class: type[Recipe], name: str) -> RecipeError:
+    command = f"scst {recipe_class.command}"
+    owners = [f"scst {other.command}" for other in RECIPES.values() if name in _fields(other)]
     if owners:
-        return RecipeError(f"{name}: a key of launch/{owners[0]}.py, not of launch/{stage}.py")
-    known = set(_fields(RECIPES[stage])) | _all_keys()
+        return RecipeError(f"{name}: a key of `{owners[0]}`, not of `{command}`")
+    others = training_argument_names() if "training" in _fields(recipe_class) else _all_keys()
+    known = set(_fields(recipe_class)) - {"training"} | set(others)
     close = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"see launch/{stage}.py --help"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"see {command} --help"
     return RecipeError(f"{name}: unknown key; {hint}")
 
 
-def _fields(recipe_class: type) -> dict[str, dataclasses.Field]:
+def _fields(recipe_class: type[Recipe]) -> dict[str, dataclasses.Field[Any]]:
     return {f.name: f for f in dataclasses.fields(recipe_class)}
 
 
-def _convert(name: str, value: Any, recipe_class: type) -> Any:
+def _convert(name: str, value: Any, recipe_class: type[Recipe]) -> Any:
     """The value in the type of its key; YAML reads 1e-5 as text and flags come as text."""
     annotation = typing.get_type_hints(recipe_class)[name]
-    kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    members = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    kinds = [typing.get_origin(member) or member for member in members]  # list of list[str]
     choices = _fields(recipe_class)[name].metadata["choices"]
     if choices and value not in choices:
         raise RecipeError(f"{name}: must be one of {', '.join(choices)}; got {value!r}")

@@ -8,17 +8,14 @@ The modules, in the order a dataset passes through them:
   check.
 - ``splits``: the dataset's own splits or seeded fractions, and the leakage check.
 - ``validate``: examples that cannot be trained on, found before a model is loaded.
-- ``loading``: all of the above behind ``load_splits``.
+- ``load_splits``: all of the above behind one function of that name.
 - ``supervision``: which caption of an image is trained on.
-- ``selection``: one caption chosen once, by rule or score.
 - ``preview``: what the model will see, decoded back from token ids.
 - ``collate``: rows to batches.
 - ``pictures``: image files and folders named on a command line.
-- Preparing a dataset: ``streams`` reads rows in order, ``inspect`` checks them, ``cleaning`` and ``synonyms``
-  mend captions, ``prepare`` ties these together, ``writers`` writes; ``facts``, ``report``, ``report_page``
-  and ``charts`` say what there was.
+- ``preparation``: inspecting, cleaning and writing a dataset before any training.
 - ``scenes``: the embedded world that needs no download.
 
-Nothing here but ``collate`` imports torch. Import from the modules: this file stays empty so that each costs
-only itself.
+Models and what they see (prompt format, masks) do not belong here. Nothing but ``collate`` and the model
+builder of ``scenes`` imports torch, so import from the modules: importing one does not load the others.
 """

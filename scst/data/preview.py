@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scst.data.loading import LoadedData
+from scst.data.load_splits import LoadedData
 from scst.data.supervision import CaptionChoice, words
 from scst.data.validate import BadExample
 from scst.errors import DataError

@@ -124,13 +124,13 @@ def assign_fractions(
     groups: dict[str, list[int]] = defaultdict(list)
     for row, (image_id, digest) in enumerate(zip(image_ids, content_hashes, strict=True)):
         groups[digest or f"unreadable:{image_id}"].append(row)
-    room = _exact_counts(len(image_ids), shares)
-    assigned: dict[str, list[int]] = {name: [] for name in room}
+    free = _exact_counts(len(image_ids), shares)
+    assigned: dict[str, list[int]] = {name: [] for name in free}
     names = {digest: min(image_ids[row] for row in group) for digest, group in groups.items()}
     for digest in sorted(groups, key=lambda digest: (seeded_hash(seed, names[digest]), digest)):
         group = groups[digest]
-        place = next((name for name in room if room[name] >= len(group)), max(room, key=room.__getitem__))
-        room[place] -= len(group)
+        place = next((name for name in free if free[name] >= len(group)), max(free, key=free.__getitem__))
+        free[place] -= len(group)
         assigned[place] += group
     return {name: sorted(group) for name, group in assigned.items()}
 

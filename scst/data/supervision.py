@@ -1,4 +1,4 @@
-"""Which of an image's captions supervised training sees, and which instruction stands beside the image."""
+"""Which of an image's captions supervised training uses, and which instruction the prompt has."""
 
 import hashlib
 import re

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,10 +144,10 @@ def _pairs(rows: list[dict[str, Any]], references: list[list[str]]) -> CaptionPa
 
 
 def _unique_ids(file: _Rows) -> None:
-    seen: set[str] = set()
-    twice = [i for i in (str(row["image_id"]) for row in file.rows) if i in seen or seen.add(i)]
+    counts = Counter(str(row["image_id"]) for row in file.rows)
+    twice = [image_id for image_id, count in counts.items() if count > 1]
     if twice:
-        raise DataError(f"{file.path} has more than one caption for {_some(list(dict.fromkeys(twice)))}")
+        raise DataError(f"{file.path} has more than one caption for {_some(twice)}")
 
 
 def _some(ids: Sequence[str], limit: int = 3) -> str:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from scst.errors import DataError
 from scst.evaluation.caption_files import CaptionPairs, read_pairs
 from scst.evaluation.score_files import in_order_of
-from scst.metrics.bootstrap import MetricDifference, metric_scores, paired_differences
-from scst.metrics.suite import METRICS, Corpus, Scores
+from scst.metrics.bootstrap import metric_scores
+from scst.metrics.corpus import Corpus, Scores
+from scst.metrics.paired import MetricDifference, paired_differences
+from scst.metrics.suite import METRICS
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def compare_with(
         other: as :func:`other_evaluation` gives it.
         name: what it is called.
         corpus, scores: of this evaluation; metrics that need what the other one did not record are left out.
-        bootstrap_samples, seed: of the paired bootstrap.
+        bootstrap_samples, seed: resamples or exchanges of the paired comparison.
     """
     theirs = replace(corpus, captions=other.captions, ended_by_eos=other.ended_by_eos)
     metrics = [

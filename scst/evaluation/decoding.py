@@ -73,7 +73,7 @@ DECODINGS: dict[str, Decoding] = {
     "beam": Decoding("beam", num_beams=5),
     "nucleus": Decoding("nucleus", do_sample=True, top_p=0.95),
     "beam-sample": _BEAM_SAMPLE,
-    # as published remote-sensing captioners were evaluated (recipes/systems): with their length limits
+    # as published remote-sensing captioners were evaluated (recipes/reports): with their length limits
     "greedy-16": Decoding("greedy-16", max_new_tokens=16),
     "beam4-sample-16": replace(_BEAM_SAMPLE, name="beam4-sample-16", max_new_tokens=16),
     "nucleus-32": Decoding("nucleus-32", do_sample=True, top_p=0.95, max_new_tokens=32),

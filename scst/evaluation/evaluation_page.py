@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from scst.evaluation.comparison import Comparison, ranking_metric
 from scst.evaluation.samples import ScoredSamples, spread_indices
 from scst.evaluation.training_log import TrainingStage
 from scst.evaluation.training_section import rewards_section, training_section
-from scst.metrics.bootstrap import MetricDifference, MetricResult
-from scst.metrics.suite import METRICS, Corpus
+from scst.metrics.bootstrap import MetricResult
+from scst.metrics.corpus import Corpus
+from scst.metrics.paired import MetricDifference
+from scst.metrics.suite import METRICS
 from scst.report import charts, curves, parts
 from scst.report.page import MOST_TABS, html_page, tabs
 from scst.report.parts import SMALL, Pictures, card, cards, number_cell, shown, table
@@ -51,10 +54,14 @@ class Report:
     examples: int = 6
     rows: int = 40
 
+    def image_id(self, i: int) -> str:
+        """The id of image i, as text."""
+        return str(self.corpus.image_ids[i]) if self.corpus.image_ids else str(i)
+
 
 def report_html(report: Report) -> str:
     """The page as one string; every text in it is escaped, and sections without content are left out."""
-    pictures = Pictures(report.corpus.images, report.corpus.image_ids)
+    pictures = Pictures(report.corpus.images or (), report.corpus.image_ids or ())
     found = {
         "Metrics": _metrics(report),
         "Comparison": _comparison(report, pictures),
@@ -94,7 +101,7 @@ def _metrics(report: Report) -> str:
         f'<tr class="s"><td colspan="3"><code>{escape(result.signature)}</code></td></tr>'
         for name, result in results.items()
     ]
-    return charts.facts(numbers) + table(("metric", "value", "95 % interval"), rows)
+    return charts.key_figures(numbers) + table(("metric", "value", "95 % interval"), rows)
 
 
 def _comparison(report: Report, pictures: Pictures) -> str:
@@ -102,11 +109,12 @@ def _comparison(report: Report, pictures: Pictures) -> str:
     found = report.comparison
     if found is None:
         return ""
-    heads = ("metric", "before", "now", "difference", "95 % interval", "p")
+    heads = ("metric", "before", "now", "difference", "95 % interval", "p", "test", "images")
     rows = [_difference_row(name, difference) for name, difference in found.differences.items()]
     return (
-        f'<p class="note">before: {escape(found.name)}; now: this evaluation. Paired bootstrap over '
-        "images: the interval is that of the difference, p is two-sided.</p>"
+        f'<p class="note">before: {escape(found.name)}; now: this evaluation. The interval is that of '
+        "the difference (paired bootstrap over images); p is two-sided, by a permutation test below 200 "
+        "images; images are those that both are judged on.</p>"
         f"{table(heads, rows)}{_changes(report, found, pictures)}"
     )
 
@@ -114,7 +122,9 @@ def _comparison(report: Report, pictures: Pictures) -> str:
 def _difference_row(name: str, found: MetricDifference) -> str:
     numbers = (f"{found.values[0]:.4f}", f"{found.values[1]:.4f}", f"{found.difference:+.4f}")
     interval = f"{found.ci95[0]:+.4f} to {found.ci95[1]:+.4f}"
-    cells = "".join(map(number_cell, (*numbers, interval, f"{found.p_value:.3f}")))
+    p_value = "-" if math.isnan(found.p_value) else f"{found.p_value:.3f}"
+    last = (interval, p_value, found.test, f"{found.judged:,}")
+    cells = "".join(map(number_cell, (*numbers, *last)))
     return f"<tr><td>{escape(METRICS[name].title)}</td>{cells}</tr>"
 
 
@@ -144,7 +154,7 @@ def _changes(report: Report, found: Comparison, pictures: Pictures) -> str:
 def _changed_card(report: Report, found: Comparison, i: int, pictures: Pictures) -> str:
     corpus = report.corpus
     texts = f'<p class="was">before: {shown(found.captions[i])}</p><p>now: {shown(corpus.captions[i])}</p>'
-    score = f"{found.changes[i]:+.3f} · {escape(str(corpus.image_ids[i]))}"
+    score = f"{found.changes[i]:+.3f} · {escape(report.image_id(i))}"
     return card(pictures.tag(i), texts, score, corpus.references[i])
 
 
@@ -184,7 +194,7 @@ def _extremes_by(report: Report, name: str, pictures: Pictures) -> str:
 
 def _scored_card(report: Report, i: int, score: float, pictures: Pictures) -> str:
     corpus = report.corpus
-    line = f"{score:.3f} · {escape(str(corpus.image_ids[i]))}"
+    line = f"{score:.3f} · {escape(report.image_id(i))}"
     return card(pictures.tag(i), f"<p>{shown(corpus.captions[i])}</p>", line, corpus.references[i])
 
 
@@ -240,7 +250,7 @@ def _ending(report: Report, i: int) -> str:
     corpus = report.corpus
     start, _, last = corpus.captions[i].rstrip(" .,;:!?").rpartition(" ")
     cut = corpus.ended_by_eos is not None and not corpus.ended_by_eos[i]
-    note = f"{corpus.image_ids[i]}{', cut by the length limit' if cut else ''}"
+    note = f"{report.image_id(i)}{', cut by the length limit' if cut else ''}"
     return f'{escape(start)} <mark>{escape(last)}</mark> <span class="soft">{escape(note)}</span>'
 
 
@@ -278,6 +288,6 @@ def _caption_row(report: Report, i: int, names: Sequence[str], pictures: Picture
     cells = "".join(number_cell("-" if score is None else f"{score:.3f}") for score in scores)
     references = "<br>".join(escape(text) for text in dict.fromkeys(corpus.references[i]))
     return (
-        f'<tr><td>{pictures.tag(i, SMALL)}<span class="soft">{escape(str(corpus.image_ids[i]))}</span></td>'
+        f'<tr><td>{pictures.tag(i, SMALL)}<span class="soft">{escape(report.image_id(i))}</span></td>'
         f'<td>{shown(corpus.captions[i])}</td><td class="soft">{references}</td>{cells}</tr>'
     )

@@ -91,9 +91,9 @@ def sample_captions(
         batch_size: images at a time; fewer when memory runs out.
         seed: of the draws, which depend on it and the image id alone.
     """
-    policy, encoder, found = policy_for(model, processor), encoder_for(model, processor), []
+    policy, encoder = policy_for(model, processor), encoder_for(model, processor)
 
-    def sample(part: slice) -> None:
+    def sample(part: slice) -> list[tuple[str, list[str]]]:
         here = indices[part]
         prompts = encoder.prompt_batch([corpus.images[i] for i in here], [prompt] * len(here))
         uniforms = rollout_uniforms(
@@ -104,11 +104,13 @@ def sample_captions(
             length=sampling.max_new_tokens,
         )
         drawn = rollout(policy, encoder, prompts, sampling, uniforms)
-        found.extend(zip(drawn.greedy_captions, drawn.captions, strict=True))
+        return list(zip(drawn.greedy_captions, drawn.captions, strict=True))
 
     with evaluation_mode(model):
-        MicroBatcher("samples of the report", "report_samples: 0", batch_size).map(sample, len(indices))
-    return _scored(corpus, indices, [[greedy, *samples] for greedy, samples in found])
+        parts = MicroBatcher("samples of the report", "report_samples: 0", batch_size).map(
+            sample, len(indices)
+        )
+    return _scored(corpus, indices, [[greedy, *samples] for part in parts for greedy, samples in part])
 
 
 def _scored(corpus: Corpus, indices: Sequence[int], groups: Sequence[Sequence[str]]) -> list[ScoredSamples]:

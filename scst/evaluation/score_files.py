@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from scst.data.files import write_jsonl
 from scst.data.pictures import PictureFiles, pictures_by_id
 from scst.errors import DataError
 from scst.evaluation.caption_files import CaptionPairs, read_pairs
-from scst.metrics.bootstrap import MetricDifference, MetricResult, compare_captions
-from scst.metrics.suite import METRICS, Corpus, MetricSettings
+from scst.metrics.bootstrap import MetricResult
+from scst.metrics.corpus import Corpus, MetricSettings
+from scst.metrics.paired import MetricDifference, compare_captions
+from scst.metrics.suite import METRICS
 
 
 def read_corpus(
@@ -73,11 +76,11 @@ def compare_files(
     bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, MetricDifference]:
-    """Paired bootstrap of two prediction files that bring their references (``predictions.jsonl``).
+    """Paired comparison of two prediction files that bring their references (``predictions.jsonl``).
 
     Args:
         first, second: A and B: files, or output folders of evaluations.
-        metrics, settings, bootstrap_samples, seed: as in :func:`scst.metrics.bootstrap.compare_captions`.
+        metrics, settings, bootstrap_samples, seed: as in :func:`scst.metrics.paired.compare_captions`.
 
     Raises:
         DataError: files that cannot be used, or that are not about the same images and references.
@@ -112,11 +115,17 @@ def in_order_of(pairs: CaptionPairs, image_ids: Sequence[str], *, of: tuple[str,
 
 
 def differences_table(differences: Mapping[str, MetricDifference], first: str, second: str) -> Table:
-    """A, B, their difference with its interval, and the p-value, a line per metric."""
-    table = Table("metric", "A", "B", "B - A", "95 % interval", "p", title_justify="left")
+    """A, B, their difference with its interval, the p-value with its test and the images that were judged on
+    both sides, a line per metric; "-" for what cannot be said."""
+    heads = ("metric", "A", "B", "B - A", "95 % interval", "p", "test", "images")
+    table = Table(*heads, title_justify="left")
     table.title = f"A: {escape(first)}\nB: {escape(second)}"
     for name, d in differences.items():
-        low, high = d.ci95
-        numbers = (f"{d.values[0]:.4f}", f"{d.values[1]:.4f}", f"{d.difference:+.4f}")
-        table.add_row(METRICS[name].title, *numbers, f"{low:+.4f} to {high:+.4f}", f"{d.p_value:.3f}")
+        values = (_shown(d.values[0]), _shown(d.values[1]), _shown(d.difference, "+.4f"))
+        interval = "-" if math.isnan(d.ci95[0]) else f"{d.ci95[0]:+.4f} to {d.ci95[1]:+.4f}"
+        table.add_row(METRICS[name].title, *values, interval, _shown(d.p_value, ".3f"), d.test, str(d.judged))
     return table
+
+
+def _shown(number: float, form: str = ".4f") -> str:
+    return "-" if math.isnan(number) else format(number, form)

@@ -1,4 +1,8 @@
-"""Several evaluations side by side: their metrics, and some of their captions."""
+"""Any number of finished evaluations side by side on the screen: their metrics, and some of their captions.
+
+Nothing is tested here; the paired test of two evaluations is
+:func:`scst.evaluation.score_files.compare_files`.
+"""
 
 from __future__ import annotations
 

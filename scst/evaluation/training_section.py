@@ -89,8 +89,8 @@ def _reward_row(stage: TrainingStage, name: str) -> str:
     return f"<tr><td>{escape(name)}</td>{''.join(map(number_cell, cells or ['-'] * 4))}</tr>"
 
 
-def _ends(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Means of the first and of the last tenth."""
+def _ends(points: Sequence[tuple[float, float]]) -> tuple[float, ...]:
+    """Means of the first and of the last tenth; () without points."""
     values = [value for _, value in points]
     count = max(1, round(_ENDS * len(values)))
     return tuple(sum(part) / len(part) for part in (values[:count], values[-count:])) if values else ()

@@ -7,23 +7,21 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING, Any
 
 from scst.experiments.results import Robustness, Row, Value
 from scst.experiments.tables import decoding_texts, title_of
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 COLOURS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222222"]
 """Paul Tol's bright scheme: told apart by colour-blind readers too."""
-WIDTH = 6.4  # inches; at 150 dpi legible on a phone
+WIDTH, DPI = 6.4, 150  # inches and pixels per inch: legible on a phone
 MOST_UPRIGHT = 24  # bars; more of them lie
 ROOM = 66  # letters below upright bars, one beside the other
-Figure = tuple[str, str]
+DrawnFigure = tuple[str, str]
 """File name and caption."""
 
 
@@ -33,7 +31,7 @@ def draw_figures(
     metrics: Sequence[str],
     main: str | None,
     folder: Path,
-) -> list[Figure]:
+) -> list[DrawnFigure]:
     """Draw everything that the rows have numbers for.
 
     Args:
@@ -49,14 +47,13 @@ def draw_figures(
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
-    plt.rcParams |= {"font.size": 11, "figure.dpi": 150}
     letters = prompt_letters(rows)
     legend = prompt_legend(letters)
     figures = []
     if main:
         figures += _ablations(rows, main, folder)
         figures += _length_ablation(rows, main, letters, folder)
-    if robustness:
+    if main and robustness:
         caption = f"{title_of(main)} with every prompt over that with the training prompt. {legend}"
         figures.append((_robustness(robustness, letters, main, folder), caption))
     for metric in metrics:
@@ -76,6 +73,16 @@ def prompt_legend(letters: Mapping[str, str]) -> str:
     if len(letters) < 2:
         return ""
     return "Prompts: " + "; ".join(f"{letter}: “{prompt}”" for prompt, letter in letters.items()) + "."
+
+
+def _new_figure(height: float) -> tuple[Figure, Axes]:
+    """An empty figure, so many inches high, with one pair of axes."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"font.size": 11}):  # no pyplot: it keeps figures alive and looks for a screen
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        return figure, figure.add_subplot()
 
 
 def _setting_label(setting: tuple[str, str, int], rows: Sequence[Row], letters: Mapping[str, str]) -> str:
@@ -104,7 +111,7 @@ def _bars(rows: Sequence[Row], metric: str, letters: Mapping[str, str], folder: 
     settings = list(dict.fromkeys(row.setting for row in there))
     lying = len(there) > MOST_UPRIGHT or len(settings) == 1
     height = max(2.4, 0.24 * len(there) + 1.2) if lying else 3.6
-    figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained")
+    figure, axes = _new_figure(height)
     size = 0.8 / (1 if len(settings) == 1 else len(models))
     for number, model in enumerate(models):
         mine = [row for row in there if row.cell.model.name == model]
@@ -114,7 +121,7 @@ def _bars(rows: Sequence[Row], metric: str, letters: Mapping[str, str], folder: 
         ]
         values = [row.values[metric] for row in mine]
         errors = list(zip(*map(_error, values), strict=True))
-        style = {"color": COLOURS[number % len(COLOURS)], "label": model}
+        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "label": model}
         style |= {"error_kw": {"elinewidth": 1, "capsize": 2, "ecolor": "#444"}}
         heights = [value.value for value in values]
         if lying:
@@ -128,7 +135,9 @@ def _bars(rows: Sequence[Row], metric: str, letters: Mapping[str, str], folder: 
     return _save(figure, folder, metric)
 
 
-def _name_ticks(axes: Any, names: Sequence[str], metric: str, lying: bool) -> None:
+def _name_ticks(axes: Axes, names: Sequence[str], metric: str, lying: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     if lying:
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
@@ -147,11 +156,11 @@ def _robustness(
     """Ratios as bars, a group per prompt; hatched where the model was trained on the prompt."""
     decodings = decoding_texts(robustness)
     prompts = [p for p in letters if any(p in entry.ratios for entry in robustness)]
-    figure, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
+    figure, axes = _new_figure(3.6)
     size = 0.8 / len(robustness)
     for number, entry in enumerate(robustness):
         label = entry.model if len(set(decodings)) == 1 else f"{entry.model}, {decodings[number]}"
-        style = {"color": COLOURS[number % len(COLOURS)], "width": size, "edgecolor": "white"}
+        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "width": size, "edgecolor": "white"}
         for prompt, ratio in entry.ratios.items():
             place = prompts.index(prompt) + (number + 0.5) * size - 0.4
             trained = entry.was_trained_on and prompt not in entry.unseen
@@ -166,7 +175,7 @@ def _robustness(
     return _save(figure, folder, "prompt-robustness")
 
 
-def _ablations(rows: Sequence[Row], metric: str, folder: Path) -> list[Figure]:
+def _ablations(rows: Sequence[Row], metric: str, folder: Path) -> list[DrawnFigure]:
     """A figure per grid with a numeric key: that key along, a line per combination of the others."""
     figures = []
     for family in dict.fromkeys(row.cell.model.family for row in rows):
@@ -199,7 +208,7 @@ def _numeric_keys(rows: Sequence[Row]) -> list[str]:
 
 def _length_ablation(
     rows: Sequence[Row], metric: str, letters: Mapping[str, str], folder: Path
-) -> list[Figure]:
+) -> list[DrawnFigure]:
     """The metric by length limit, when more than one was tried with one decoding."""
     lines: dict[str, list[tuple[float, Value]]] = {}
     for row in (row for row in rows if metric in row.values):
@@ -217,7 +226,9 @@ def _length_ablation(
 def _lines(
     lines: Mapping[str, Sequence[tuple[float, Value]]], key: str, metric: str, folder: Path, name: str
 ) -> str:
-    figure, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _new_figure(3.6)
     places = sorted({place for points in lines.values() for place, _ in points})
     apart = 0.012 * (places[-1] - places[0])  # so that whiskers do not cover each other
     for number, (label, points) in enumerate(lines.items()):
@@ -243,7 +254,7 @@ def _lines(
     return _save(figure, folder, name)
 
 
-def _legend_above(figure: Any, axes: Any) -> None:
+def _legend_above(figure: Figure, axes: Axes) -> None:
     """The legend, and as much more height as its lines beyond the second take."""
     handles, labels = axes.get_legend_handles_labels()
     columns = 1 if max(map(len, labels)) > 38 else 2 if max(map(len, labels)) > 14 else 3
@@ -251,10 +262,9 @@ def _legend_above(figure: Any, axes: Any) -> None:
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=9)
 
 
-def _save(figure: Any, folder: Path, name: str) -> str:
+def _save(figure: Figure, folder: Path, name: str) -> str:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     file = "".join(c if c.isalnum() or c in "-_" else "-" for c in name) + ".png"
-    figure.savefig(folder / file)
-    plt.close(figure)
+    figure.savefig(folder / file, dpi=DPI)
     return file

@@ -9,12 +9,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from scst.config.reader import build_recipe, training_argument_names
-from scst.config.recipes import RECIPES
 from scst.errors import RecipeError
+from scst.experiments.stage_keys import EVALUATE, STAGES, StageKeys
 
-STAGES = ("sft", "scst")
-EVALUATE = "evaluate"
 DECIDED = {
     "output_dir": "every run has its own folder below the matrix's output_dir",
     "resume": "every run goes on where it stopped",
@@ -49,7 +46,7 @@ class ModelSpec:
         family: of the entry whose grid it belongs to.
         varied: label of every key of the grid.
         values: value of every key of the grid; ``sft.learning_rate`` is the key of one stage.
-        keys: further keys, for all stages and the evaluation that know them.
+        keys: further keys, for all stages and the evaluation that know them; see :func:`keys_for`.
         stages: trained one after the other.
         adapter: a folder; with stages, the one that the first stage starts from.
     """
@@ -62,55 +59,58 @@ class ModelSpec:
     stages: tuple[StageSpec, ...] = ()
     adapter: str | None = None
 
-    def keys_for(self, stage: str) -> dict[str, Any]:
-        """Keys of the model that a stage (or ``evaluate``) knows; those of the grid in ``grid_keys_for``."""
-        return {name: value for name, value in self.keys.items() if knows(stage, name)}
 
-    def grid_keys_for(self, stage: str) -> dict[str, Any]:
-        """Keys of the grid that a stage (or ``evaluate``) knows."""
-        return {_bare(name): value for name, value in self.values.items() if _reaches(name, stage)}
-
-    def label_up_to(self, position: int) -> str:
-        """Name with the varied keys that the stages up to ``position`` know: that of what they leave."""
-        stages = [stage.stage for stage in self.stages[: position + 1]]
-        parts = [f"{k}={v}" for k, v in self.varied.items() if any(_reaches(k, s) for s in stages)]
-        return " ".join([self.family, *parts])
+def keys_for(model: ModelSpec, stage: str, stage_keys: StageKeys) -> dict[str, Any]:
+    """Keys of a model that a stage (or ``evaluate``) knows; those of its grid in :func:`grid_keys_for`."""
+    return {name: value for name, value in model.keys.items() if stage_keys.knows(stage, name)}
 
 
-def knows(stage: str, name: str) -> bool:
-    """Whether a key is one of that stage's recipe."""
-    own = {f.name for f in dataclasses.fields(RECIPES[stage])}
-    return name in own - {"training"} or ("training" in own and name in training_argument_names())
+def grid_keys_for(model: ModelSpec, stage: str, stage_keys: StageKeys) -> dict[str, Any]:
+    """Keys of a model's grid that a stage (or ``evaluate``) knows."""
+    reached = {name for name in model.values if _reaches(name, stage, stage_keys)}
+    return {_bare(name): value for name, value in model.values.items() if name in reached}
 
 
-def _reaches(name: str, stage: str) -> bool:
+def label_up_to(model: ModelSpec, position: int, stage_keys: StageKeys) -> str:
+    """Name of what the stages up to ``position`` leave: the family and the varied keys that they know."""
+    stages = [stage.stage for stage in model.stages[: position + 1]]
+    parts = [f"{k}={v}" for k, v in model.varied.items() if any(_reaches(k, s, stage_keys) for s in stages)]
+    return " ".join([model.family, *parts])
+
+
+def _reaches(name: str, stage: str, stage_keys: StageKeys) -> bool:
     owner, dot, bare = name.rpartition(".")
-    return knows(stage, bare) and (not dot or owner == stage)
+    return stage_keys.knows(stage, bare) and (not dot or owner == stage)
 
 
 def _bare(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def read_models(entries: Sequence[Any]) -> list[ModelSpec]:
+def read_models(entries: Sequence[Any], stage_keys: StageKeys) -> list[ModelSpec]:
     """The models of a matrix, grids spanned.
 
     Args:
         entries: mappings of ``name`` and, by choice, ``stages``, ``adapter``, ``vary`` and recipe keys.
+        stage_keys: which keys each stage has.
 
     Raises:
         RecipeError: naming the model and the key.
     """
     if not entries:
         raise RecipeError("models: missing; give at least one, e.g. models: [{name: base}]")
-    models = [model for i, entry in enumerate(entries) for model in _span(_read(entry, i), entry)]
+    models = [
+        model
+        for position, entry in enumerate(entries)
+        for model in _span(_read(entry, position, stage_keys), entry, stage_keys)
+    ]
     twice = [name for name, count in Counter(model.name for model in models).items() if count > 1]
     if twice:
         raise RecipeError(f"models: {', '.join(map(repr, twice))} stand there more than once; names differ")
     return models
 
 
-def _read(entry: Any, position: int) -> ModelSpec:
+def _read(entry: Any, position: int, stage_keys: StageKeys) -> ModelSpec:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
         raise RecipeError(f"models: entry {position + 1} should be a mapping with a name, got {entry!r}")
     where = f"models: {entry['name']}"
@@ -125,7 +125,7 @@ def _read(entry: Any, position: int) -> ModelSpec:
     if stages and stages[0].stage == "scst" and adapter is None:
         raise RecipeError(f"{where}: stages: scst refines an adapter; begin with sft, or give adapter: DIR")
     refuse_decided(rest, where)
-    refuse_unknown(rest, [*(stage.stage for stage in stages), EVALUATE], where)
+    refuse_unknown(rest, [*(stage.stage for stage in stages), EVALUATE], where, stage_keys)
     return ModelSpec(entry["name"], entry["name"], keys=rest, stages=stages, adapter=adapter)
 
 
@@ -143,7 +143,7 @@ def _read_stage(entry: Any, where: str) -> StageSpec:
     return StageSpec(entry["stage"], entry.get("config"), keys)
 
 
-def _span(model: ModelSpec, entry: Mapping[str, Any]) -> list[ModelSpec]:
+def _span(model: ModelSpec, entry: Mapping[str, Any], stage_keys: StageKeys) -> list[ModelSpec]:
     """One model per point of the grid."""
     grid, where = entry.get("vary") or {}, f"models: {model.name}: vary"
     if not isinstance(grid, Mapping):
@@ -152,11 +152,11 @@ def _span(model: ModelSpec, entry: Mapping[str, Any]) -> list[ModelSpec]:
     refuse_decided({_bare(name): None for name in axes}, where)
     reached = [*(stage.stage for stage in model.stages), EVALUATE]
     for name in axes:
-        if not any(_reaches(name, stage) for stage in reached):
+        if not any(_reaches(name, stage, stage_keys) for stage in reached):
             owner = name.rpartition(".")[0]
             if owner and owner not in reached:
                 raise RecipeError(f"{where}: {name}: the model has no stage {owner!r}")
-            refuse_unknown({_bare(name): None}, [owner] if owner else reached, where)
+            refuse_unknown({_bare(name): None}, [owner] if owner else reached, where, stage_keys)
     return [_point(model, dict(zip(axes, point, strict=True))) for point in product(*axes.values())]
 
 
@@ -187,16 +187,16 @@ def refuse_decided(keys: Mapping[str, Any], where: str, decided: Mapping[str, st
             raise RecipeError(f"{where}: {name}: the matrix sets it; {decided[name]}")
 
 
-def refuse_unknown(keys: Mapping[str, Any], stages: Sequence[str], where: str) -> None:
+def refuse_unknown(keys: Mapping[str, Any], stages: Sequence[str], where: str, stage_keys: StageKeys) -> None:
     """Refuse keys that none of the stages knows, with what was perhaps meant.
 
     Raises:
         RecipeError: naming the key.
     """
     for name in keys:
-        if not any(knows(stage, name) for stage in stages):
+        if not any(stage_keys.knows(stage, name) for stage in stages):
             try:
-                build_recipe(stages[0], {name: None})
+                stage_keys.complete(stages[0], {name: None})
             except RecipeError as error:
                 raise RecipeError(f"{where}: {error}") from error
             raise RecipeError(f"{where}: {name}: not a key of {' or '.join(stages)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scst.experiments import tables
-from scst.experiments.figures import Figure
+from scst.experiments.figures import DrawnFigure
 from scst.experiments.results import Result, Robustness, Row, metric_names
 from scst.report.page import html_page
 
@@ -31,7 +31,7 @@ def matrix_html(
     robustness: Sequence[Robustness],
     metric: str | None,
     trainings: Sequence[Mapping[str, Any]],
-    figures: Sequence[Figure],
+    figures: Sequence[DrawnFigure],
     folder: Path,
 ) -> str:
     """The page; tables scroll inside themselves, so that a phone shows it without scrolling sideways.
@@ -47,7 +47,7 @@ def matrix_html(
     complete = sum(result.state == "complete" for result in results)
     parts = [_table(*tables.grid(rows, metrics))]
     parts += [f'<p class="soft">{escape(tables.how_to_read(rows))}.</p>', _failures(results)]
-    if robustness:
+    if metric and robustness:
         parts += [f"<h2>Prompt robustness ({escape(tables.title_of(metric))})</h2>"]
         parts += [_table(tables.ROBUSTNESS_HEADING, tables.robustness_lines(robustness))]
     if figures:

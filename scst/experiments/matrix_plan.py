@@ -12,22 +12,24 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from scst.config.reader import build_recipe, from_run_record, read_recipe_file, resolved
 from scst.errors import RecipeError
 from scst.evaluation.decoding import get_decoding
 from scst.experiments.matrix_models import (
-    EVALUATE,
     SHARED_DECIDED,
     ModelSpec,
     StageSpec,
-    knows,
+    grid_keys_for,
+    keys_for,
+    label_up_to,
     read_models,
     refuse_decided,
     refuse_unknown,
 )
+from scst.experiments.stage_keys import EVALUATE, STAGES, StageKeys
 from scst.training.run_record import RECORD_NAME
 
 METRICS_FILE = "metrics.json"
@@ -115,38 +117,78 @@ class Plan:
         return list({cell.run.folder: cell.run for cell in self.cells}.values())
 
 
-def make_plan(recipe: Any) -> Plan:
-    """Resolve a matrix recipe; reads recipe files, loads no model.
+@dataclass(frozen=True)
+class Axes:
+    """What every model of a matrix is evaluated with.
+
+    Attributes:
+        prompts: instructions; none: the one each model was trained on.
+        decodings: names of decoding presets; none: that of the evaluation's keys.
+        max_new_tokens: length limits; none: that of the evaluation's keys.
+        seeds: of trainings and evaluations, each once per seed; none: those of their keys.
+
+    Raises:
+        RecipeError: a value of another type, or one that is there twice.
+    """
+
+    prompts: Sequence[str] = ()
+    decodings: Sequence[str] = ()
+    max_new_tokens: Sequence[int] = ()
+    seeds: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        for name, kind in (("decodings", str), ("max_new_tokens", int), ("seeds", int)):
+            _check_axis(name, getattr(self, name), kind)
+
+
+def make_plan(
+    models: Sequence[Mapping[str, Any]],
+    axes: Axes,
+    stage_keys: StageKeys,
+    *,
+    output_dir: str | Path,
+    common: Mapping[str, Any] | None = None,
+    evaluate: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Every run of a matrix with all its keys; may read recipe files, loads no model.
 
     Args:
-        recipe: ``scst.config.recipes.MatrixRecipe``.
+        models: entries as in a matrix recipe, see :func:`scst.experiments.matrix_models.read_models`.
+        axes: what the models are evaluated with.
+        stage_keys: which keys the stages have, and their defaults.
+        output_dir: of the matrix; every run gets a folder in it.
+        common: keys for all stages and evaluations that know them.
+        evaluate: keys of every evaluation, and ``config``: their recipe file.
 
     Raises:
         RecipeError: naming the model and the key.
     """
-    models, planner = read_models(recipe.models), _Planner(recipe)
-    return Plan(tuple(cell for model in models for cell in planner.cells(model)))
+    found = read_models(models, stage_keys)
+    planner = _Planner(axes, stage_keys, Path(output_dir), common or {}, evaluate or {})
+    return Plan(tuple(cell for model in found for cell in planner.cells(model)))
 
 
 class _Planner:
     """Resolves models with the axes and keys that all of them share."""
 
-    def __init__(self, recipe: Any):
-        self.prompts = recipe.prompts
-        self.decodings = _axis("decodings", recipe.decodings, str)
-        self.limits = _axis("max_new_tokens", recipe.max_new_tokens, int)
-        self.seeds = _axis("seeds", recipe.seeds, int)
-        self.root = Path(recipe.output_dir)
-        self.common = recipe.common
-        refuse_decided(self.common, "common", SHARED_DECIDED)
-        refuse_unknown(self.common, ["sft", "scst", EVALUATE], "common")
-        self.evaluate = _file_and_keys(recipe.evaluate, "evaluate")
+    def __init__(
+        self,
+        axes: Axes,
+        stage_keys: StageKeys,
+        root: Path,
+        common: Mapping[str, Any],
+        evaluate: Mapping[str, Any],
+    ):
+        self.axes, self.stage_keys, self.root, self.common = axes, stage_keys, root, common
+        refuse_decided(common, "common", SHARED_DECIDED)
+        refuse_unknown(common, [*STAGES, EVALUATE], "common", stage_keys)
+        self.evaluate = self._file_and_keys(evaluate, "evaluate")
         self._folders: dict[str, Path] = {}
 
     def cells(self, model: ModelSpec) -> Iterator[Cell]:
         """Those of one model, seed by seed."""
         with _naming(f"models: {model.name}"):
-            for position, seed in enumerate(self.seeds or [None]):
+            for position, seed in enumerate(self.axes.seeds or [None]):
                 training = self._train(model, seed)
                 given = self._given(model, training)
                 for changes in self._settings():
@@ -157,11 +199,14 @@ class _Planner:
 
     def _settings(self) -> Iterator[dict[str, Any]]:
         """Prompt, decoding and limit of each cell, as far as the matrix has its own."""
-        for prompt in self.prompts or [None]:
-            for decoding in self.decodings or [None]:
-                for limit in self.limits or [None]:
-                    settings = {"prompt": prompt, "decoding": decoding, "max_new_tokens": limit}
-                    yield {name: value for name, value in settings.items() if value is not None}
+        axes: dict[str, Sequence[Any]] = {
+            "prompt": self.axes.prompts,
+            "decoding": self.axes.decodings,
+            "max_new_tokens": self.axes.max_new_tokens,
+        }
+        given = {name: values for name, values in axes.items() if values}
+        for point in product(*given.values()):
+            yield dict(zip(given, point, strict=True))
 
     def _train(self, model: ModelSpec, seed: int | None) -> Run | None:
         before = None
@@ -173,21 +218,23 @@ class _Planner:
     def _stage(
         self, model: ModelSpec, stage: StageSpec, position: int, seed: int | None, before: Run | None
     ) -> Run:
-        settings = read_recipe_file(stage.config) if stage.config else {}
-        settings |= {name: value for name, value in self.common.items() if knows(stage.stage, name)}
-        settings |= {**model.keys_for(stage.stage), **stage.keys, **model.grid_keys_for(stage.stage)}
+        settings = self.stage_keys.read_file(stage.config) if stage.config else {}
+        settings |= self._known(stage.stage, self.common)
+        settings |= keys_for(model, stage.stage, self.stage_keys) | dict(stage.keys)
+        settings |= grid_keys_for(model, stage.stage, self.stage_keys)
         settings |= {} if seed is None else {"seed": seed}
         adapter = str(before.folder) if before else model.adapter
         settings |= {"adapter": adapter, "resume": True, "overwrite": False}
-        name = "-".join([model.label_up_to(position), *_seed_name(seed), stage.stage])
+        name = "-".join([label_up_to(model, position, self.stage_keys), *_seed_name(seed), stage.stage])
         return self._run(stage.stage, settings, "trained", name, before)
 
     def _given(self, model: ModelSpec, training: Run | None) -> dict[str, Any]:
         """Keys of every evaluation of a model: first what it was trained with, then what is asked for."""
-        trained = training.keys if training else from_run_record(model.adapter) if model.adapter else {}
-        given = {name: value for name, value in trained.items() if knows(EVALUATE, name)}
-        asked = {name: value for name, value in self.common.items() if knows(EVALUATE, name)}
-        asked = self.evaluate | asked | model.keys_for(EVALUATE) | model.grid_keys_for(EVALUATE)
+        trained = self._trained_with(model, training)
+        given = self._known(EVALUATE, trained)
+        asked = self.evaluate | self._known(EVALUATE, self.common)
+        asked |= keys_for(model, EVALUATE, self.stage_keys)
+        asked |= grid_keys_for(model, EVALUATE, self.stage_keys)
         if trained.get("model_name_or_path"):
             asked.pop("model_name_or_path", None)  # an adapter belongs to its own checkpoint
         given |= asked
@@ -204,51 +251,52 @@ class _Planner:
         seed: int | None,
     ) -> Cell:
         settings = {**given, **changes} | ({} if seed is None else {"seed": seed})
-        keys = resolved(build_recipe(EVALUATE, settings))
+        keys = self.stage_keys.complete(EVALUATE, settings)
         limit = get_decoding(keys["decoding"]).max_new_tokens or keys["max_new_tokens"]
         name = "-".join([model.name, *_seed_name(seed), keys["prompt"], keys["decoding"], str(limit)])
         run = self._run(EVALUATE, settings, "evaluated", name, training)
-        return Cell(model, keys["prompt"], keys["decoding"], limit, seed, _trained_on(model, training), run)
+        return Cell(
+            model, keys["prompt"], keys["decoding"], limit, seed, self._trained_on(model, training), run
+        )
 
     def _run(self, stage: str, settings: Mapping[str, Any], below: str, name: str, before: Run | None) -> Run:
-        keys = resolved(build_recipe(stage, dict(settings)))
+        keys = self.stage_keys.complete(stage, settings)
         counted = {k: v for k, v in keys.items() if k not in _NOT_IN_FINGERPRINT}
         origin = before.fingerprint if before else _adapter_fingerprint(keys["adapter"])
         fingerprint = _fingerprint({"stage": stage, "keys": counted, "adapter": origin})
         folder = self._folders.setdefault(fingerprint, _folder(self.root / below, name, fingerprint))
         return Run(stage, keys | {"output_dir": str(folder)}, fingerprint, folder, before)
 
+    def _known(self, stage: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in keys.items() if self.stage_keys.knows(stage, name)}
 
-def _axis(name: str, values: Any, kind: type) -> list[Any]:
-    """The values of an axis, in the type it has.
+    def _file_and_keys(self, entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Keys of ``evaluate``: those of its ``config`` that it knows, then its own."""
+        keys = {name: value for name, value in entry.items() if name != "config"}
+        refuse_decided(keys, where, SHARED_DECIDED)
+        refuse_unknown(keys, [EVALUATE], where, self.stage_keys)
+        settings = self.stage_keys.read_file(entry["config"]) if entry.get("config") else {}
+        with _naming(where):
+            self.stage_keys.complete(EVALUATE, settings | keys)
+        return {k: v for k, v in self._known(EVALUATE, settings).items() if k != "adapter"} | keys
 
-    Raises:
-        RecipeError: on a value of another type, or one that is there twice.
-    """
-    values = values if isinstance(values, list) else [values]
+    def _trained_with(self, model: ModelSpec, training: Run | None) -> Mapping[str, Any]:
+        if training is not None:
+            return training.keys
+        return self.stage_keys.trained_with(model.adapter) if model.adapter else {}
+
+    def _trained_on(self, model: ModelSpec, training: Run | None) -> tuple[str, ...]:
+        """The prompts that a model was trained on."""
+        keys = self._trained_with(model, training)
+        return tuple(keys.get("prompts") or ([keys["prompt"]] if "prompt" in keys else []))
+
+
+def _check_axis(name: str, values: Sequence[Any], kind: type) -> None:
     wrong = [v for v in values if not isinstance(v, kind) or isinstance(v, bool)]
     if wrong:
         raise RecipeError(f"{name}: expected a list of {kind.__name__}, got {wrong[0]!r} in it")
     if len(set(values)) < len(values):
-        raise RecipeError(f"{name}: a value stands there twice: {values}")
-    return values
-
-
-def _file_and_keys(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Keys of ``evaluate``: those of its ``config`` that it knows, then its own."""
-    keys = {name: value for name, value in entry.items() if name != "config"}
-    refuse_decided(keys, where, SHARED_DECIDED)
-    refuse_unknown(keys, [EVALUATE], where)
-    settings = read_recipe_file(entry["config"]) if entry.get("config") else {}
-    with _naming(where):
-        build_recipe(EVALUATE, settings | keys)
-    return {k: v for k, v in settings.items() if knows(EVALUATE, k) and k != "adapter"} | keys
-
-
-def _trained_on(model: ModelSpec, training: Run | None) -> tuple[str, ...]:
-    keys = training.keys if training else from_run_record(model.adapter) if model.adapter else {}
-    prompts = keys.get("prompts") or ([keys["prompt"]] if "prompt" in keys else [])
-    return tuple(prompts)
+        raise RecipeError(f"{name}: a value stands there twice: {list(values)}")
 
 
 def _seed_name(seed: int | None) -> list[str]:

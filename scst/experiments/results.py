@@ -29,8 +29,8 @@ class Value:
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     deviation: float | None
     seeds: int
     signature: str | None
@@ -157,7 +157,8 @@ def _value(entries: Sequence[Mapping[str, Any]]) -> Value:
     signature = signatures.pop() if len(signatures) == 1 else None
     centre = mean(numbers)
     if len(numbers) == 1:
-        return Value(centre, *entries[0]["ci95"], None, 1, signature)
+        low, high = entries[0]["ci95"]
+        return Value(centre, low, high, None, 1, signature)
     deviation = stdev(numbers)
     return Value(centre, centre - deviation, centre + deviation, deviation, len(numbers), signature)
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,12 +52,13 @@ class Runner:
     folder until they have.
 
     Args:
-        scripts: the launch script of "sft", "scst" and "evaluate"; the last takes several recipe files.
+        scripts: what the launcher runs for "sft", "scst" and "evaluate": a script, or -m and a module;
+            that of "evaluate" takes several recipe files.
         launcher: what starts them, e.g. ``accelerate launch --num_processes 2``.
         console: where progress goes.
     """
 
-    def __init__(self, scripts: dict[str, Path], launcher: str, console: Console):
+    def __init__(self, scripts: Mapping[str, Sequence[str]], launcher: str, console: Console):
         self.scripts = scripts
         self.launcher = launcher_command(launcher)
         self.console = console
@@ -66,7 +67,7 @@ class Runner:
         self._stopped_by: int | None = None
         self._lock: tuple[int, ...] = ()
 
-    def run(self, plan: Plan, root: Path, after_each: Callable[[Outcome], None]) -> Outcome:
+    def run(self, plan: Plan, root: Path, after_each: Callable[[Outcome], object]) -> Outcome:
         """Run everything that is not complete.
 
         Args:
@@ -110,8 +111,9 @@ class Runner:
         """All missing evaluations of a model in one process; each tells its own error."""
         runs = list({cell.run.folder: cell.run for cell in cells}.values())
         missing = [run for run in runs if not run.is_complete]
-        failed = runs[0].after and runs[0].after.folder in self.outcome.errors
-        log = self._blame(runs[0].after) if failed else ""
+        training = runs[0].after
+        failed = training is not None and training.folder in self.outcome.errors
+        log = self._blame(training) if training is not None and failed else ""
         if missing and not failed:
             advance(missing[0], starting=True)
             for run in missing:
@@ -137,7 +139,7 @@ class Runner:
         with log.open("ab") as output:
             begin = output.tell()
             self._child = subprocess.Popen(
-                [*self.launcher, str(self.scripts[stage]), *arguments],
+                [*self.launcher, *self.scripts[stage], *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which hands it on once
@@ -201,7 +203,8 @@ def launcher_command(launcher: str) -> list[str]:
 
 def _end_with_parent() -> None:
     """In the child: SIGTERM when the parent dies, however it does."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _last_words(log: Path, begin: int) -> str:

@@ -99,7 +99,11 @@ ROBUSTNESS_HEADING = ["model", "decoding", "compared with", "worst prompt", "wor
 
 
 def markdown(
-    title: str, results: Sequence[Result], rows: Sequence[Row], robustness: Sequence[Robustness], metric: str
+    title: str,
+    results: Sequence[Result],
+    rows: Sequence[Row],
+    robustness: Sequence[Robustness],
+    metric: str | None,
 ) -> str:
     """``matrix.md``: the table, robustness, signatures, what failed."""
     metrics = metric_names(results)
@@ -108,7 +112,7 @@ def markdown(
         how_to_read(rows) + ".",
         _md_table(*grid(rows, metrics)),
     ]
-    if robustness:
+    if metric and robustness:
         parts += [f"## Prompt robustness ({title_of(metric)})"]
         parts += [_md_table(ROBUSTNESS_HEADING, robustness_lines(robustness))]
     parts += ["## Signatures", *_signature_notes(rows, metrics)]
@@ -150,10 +154,10 @@ def csv_text(results: Sequence[Result]) -> str:
     for result in results:
         common = result.keys() | {"state": result.state, "error": result.error}
         common |= {"folder": result.cell.run.place}
-        for name, entry in (result.metrics or {None: {}}).items():
+        for name, entry in (result.metrics or {"": {}}).items():
             low, high = entry.get("ci95", (None, None))
             numbers = {"value": entry.get("value"), "ci95_low": low, "ci95_high": high}
-            writer.writerow(common | {"metric": name, "signature": entry.get("signature")} | numbers)
+            writer.writerow(common | {"metric": name or None, "signature": entry.get("signature")} | numbers)
     return buffer.getvalue()
 
 

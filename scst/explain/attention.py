@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from scst.explain.attribution_target import CaptionSubject
+from scst.explain.attribution_target import AttributionTarget
 from scst.explain.gradients import enlarge
 
 
-def attention_rollout(subject: CaptionSubject) -> np.ndarray:
+def attention_rollout(target: AttributionTarget) -> np.ndarray:
     """Attention rollout (Abnar and Zuidema 2020, arXiv:2005.00928, eq. 1) from words to patches.
 
     In every layer the attention weights are averaged over heads, mixed half and half with the identity (the
@@ -25,20 +26,20 @@ def attention_rollout(subject: CaptionSubject) -> np.ndarray:
         (1 + W, H, W') maps that sum to the share of attention that reaches the image at all; the whole
         caption's is the mean over its tokens.
     """
-    inner = subject.policy.inner
+    inner: Any = target.policy.inner  # transformers' class, whose parts have no types
     with eager_attention(inner), torch.no_grad():
         tower, decoder = inner.model.vision_tower, inner.model.language_model
         with recorded_attention(tower) as seen, recorded_attention(decoder) as read:
-            subject.token_logprobs(subject.pixels)
+            target.token_logprobs(target.pixels)
     to_patches = _rollout(seen)  # (h * w, h * w)
     through_decoder = _rollout(read)  # (P + T, P + T)
-    is_image = subject.prompts.input_ids[0] == inner.config.image_token_id
+    is_image = target.prompts.input_ids[0] == inner.config.image_token_id
     first = len(is_image) - 1  # this position predicts the first token
-    rows = through_decoder[first : first + subject.ids.shape[1], : len(is_image)][:, is_image.cpu()]
-    tokens = (rows @ to_patches).unflatten(1, subject.grid)  # (T, h, w)
-    maps = [tokens.mean(0), *(tokens[list(word.tokens)].mean(0) for word in subject.words)]
-    area = subject.pixels.shape[-2] * subject.pixels.shape[-1] / tokens[0].numel()
-    return np.stack([enlarge(each, subject.pixels.shape[-2:]) / area for each in maps])
+    rows = through_decoder[first : first + target.ids.shape[1], : len(is_image)][:, is_image.cpu()]
+    tokens = (rows @ to_patches).unflatten(1, target.grid)  # (T, h, w)
+    maps = [tokens.mean(0), *(tokens[list(word.tokens)].mean(0) for word in target.words)]
+    area = target.pixels.shape[-2] * target.pixels.shape[-1] / tokens[0].numel()
+    return np.stack([enlarge(each, target.pixels.shape[-2:]) / area for each in maps])
 
 
 def _rollout(layers: list[torch.Tensor]) -> torch.Tensor:
@@ -64,7 +65,7 @@ def recorded_attention(part: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 @contextmanager
-def eager_attention(model: nn.Module) -> Iterator[None]:
+def eager_attention(model: Any) -> Iterator[None]:
     """Inside, attention weights exist: other kernels never write them down."""
     before = {id(c): (c, c._attn_implementation) for c in _configurations(model)}
     model.set_attn_implementation("eager")

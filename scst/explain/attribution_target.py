@@ -1,4 +1,4 @@
-"""What is explained: the log probabilities of a caption's words, as a function of the image's pixels."""
+"""The attribution target: log probabilities of a caption's words as a function of the image's pixels."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def caption_words(processor: Any, ids: list[int]) -> list[Word]:
     return [Word(text, tuple(group)) for text, group in zip(texts, groups, strict=True) if text]
 
 
-class CaptionSubject:
+class AttributionTarget:
     """The log probabilities of one caption's words under a model, for any pixels of the model's input size.
 
-    The caption is teacher-forced: its words are given, and each is asked how probable the image makes it
-    after the words before. The distribution is the one captions are decoded from: forbidden tokens have none
-    of it. The prompt is bidirectional and the caption causal, by explicit masks.
+    The caption is teacher-forced: each word is scored given the image and the words before it. The
+    distribution is the one that captions are decoded from, in which forbidden tokens have probability 0. The
+    prompt is bidirectional and the caption causal, by explicit masks.
 
     Args:
         model: a PaliGemma, with or without adapter, in evaluation mode.
@@ -93,8 +93,8 @@ class CaptionSubject:
         self._positions = torch.arange(1, length + len(ids) + 1, device=self.policy.device)[None]
 
     @property
-    def num_subjects(self) -> int:
-        """The whole caption and each of its words."""
+    def num_targets(self) -> int:
+        """Number of targets: the whole caption, and each of its W words."""
         return 1 + len(self.words)
 
     @property
@@ -123,12 +123,12 @@ class CaptionSubject:
         words = [tokens[:, list(word.tokens)].sum(1) for word in self.words]
         return torch.stack([tokens.sum(1), *words], 1)
 
-    def num_tokens(self, subject: int) -> int:
-        """Tokens of the whole caption (subject 0) or of a word (1, 2, ...)."""
-        return self.ids.shape[1] if subject == 0 else len(self.words[subject - 1].tokens)
+    def num_tokens(self, target: int) -> int:
+        """Tokens of the whole caption (target 0) or of a word (1, 2, ...)."""
+        return self.ids.shape[1] if target == 0 else len(self.words[target - 1].tokens)
 
     def find_word(self, word: str | int) -> int:
-        """The subject (1 ... W) that a word's text, or its place from 1, names: the first one of that text.
+        """The target (1 ... W) of a word, named by its text (the first such word) or its place from 1.
 
         Raises:
             RecipeError: when the caption has no such word.
@@ -155,8 +155,9 @@ class CaptionSubject:
         return (colours - mean) / std
 
     def _normalisation(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        values = (self._image_processor.image_mean, self._image_processor.image_std)
-        return tuple(torch.tensor(value, device=device).view(1, 3, 1, 1) for value in values)
+        values = [self._image_processor.image_mean, self._image_processor.image_std]
+        mean, std = torch.tensor(values, device=device).view(2, 1, 3, 1, 1)
+        return mean, std
 
     def _embeddings(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, P + T, D) embeddings of prompt and caption, differentiable in the pixels."""

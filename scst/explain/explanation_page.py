@@ -12,10 +12,13 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from scst.explain.explain import METHODS, Explanation
+from scst.data.thumbnails import thumbnail_uri
+from scst.explain.explanation import METHODS, Explanation
 from scst.explain.faithfulness import FaithfulnessCurve
 from scst.explain.overlay import LONGEST_SIDE, overlay
-from scst.report.page import html_page, thumbnail_uri
+from scst.report import charts, curves
+from scst.report.curves import lines
+from scst.report.page import html_page
 
 MAP_SIDE = 320  # pixels of a map on the page
 SMOOTHING = {
@@ -40,10 +43,9 @@ _STYLE = """
 figure { margin: 0; } figure img { width: 100%; display: block; border-radius: .4rem; }
 figcaption { font-size: .85rem; margin-top: .2rem; } figcaption span { color: var(--soft); display: block; }
 .side { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; }
-.side p { margin: .3rem 0; font-weight: 600; } .plots { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
+.side p { margin: .3rem 0; font-weight: 600; }
 .whole { width: min(100%, 20rem); border-radius: .4rem; display: block; }
-.scroll { overflow-x: auto; } .key { font-size: .85rem; color: var(--soft); }
+.scroll { overflow-x: auto; } .hint { font-size: .85rem; color: var(--soft); }
 """
 
 
@@ -60,13 +62,14 @@ def explanation_page(
     parts = [f'<img class="whole" alt="the picture" src="{thumbnail_uri(image, 2 * MAP_SIDE)}">']
     parts += [_comparison(image, explanations)] if len(explanations) > 1 else []
     parts += [_model(number, image, each) for number, each in enumerate(explanations)]
-    return html_page(title, subtitle, "\n".join([*parts, _READING_AID]), style=_STYLE + _rules(explanations))
+    style = charts.STYLE + curves.STYLE + _STYLE + _rules(explanations)
+    return html_page(title, subtitle, "\n".join([*parts, _READING_AID]), style=style)
 
 
 def _rules(explanations: Sequence[Explanation]) -> str:
     """A checked radio button shows its view and marks its word."""
     rules = []
-    for place in range(1, max(len(each.subjects) for each in explanations) + 1):
+    for place in range(1, max(len(each.targets) for each in explanations) + 1):
         checked = f".ex > input:nth-of-type({place})"
         rules.append(f"{checked}:checked ~ .views > .view:nth-child({place}) {{ display: block; }}")
         rules.append(
@@ -86,7 +89,7 @@ def _comparison(image: Image.Image, explanations: Sequence[Explanation]) -> str:
 def _side_card(image: Image.Image, explanation: Explanation) -> str:
     method, label = first_method(explanation), escape(explanation.label)
     picture = thumbnail_uri(map_picture(image, explanation, method, explanation.focus, MAP_SIDE), MAP_SIDE)
-    name = escape(subject_name(explanation, explanation.focus))
+    name = escape(target_name(explanation, explanation.focus))
     return (
         f'<figure><img alt="{label}" src="{picture}"><figcaption><p>{escape(explanation.caption)}</p>'
         f"<span>{label} · {METHODS[method]}, {name}</span></figcaption></figure>"
@@ -111,18 +114,19 @@ def comparison_table(explanations: Sequence[Explanation]) -> str:
 
 
 def _model(number: int, image: Image.Image, explanation: Explanation) -> str:
-    subjects = explanation.subjects
+    targets = explanation.targets
     buttons = "".join(
         f'<input type="radio" name="m{number}" id="m{number}-{which}"{checked}>'
-        for which in subjects
+        for which in targets
         for checked in [" checked" if which == explanation.focus else ""]
     )
-    labels = "".join(_word_label(number, explanation, which) for which in subjects)
-    views = "".join(_view(image, explanation, which) for which in subjects)
+    labels = "".join(_word_label(number, explanation, which) for which in targets)
+    views = "".join(_view(image, explanation, which) for which in targets)
     return (
         f"<h2>{escape(explanation.label)}</h2>"
-        f'<p>“{escape(explanation.caption)}”</p><p class="key">Tap a word: its maps appear. The stronger its '
-        f"colour, the more the picture adds to its probability (nats).</p>"
+        f"<p>“{escape(explanation.caption)}”</p>"
+        '<p class="hint">Tap a word: its maps appear. The stronger its colour, the more the picture adds to '
+        "its probability (nats).</p>"
         f'<div class="ex">{buttons}<div class="words">{labels}</div><div class="views">{views}</div></div>'
         f"{_curves(explanation)}"
     )
@@ -134,7 +138,7 @@ def _word_label(number: int, explanation: Explanation, which: int) -> str:
     strength = 0 if which == 0 else round(45 * float(np.clip(gain / top, 0, 1)))
     return (
         f'<label for="m{number}-{which}" style="--g:{strength}%"><b>'
-        f"{escape(subject_name(explanation, which))}</b> <small>{_signed(gain)}</small></label>"
+        f"{escape(target_name(explanation, which))}</b> <small>{_signed(gain)}</small></label>"
     )
 
 
@@ -143,7 +147,7 @@ def _signed(value: float) -> str:
     return f"{round(float(value), 1) + 0.0:+.1f}"
 
 
-def subject_name(explanation: Explanation, which: int) -> str:
+def target_name(explanation: Explanation, which: int) -> str:
     """The word, or what stands for all of them."""
     return explanation.words[which - 1] if which else "whole caption"
 
@@ -156,7 +160,7 @@ def _view(image: Image.Image, explanation: Explanation, which: int) -> str:
         for name in METHODS
         if name in explanation.heat
     )
-    sentence = f'<p class="key">{_sentence(explanation, which)}</p>'
+    sentence = f'<p class="hint">{_sentence(explanation, which)}</p>'
     return f'<div class="view">{sentence}<div class="maps">{figures}</div></div>'
 
 
@@ -166,7 +170,7 @@ def _sentence(explanation: Explanation, which: int) -> str:
         explanation.logprobs[which],
         explanation.hidden_logprobs[which],
     )
-    name = escape(subject_name(explanation, which))
+    name = escape(target_name(explanation, which))
     if which == 0:
         ratio = times(gain)
         return f"The picture makes the caption {ratio} times as probable as it is with everything hidden."
@@ -205,14 +209,19 @@ def first_method(explanation: Explanation) -> str:
 def _curves(explanation: Explanation) -> str:
     plots = "".join(_plot(METHODS[name], curve) for name, curve in explanation.curves.items())
     gap = _completeness(explanation)
-    name = escape(subject_name(explanation, explanation.focus))
+    name = escape(target_name(explanation, explanation.focus))
     return f'<h3>Deletion and insertion ({name})</h3><div class="plots">{plots}</div>{gap}'
 
 
 def _plot(title: str, curve: FaithfulnessCurve) -> str:
+    """Both curves of a method, probability per token over the share of the picture, and their areas."""
+    points = {
+        name: list(zip(curve.shares.tolist(), values.tolist(), strict=True))
+        for name, values in (("deletion", curve.deletion), ("insertion", curve.insertion))
+    }
+    chart = lines(points, title=title, horizontal="share of the picture", from_zero=True, last_values=False)
     areas = f"insertion {curve.insertion_area:.3f} - deletion {curve.deletion_area:.3f}"
-    caption = f"{title}<span>faithfulness {curve.faithfulness:+.3f} = {areas}</span>"
-    return f"<figure>{curve_plot(curve)}<figcaption>{caption}</figcaption></figure>"
+    return f'<div>{chart}<span class="soft">faithfulness {curve.faithfulness:+.3f} = {areas}</span></div>'
 
 
 def _completeness(explanation: Explanation) -> str:
@@ -220,28 +229,8 @@ def _completeness(explanation: Explanation) -> str:
         return ""
     total, expected = explanation.completeness[explanation.focus]
     return (
-        f'<p class="key">Completeness of Integrated Gradients: attributions sum to {total:.4f}; the log '
+        f'<p class="hint">Completeness of Integrated Gradients: attributions sum to {total:.4f}; the log '
         f"probability rises by {expected:.4f}.</p>"
-    )
-
-
-def curve_plot(curve: FaithfulnessCurve) -> str:
-    """Inline SVG of both curves: probability per token over the share of the picture."""
-    size, top = 200, max(curve.deletion.max(), curve.insertion.max(), 1e-9)
-
-    def line(values: np.ndarray, style: str) -> str:
-        places = zip(curve.shares, values, strict=True)
-        points = " ".join(f"{size * x:.1f},{size * (1 - y / top):.1f}" for x, y in places)
-        return f'<polyline points="{points}" fill="none" stroke-width="3" {style}/>'
-
-    inserted = line(curve.insertion, 'stroke="#ff6000"')
-    deleted = line(curve.deletion, 'stroke="#0060ff" stroke-dasharray="7 4"')
-    return (
-        f'<svg viewBox="-4 -24 {size + 8} {size + 54}" role="img" aria-label="deletion and insertion">'
-        f'<path d="M0 0V{size}H{size}" fill="none" stroke="currentColor" opacity=".4"/>'
-        f"{inserted}{deleted}"
-        f'<text x="0" y="{size + 22}">0</text><text x="{size}" y="{size + 22}" text-anchor="end">all</text>'
-        f'<text x="0" y="-8">{top:.2f}</text></svg>'
     )
 
 
@@ -250,7 +239,7 @@ _READING_AID = """
 <p>Orange speaks for the words, blue against them. A map says what this model's probability of these
 words depends on, compared with a picture in which everything is hidden; it does not say that the words are
 right.</p>
-<p>Deletion (blue, dashed) hides the most important segments first: the sooner the probability falls, the
-better the map. Insertion (orange) shows them first: the sooner it rises, the better. Faithfulness is the area
+<p>Deletion (blue) hides the most important segments first: the sooner the probability falls, the better the
+map. Insertion (orange, dashed) shows them first: the sooner it rises, the better. Faithfulness is the area
 between the two, insertion minus deletion; a random order has 0 on average.</p>
 """

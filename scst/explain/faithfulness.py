@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from scst.explain.attribution_target import CaptionSubject
+from scst.explain.attribution_target import AttributionTarget
 from scst.explain.segments import Occluder
 
 
@@ -42,7 +42,7 @@ class FaithfulnessCurve:
 
 
 def faithfulness_curve(
-    subject: CaptionSubject,
+    target: AttributionTarget,
     occluder: Occluder,
     which: int,
     importance: np.ndarray,
@@ -52,11 +52,11 @@ def faithfulness_curve(
 ) -> FaithfulnessCurve:
     """Hide and show segments in the order of their importance.
 
-    The probability is the geometric mean over the subject's tokens, so that long captions can be compared
+    The probability is the geometric mean over the target's tokens, so that long captions can be compared
     with words.
 
     Args:
-        subject: a caption.
+        target: a caption.
         occluder: the picture with its S segments.
         which: 0 for the whole caption, 1 ... W for a word.
         importance: (S,) higher is hidden or shown earlier.
@@ -71,8 +71,8 @@ def faithfulness_curve(
     present = torch.from_numpy(np.concatenate([1 - inserted, inserted]))
     with torch.no_grad():
         batches = present.split(batch_size)
-        logprobs = torch.cat([subject.logprobs(occluder.show(batch))[:, which] for batch in batches])
-    chances = (logprobs / subject.num_tokens(which)).exp().double().cpu().numpy()
+        logprobs = torch.cat([target.logprobs(occluder.show(batch))[:, which] for batch in batches])
+    chances = (logprobs / target.num_tokens(which)).exp().double().cpu().numpy()
     sizes = np.bincount(occluder.segments.flatten().cpu().numpy())
     shares = inserted @ sizes / sizes.sum()
     return FaithfulnessCurve(shares, chances[: len(counts)], chances[len(counts) :])

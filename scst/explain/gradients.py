@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from captum.attr import IntegratedGradients, LayerGradCam
 from torch.nn.functional import interpolate
 
-from scst.explain.attribution_target import CaptionSubject
+from scst.explain.attribution_target import AttributionTarget
 
 
 def integrated_gradients(
-    subject: CaptionSubject,
+    target: AttributionTarget,
     which: int,
     start: torch.Tensor,
     *,
@@ -21,7 +23,7 @@ def integrated_gradients(
     """Integrated Gradients (Sundararajan et al. 2017, arXiv:1703.01365, eq. 1) along the line from ``start``.
 
     Args:
-        subject: whose log probability.
+        target: whose log probability.
         which: 0 for the whole caption, 1 ... W for a word.
         start: (1, 3, H, W) where the path begins.
         steps: of the Gauss-Legendre quadrature.
@@ -33,18 +35,18 @@ def integrated_gradients(
     """
 
     def logprob(pixels: torch.Tensor) -> torch.Tensor:
-        return subject.logprobs(pixels)[:, which]
+        return target.logprobs(pixels)[:, which]
 
     attributions = IntegratedGradients(logprob).attribute(
-        subject.pixels, baselines=start, n_steps=steps, internal_batch_size=batch_size
+        target.pixels, baselines=start, n_steps=steps, internal_batch_size=batch_size
     )
     with torch.no_grad():
-        ends = logprob(torch.cat([subject.pixels, start]))
+        ends = logprob(torch.cat([target.pixels, start]))
     heat = attributions[0].sum(0).double().cpu().numpy()
     return heat, float(heat.sum()), float(ends[0] - ends[1])
 
 
-def grad_cam(subject: CaptionSubject, which: int) -> np.ndarray:
+def grad_cam(target: AttributionTarget, which: int) -> np.ndarray:
     """Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391, eq. 1-2) at the projected image features.
 
     These are the last features that still have a place in the image; further up, words and places mix.
@@ -54,13 +56,13 @@ def grad_cam(subject: CaptionSubject, which: int) -> np.ndarray:
     """
 
     def logprob(pixels: torch.Tensor) -> torch.Tensor:
-        return subject.logprobs(pixels)[:, which]
+        return target.logprobs(pixels)[:, which]
 
-    pixels = subject.pixels.clone().requires_grad_(True)
-    cam = LayerGradCam(logprob, subject.image_map).attribute(pixels, relu_attributions=True)
-    return enlarge(cam[0, 0].detach().double().cpu(), subject.pixels.shape[-2:])
+    pixels = target.pixels.clone().requires_grad_(True)
+    cam = LayerGradCam(logprob, target.image_map).attribute(pixels, relu_attributions=True)
+    return enlarge(cam[0, 0].detach().double().cpu(), target.pixels.shape[-2:])
 
 
-def enlarge(heat: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+def enlarge(heat: torch.Tensor, size: Sequence[int]) -> np.ndarray:
     """A map of patches (h, w) at the picture's size (H, W)."""
     return interpolate(heat[None, None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0].numpy()

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from captum.attr import ShapleyValueSampling
 
-from scst.explain.attribution_target import CaptionSubject
+from scst.explain.attribution_target import AttributionTarget
 from scst.explain.segments import Occluder
 
 
 def segment_shapley_values(
-    subject: CaptionSubject,
+    target: AttributionTarget,
     occluder: Occluder,
     *,
     permutations: int,
@@ -25,11 +25,11 @@ def segment_shapley_values(
 
     Segments are shown one after the other in random order; a segment's value is the mean change of the log
     probability at the moment it appears. One forward pass answers for all words at once, so all words cost
-    as much as one. The values of a subject sum to the log probability at the picture minus that with
+    as much as one. The values of a target sum to the log probability at the picture minus that with
     everything hidden, whatever the number of orders.
 
     Args:
-        subject: a caption with W words.
+        target: a caption with W words.
         occluder: the picture with its S segments.
         permutations: random orders; each takes S forward passes.
         batch_size: pictures at a time.
@@ -39,10 +39,10 @@ def segment_shapley_values(
         (1 + W, S): of the whole caption, then of each word.
     """
     count = occluder.num_segments
-    everything = torch.ones(1, count, device=subject.pixels.device)
+    everything = torch.ones(1, count, device=target.pixels.device)
 
     def logprobs(present: torch.Tensor) -> torch.Tensor:
-        return subject.logprobs(occluder.show(present))  # (N, 1 + W)
+        return target.logprobs(occluder.show(present))  # (N, 1 + W)
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -52,4 +52,4 @@ def segment_shapley_values(
             n_samples=permutations,
             perturbations_per_eval=min(batch_size, count),
         )
-    return values.reshape(subject.num_subjects, count).double().cpu().numpy()
+    return values.reshape(target.num_targets, count).double().cpu().numpy()

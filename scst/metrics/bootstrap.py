@@ -1,4 +1,4 @@
-"""Metric values with a confidence interval and a signature, and the paired comparison of two systems."""
+"""Metric values with a bootstrap interval over images and a signature."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from rewards.errors import RewardError
-from scst import __version__
 from scst.errors import DataError, RecipeError
-from scst.metrics.suite import METRICS, Corpus, Metric, MetricSettings, Scores
+from scst.metrics.corpus import Corpus, MetricSettings, Scores
+from scst.metrics.signatures import signature
+from scst.metrics.suite import METRICS
 
 _CHUNK = 100  # resamples at a time: bounds the memory of (resamples, images) counts
+LEAST_JUDGED = 2
+"""Images without which there is neither an interval nor a comparison."""
 
 
 @dataclass(frozen=True)
@@ -22,35 +25,18 @@ class MetricResult:
 
     Attributes:
         value: of the corpus; NaN where no caption can be judged.
-        ci95: bounds of its 95 % bootstrap interval over images.
+        ci95: bounds of its 95 % bootstrap interval over images; NaN where fewer than two are judged.
         signature: everything that must agree before two values may be compared.
         per_caption: N scores, None where a caption cannot be judged; empty for metrics of the whole set. For
             BLEU and METEOR their mean is not ``value``.
+        judged: how many captions count in the value.
     """
 
     value: float
     ci95: tuple[float, float]
     signature: str
     per_caption: list[float | None]
-
-
-@dataclass(frozen=True)
-class MetricDifference:
-    """One metric of two systems on the same images.
-
-    Attributes:
-        values: of A and of B.
-        difference: B minus A.
-        ci95: bounds of its 95 % paired bootstrap interval.
-        p_value: two-sided: how often resampled images turn the sign of the difference, twice.
-        signature: of both.
-    """
-
-    values: tuple[float, float]
-    difference: float
-    ci95: tuple[float, float]
-    p_value: float
-    signature: str
+    judged: int
 
 
 def check_metrics(
@@ -103,7 +89,7 @@ def score_captions(
 
 
 def metric_scores(corpus: Corpus, metrics: Sequence[str]) -> dict[str, Scores]:
-    """Scores by metric, for :func:`metric_results` and :func:`paired_differences`.
+    """Scores by metric, for :func:`metric_results` and :func:`scst.metrics.paired.paired_differences`.
 
     Raises:
         As :func:`score_captions`.
@@ -119,70 +105,13 @@ def metric_results(
     return {
         name: MetricResult(
             found.value,
-            _percentiles(resampled_values(found, size, bootstrap_samples, seed)),
+            percentiles(resampled_values(found, size, bootstrap_samples, seed), int(found.is_judged.sum())),
             signature(METRICS[name], found),
             found.per_caption,
+            int(found.is_judged.sum()),
         )
         for name, found in scores.items()
     }
-
-
-def compare_captions(
-    first: Corpus, second: Corpus, metrics: Sequence[str], *, bootstrap_samples: int = 1000, seed: int = 0
-) -> dict[str, MetricDifference]:
-    """Paired bootstrap (Koehn 2004) of two systems: both are resampled with the same images.
-
-    Args:
-        first: A. second: B, on the same images in the same order with the same references.
-        metrics, bootstrap_samples, seed: as in :func:`score_captions`.
-
-    Raises:
-        DataError: the references differ. Else as :func:`score_captions`.
-    """
-    check_corpus(first, metrics)
-    check_corpus(second, metrics)
-    if [list(group) for group in first.references] != [list(group) for group in second.references]:
-        raise DataError("a paired comparison needs the same images with the same references on both sides")
-    scores = [metric_scores(corpus, metrics) for corpus in (first, second)]
-    return paired_differences(*scores, len(first.captions), bootstrap_samples=bootstrap_samples, seed=seed)
-
-
-def paired_differences(
-    first: Mapping[str, Scores],
-    second: Mapping[str, Scores],
-    size: int,
-    *,
-    bootstrap_samples: int = 1000,
-    seed: int = 0,
-) -> dict[str, MetricDifference]:
-    """The comparison by every metric that both have scores of, on the same ``size`` images.
-
-    Args:
-        first, second: scores of A and B by metric.
-        size, bootstrap_samples, seed: as in :func:`metric_results`.
-    """
-    shared = [name for name in first if name in second]
-    return {
-        name: _difference(METRICS[name], first[name], second[name], size, bootstrap_samples, seed)
-        for name in shared
-    }
-
-
-def _difference(metric: Metric, a: Scores, b: Scores, size: int, samples: int, seed: int) -> MetricDifference:
-    resampled = resampled_values(b, size, samples, seed) - resampled_values(a, size, samples, seed)
-    turned = min((resampled <= 0).sum(), (resampled >= 0).sum())
-    return MetricDifference(
-        values=(a.value, b.value),
-        difference=b.value - a.value,
-        ci95=_percentiles(resampled),
-        p_value=float(min(1.0, 2 * (turned + 1) / (samples + 1))),
-        signature=signature(metric, a),
-    )
-
-
-def signature(metric: Metric, scores: Scores) -> str:
-    """E.g. ``ROUGE-L|refs:5|tok:ptb|beta:1.2|v:0.1.0``."""
-    return "|".join(part for part in (metric.title, scores.details, f"v:{__version__}") if part)
 
 
 def resampled_values(scores: Scores, size: int, samples: int, seed: int) -> np.ndarray:
@@ -203,8 +132,12 @@ def _draws(size: int, samples: int, seed: int) -> Iterator[np.ndarray]:
         yield np.stack([np.bincount(generator.integers(0, size, size), minlength=size) for _ in rows])
 
 
-def _percentiles(resampled: np.ndarray) -> tuple[float, float]:
-    if np.isnan(resampled).all():
+def percentiles(resampled: np.ndarray, judged: int) -> tuple[float, float]:
+    """Bounds of the 95 % interval of resampled values; NaN where fewer than two images were judged.
+
+    Resamples in which no image is judged (NaN) are left out.
+    """
+    if judged < LEAST_JUDGED or np.isnan(resampled).all():
         return float("nan"), float("nan")
     low, high = np.nanpercentile(resampled, [2.5, 97.5])
     return float(low), float(high)
@@ -230,31 +163,18 @@ def check_corpus(corpus: Corpus, metrics: Sequence[str]) -> None:
 
 
 def metrics_json(results: Mapping[str, MetricResult]) -> dict[str, dict[str, Any]]:
-    """What ``metrics.json`` holds: value, interval and signature of every metric; null for NaN."""
+    """What ``metrics.json`` holds of every metric; null for NaN."""
     return {
         name: {
-            "value": _number(result.value),
-            "ci95": [_number(bound) for bound in result.ci95],
+            "value": number_or_none(result.value),
+            "ci95": [number_or_none(bound) for bound in result.ci95],
+            "judged": result.judged,
             "signature": result.signature,
         }
         for name, result in results.items()
     }
 
 
-def comparison_json(differences: Mapping[str, MetricDifference]) -> dict[str, dict[str, Any]]:
-    """The comparison as plain values."""
-    return {
-        name: {
-            "a": _number(d.values[0]),
-            "b": _number(d.values[1]),
-            "difference": _number(d.difference),
-            "ci95": [_number(bound) for bound in d.ci95],
-            "p_value": d.p_value,
-            "signature": d.signature,
-        }
-        for name, d in differences.items()
-    }
-
-
-def _number(value: float) -> float | None:
+def number_or_none(value: float) -> float | None:
+    """The number, None for NaN, which JSON does not know."""
     return None if np.isnan(value) else float(value)

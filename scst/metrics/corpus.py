@@ -38,6 +38,10 @@ class MetricSettings:
     training_captions: Sequence[str] | None = None
 
 
+Resampler = Callable[[np.ndarray], np.ndarray]
+"""Maps how often each of N captions was drawn, (S, N), to S corpus values; NaN where none is judged."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """What a metric function returns.
@@ -45,7 +49,8 @@ class Scores:
     Attributes:
         value: of the corpus.
         per_caption: N scores; None where a caption cannot be judged; empty for a metric of the whole set.
-        resampled: maps how often each caption was drawn, (S, N), to S corpus values.
+        rows: N rows, what each caption contributes to the corpus value.
+        resampler: builds the function from draws to corpus values, for any number of rows.
         details: of the signature, after the title.
         centred: whether intervals are moved to the value: a resample holds fewer distinct captions than the
             corpus, so that counts of distinct things come out smaller in all of them.
@@ -53,9 +58,28 @@ class Scores:
 
     value: float
     per_caption: list[float | None]
-    resampled: Callable[[np.ndarray], np.ndarray]
+    rows: Sequence[Any] | np.ndarray
+    resampler: Callable[[Any], Resampler]
     details: str
     centred: bool = False
+
+    @cached_property
+    def resampled(self) -> Resampler:
+        """Corpus values of (S, N) draws of these captions."""
+        return self.resampler(self.rows)
+
+    def joined(self, other: Scores) -> Resampler:
+        """Corpus values of (S, 2N) draws of the captions of both: of these first, then of the other's."""
+        if isinstance(self.rows, np.ndarray):
+            return self.resampler(np.concatenate([self.rows, other.rows]))
+        return self.resampler([*self.rows, *other.rows])
+
+    @property
+    def is_judged(self) -> np.ndarray:
+        """(N,) which captions count in the value."""
+        if not self.per_caption:  # a metric of the whole set: every caption does
+            return np.ones(len(self.rows), dtype=bool)
+        return np.array([score is not None for score in self.per_caption])
 
 
 @dataclass(frozen=True)
@@ -115,7 +139,7 @@ class Corpus:
     @cached_property
     def training_text(self) -> TrainingText:
         """Words and captions that were trained on."""
-        return TrainingText.from_captions(self.settings.training_captions)
+        return TrainingText.from_captions(self.settings.training_captions or ())
 
 
 def load_reported_frequencies(path: str) -> DocumentFrequencies:

@@ -1,7 +1,8 @@
 """The metric suite: every caption metric by name, what it needs, and how its corpus value is resampled.
 
 To add a metric, write a function ``Corpus -> Scores`` and give it a line in ``METRICS``. All text metrics
-count the words of ``rewards.scorers.tokenizer``, the one tokeniser of rewards and evaluation.
+cut captions with ``rewards.scorers.tokenizer``, the one tokeniser of rewards and evaluation; those that count
+words count :func:`rewards.scorers.text.words`, as training logs do.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from rewards.scorers.clipscore import ClipScorer
 from rewards.scorers.java import find_java
 from rewards.scorers.sentence_similarity import SentenceSimilarity
 from rewards.scorers.tokenizer import NAME as TOKENIZER
-from rewards.scorers.tokenizer import tokenize
-from scst.metrics.corpus import Corpus, MetricSettings, Scores, load_reported_frequencies
+from scst.metrics.corpus import Corpus, MetricSettings, Resampler, Scores, load_reported_frequencies
 
 TOK = f"tok:{TOKENIZER}"
 
@@ -35,9 +35,11 @@ def _sums(
     details: str,
 ) -> Scores:
     """Scores whose corpus value is a function of (N, M) statistics summed over captions."""
-    return Scores(
-        float(value), list(per_caption), lambda drawn: from_sums(drawn @ statistics), details=details
-    )
+
+    def resampler(rows: np.ndarray) -> Resampler:
+        return lambda drawn: from_sums(drawn @ rows)
+
+    return Scores(float(value), list(per_caption), statistics, resampler, details)
 
 
 def _mean(per_caption: Sequence[float | None], details: str) -> Scores:
@@ -49,7 +51,7 @@ def _mean(per_caption: Sequence[float | None], details: str) -> Scores:
         return _ratio(sums[..., 0], sums[..., 1], otherwise=np.nan)
 
     statistics = np.stack([values, judged], 1)
-    return _sums(ratio(statistics.sum(0)), per_caption, statistics, ratio, details)
+    return _sums(float(ratio(statistics.sum(0))), per_caption, statistics, ratio, details)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray, otherwise: float = 0.0) -> np.ndarray:
@@ -105,7 +107,7 @@ def _clip(corpus: Corpus, *, form: str) -> Scores:
 
 def _reference_clip(corpus: Corpus) -> Scores:
     ids = corpus.image_ids
-    scores = corpus.clip.reference_scores(corpus.captions, corpus.references, corpus.images, ids)
+    scores = corpus.clip.reference_scores(corpus.captions, corpus.references, corpus.images or (), ids)
     return _mean(scores, f"{corpus.refs}|{corpus.clip.signature}")
 
 
@@ -120,7 +122,7 @@ def _each(corpus: Corpus, *, of: Callable[[str], float]) -> Scores:
 
 
 def _truncation(corpus: Corpus) -> Scores:
-    return _mean([float(not ended) for ended in corpus.ended_by_eos], "")
+    return _mean([float(not ended) for ended in corpus.ended_by_eos or ()], "")
 
 
 def _of_set(
@@ -132,20 +134,26 @@ def _of_set(
         items: N lists of what is counted once: words, n-grams, whole captions.
         sizes: N numbers.
     """
-    index: dict[Any, int] = {}
-    ids = [np.array([index.setdefault(item, len(index)) for item in own], dtype=int) for own in items]
     weights = np.zeros(len(items)) if sizes is None else np.array(sizes, dtype=float)
+    rows = list(zip(items, weights.tolist(), strict=True))
+    resampler = partial(_set_resampler, counted=sizes is None)
+    value = float(resampler(rows)(np.ones((1, len(items))))[0])
+    return Scores(value, [], rows, resampler, details, centred=True)
+
+
+def _set_resampler(rows: Sequence[tuple[Sequence[Any], float]], *, counted: bool) -> Resampler:
+    """Distinct items of the captions drawn, as they are (``counted``) or over the sum of their sizes."""
+    index: dict[Any, int] = {}
+    ids = [np.array([index.setdefault(item, len(index)) for item in own], dtype=int) for own, _ in rows]
+    sizes = np.array([size for _, size in rows])
 
     def value(drawn: np.ndarray) -> float:
         there = np.zeros(len(index), dtype=bool)
         there[np.concatenate([ids[i] for i in np.flatnonzero(drawn)])] = True
-        total = 1.0 if sizes is None else drawn @ weights
+        total = 1.0 if counted else drawn @ sizes
         return float(there.sum() / total) if total else 0.0
 
-    def resampled(drawn: np.ndarray) -> np.ndarray:
-        return np.array([value(row) for row in drawn])
-
-    return Scores(value(np.ones(len(items))), [], resampled, details, centred=True)
+    return lambda drawn: np.array([value(row) for row in drawn])
 
 
 def _distinct_n(corpus: Corpus, *, n: int) -> Scores:
@@ -154,11 +162,11 @@ def _distinct_n(corpus: Corpus, *, n: int) -> Scores:
 
 
 def _distinct_captions(corpus: Corpus) -> Scores:
-    return _of_set([[tokens] for tokens in corpus.tokens], [1.0] * len(corpus.tokens))
+    return _of_set([[text.words(caption)] for caption in corpus.captions], [1.0] * len(corpus.captions))
 
 
 def _vocabulary(corpus: Corpus) -> Scores:
-    return _of_set([tokens.split() for tokens in corpus.tokens])
+    return _of_set([text.words(caption) for caption in corpus.captions])
 
 
 def _novel_words(corpus: Corpus) -> Scores:
@@ -167,7 +175,7 @@ def _novel_words(corpus: Corpus) -> Scores:
     def ratio(sums: np.ndarray) -> np.ndarray:
         return _ratio(sums[..., 0], sums[..., 1])
 
-    return _sums(ratio(counts.sum(0)), _ratio(counts[:, 0], counts[:, 1]).tolist(), counts, ratio, TOK)
+    return _sums(float(ratio(counts.sum(0))), _ratio(counts[:, 0], counts[:, 1]).tolist(), counts, ratio, TOK)
 
 
 def _novel_captions(corpus: Corpus) -> Scores:
@@ -232,7 +240,7 @@ class Metric:
 
 
 NOVELTY = ("novel_words", "novel_captions")
-_CLIP = {"needs": ("images",), "check": _needs_clip}
+_clip_metric = partial(Metric, needs=("images",), check=_needs_clip)
 METRICS: dict[str, Metric] = {
     **{
         f"bleu_{n}": Metric(f"BLEU-{n}", partial(_bleu, order=n), "Papineni et al. 2002")
@@ -256,13 +264,11 @@ METRICS: dict[str, Metric] = {
         "SPICE", _spice, "Anderson et al. 2016; needs Java 8 to 14 and Stanford's models", check=_needs_spice
     ),
     "bertscore": Metric("BERTScore-F1", _bertscore, "needs --bertscore_model", check=_bert_scorer),
-    "clip_cosine": Metric(
-        "CLIP-cosine", partial(_clip, form="cosines"), "needs --clip_model, images", **_CLIP
+    "clip_cosine": _clip_metric("CLIP-cosine", partial(_clip, form="cosines"), "needs --clip_model, images"),
+    "clipscore": _clip_metric(
+        "CLIPScore", partial(_clip, form="scores"), "2.5 * cosine; needs --clip_model, images"
     ),
-    "clipscore": Metric(
-        "CLIPScore", partial(_clip, form="scores"), "2.5 * cosine; needs --clip_model, images", **_CLIP
-    ),
-    "ref_clipscore": Metric("RefCLIPScore", _reference_clip, "needs --clip_model, images", **_CLIP),
+    "ref_clipscore": _clip_metric("RefCLIPScore", _reference_clip, "needs --clip_model, images"),
     "sentence_similarity": Metric(
         "sentence-similarity",
         _sentence_similarity,
@@ -274,7 +280,7 @@ METRICS: dict[str, Metric] = {
         "count-accuracy", _count_accuracy, "stated counts that agree with the references"
     ),
     "length": Metric(
-        "words", partial(_each, of=lambda c: len(tokenize(c))), "words per caption", direction=0
+        "words", partial(_each, of=lambda c: len(text.words(c))), "words per caption", direction=0
     ),
     "repetition_rate": Metric(
         "repetition", partial(_each, of=text.has_repetition), "captions that repeat themselves", direction=-1
@@ -286,7 +292,7 @@ METRICS: dict[str, Metric] = {
         direction=-1,
     ),
     "empty_rate": Metric(
-        "empty", partial(_each, of=lambda c: not tokenize(c)), "captions without words", direction=-1
+        "empty", partial(_each, of=lambda c: not text.words(c)), "captions without words", direction=-1
     ),
     "truncation_rate": Metric(
         "truncated", _truncation, "captions cut by the length limit", needs=("ended_by_eos",), direction=-1

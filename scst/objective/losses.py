@@ -31,12 +31,11 @@ def policy_gradient_loss(
 def kl_penalty(
     logprobs: torch.Tensor, ref_logprobs: torch.Tensor, completion_mask: torch.Tensor
 ) -> torch.Tensor:
-    """What to subtract from the advantages, times a weight, to optimise reward minus KL(policy ||
-    ref_policy).
+    """A penalty on advantages: minus w times it, they optimise reward - w * KL(policy || ref_policy).
 
-    The divergence of whole captions is the expectation of their log ratio (estimator k1), so it acts like a
-    reward: the log ratio of a caption minus the mean of the other samples' is an unbiased penalty. The k3
-    estimator used *as a loss*, as in GRPO, would descend KL(ref_policy || policy) instead.
+    The divergence is the expectation of a caption's log ratio (estimator k1), so minus the log ratio acts as
+    a reward, with the other samples' mean as its baseline. The k3 estimator used *as a loss*, as in GRPO,
+    would descend KL(ref_policy || policy) instead.
 
     Args:
         logprobs: (B, K, T) of the policy that sampled.
@@ -72,16 +71,16 @@ def kl_divergence(
 def importance_ratios(
     logprobs: torch.Tensor, sampled_logprobs: torch.Tensor, completion_mask: torch.Tensor
 ) -> torch.Tensor:
-    """How much more probable the policy makes each caption than the one that sampled it did.
+    """p(caption) under the policy divided by p(caption) under the policy that sampled it.
 
-    Expectations over captions of an older policy, weighed with these ratios, are those over the policy's own
-    captions. Cutting them at some value trades that for bounded variance (truncated importance sampling,
+    Weighted with these ratios, expectations over captions of an older policy equal those over the policy's
+    own captions. Clipping them from above trades bias for bounded variance (truncated importance sampling,
     Ionides 2008).
 
     Args:
         logprobs: (B, K, T) of the policy.
         sampled_logprobs: (B, K, T) of the policy that sampled.
-        completion_mask: (B, K, T) bool; a caption without any token has the ratio 1.
+        completion_mask: (B, K, T) bool; the ratio of a caption without tokens is 1.
 
     Returns:
         (B, K), no gradient.
@@ -97,7 +96,8 @@ def cross_entropy_loss(logprobs: torch.Tensor, completion_mask: torch.Tensor) ->
 
 
 def _caption_sums(values: torch.Tensor, completion_mask: torch.Tensor) -> torch.Tensor:
-    """(B, K) sums over the tokens that count. A product with the mask would turn -inf on padding into NaN."""
+    """(B, K) sums over the tokens that count."""
+    # where, not a product with the mask: 0 * -inf on padding would be NaN.
     return torch.where(completion_mask, values, 0.0).sum(-1)
 
 

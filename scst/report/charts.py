@@ -1,4 +1,6 @@
-"""Charts of the data report as HTML and SVG: no scripts, in the page's colours, legible on a phone."""
+"""Charts of pages: histogram, bars and word cloud; no scripts, in the page's colours, legible on a phone."""
+
+from __future__ import annotations
 
 import importlib.util
 import os
@@ -7,17 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 
-WIDTH, HEIGHT = 360, 150  # of histograms, in SVG units: pixels on a phone
+from scst.report.svg import BEFORE, FILL, few_ticks, inline_svg, new_chart
+
+WIDTH, HEIGHT = 360, 190  # of histograms, in units of the SVG: pixels on a phone
 STYLE = """
 :root { --was: #9aa0a6; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: .6rem; }
-.fact { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .8rem; }
-.fact b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: .6rem; }
+.key-figure { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .8rem; }
+.key-figure b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 0 2rem; }
 .two > * { min-width: 0; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
 figure { margin: 0; } figcaption, .note { color: var(--soft); font-size: .9rem; }
-figure svg { display: block; max-width: 34rem; } figure svg text { font-size: 11px; }
+figure svg { display: block; max-width: 34rem; }
 figure.cloud svg { max-width: none; }
 .bars { display: grid; grid-template-columns: fit-content(45%) 1fr max-content; gap: .3rem .6rem;
   align-items: center; }
@@ -35,10 +39,12 @@ ul.findings { padding-left: 1.2rem; } ul.findings li { margin: .35rem 0; }
 """
 
 
-def facts(numbers: Sequence[tuple[str, str]]) -> str:
-    """The most important numbers, large: (number, what it is) each."""
-    cards = (f'<div class="fact"><b>{escape(number)}</b>{escape(what)}</div>' for number, what in numbers)
-    return f'<div class="facts">{"".join(cards)}</div>'
+def key_figures(numbers: Sequence[tuple[str, str]]) -> str:
+    """The most important numbers in large print, from pairs (number, what it is)."""
+    cards = (
+        f'<div class="key-figure"><b>{escape(number)}</b>{escape(what)}</div>' for number, what in numbers
+    )
+    return f'<div class="figures">{"".join(cards)}</div>'
 
 
 def legend(before: str = "before", after: str = "after") -> str:
@@ -54,7 +60,7 @@ def histogram(
     label: str,
     names: tuple[str, str] = ("before", "after"),
 ) -> str:
-    """Shares by number, before (grey, behind) and after (coloured).
+    """Shares by number, before (grey, behind) and after (coloured); resting on a bar shows both shares.
 
     Args:
         before, after: number -> count; before None draws one series.
@@ -63,40 +69,30 @@ def histogram(
         names: of the two series.
     """
     was, now = _shares(before or {}, last), _shares(after, last)
-    top = max([*was, *now], default=0) or 1
-    step = WIDTH / (last + 1)
-    shapes = []
-    for number in range(last + 1):
-        name = f"{number}+" if number == last else str(number)
-        shares = (f"{100 * each[number]:.1f} % {of}" for each, of in zip((was, now), names, strict=True))
-        title = f"<title>{name}: {escape(', '.join(shares))}</title>"
-        x = number * step
-        shapes.append(f"<g>{title}{_rect(x, step, was[number] / top, 'var(--was)')}")
-        shapes.append(f"{_rect(x + step * 0.2, step * 0.6, now[number] / top, 'var(--fill)')}</g>")
-        if number % max(1, round(last / 6)) == 0 or number == last:
-            shapes.append(
-                f'<text x="{x + step / 2:.1f}" y="{HEIGHT + 14}" text-anchor="middle">{name}</text>'
-            )
-    return (
-        f'<figure><svg viewBox="-8 0 {WIDTH + 16} {HEIGHT + 32}" role="img" aria-label="{escape(label)}">'
-        f'{"".join(shapes)}<text x="0" y="{HEIGHT + 28}">{escape(label)}; '
-        f"highest bar {100 * top:.0f} %</text>"
-        f"</svg>{'' if before is None else f'<figcaption>{legend(*names)}</figcaption>'}</figure>"
-    )
+    numbers = [str(number) for number in range(last)] + [f"{last}+"]
+    figure, axes = new_chart(WIDTH, HEIGHT)
+    titles = {}
+    for shares, width, colour in ((was, 0.9, BEFORE), (now, 0.55, FILL)):
+        for number, bar in enumerate(axes.bar(range(last + 1), shares, width, color=colour, linewidth=0)):
+            bar.set_gid(f"{colour}-{number}")
+            told = f"{100 * was[number]:.1f} % {names[0]}, {100 * now[number]:.1f} % {names[1]}"
+            titles[f"{colour}-{number}"] = f"{numbers[number]}: {told}"
+    shown = sorted({*range(0, last, max(1, round(last / 6))), last})
+    axes.set_xticks(shown, [numbers[number] for number in shown])
+    axes.set_xlim(-0.6, last + 0.6)
+    axes.set_ylim(0, max([*was, *now], default=0) * 1.05 or 1)
+    axes.yaxis.set_major_locator(few_ticks(4))
+    axes.yaxis.set_major_formatter(lambda share, place: f"{100 * share:g} %")
+    axes.set_xlabel(label, parse_math=False)
+    axes.grid(axis="y")
+    key = "" if before is None else f"<figcaption>{legend(*names)}</figcaption>"
+    return f"<figure>{inline_svg(figure, label, titles)}{key}</figure>"
 
 
 def _shares(counts: Mapping[int, int], last: int) -> list[float]:
     total = sum(counts.values()) or 1
     shares = [counts.get(number, 0) / total for number in range(last)]
     return [*shares, sum(count for number, count in counts.items() if number >= last) / total]
-
-
-def _rect(x: float, width: float, share: float, fill: str) -> str:
-    height = HEIGHT * share
-    return (
-        f'<rect x="{x + 0.5:.1f}" y="{HEIGHT - height:.1f}" width="{max(0.5, width - 1):.1f}" '
-        f'height="{height:.1f}" fill="{fill}"/>'
-    )
 
 
 def bars(rows: Sequence[tuple[str, float, float | None]], *, digits: int = 0) -> str:

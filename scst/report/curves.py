@@ -1,80 +1,63 @@
-"""Learning curves as inline SVG: no scripts, in the page's colours, two beside each other on a phone."""
+"""Lines over a common axis: learning curves, and the deletion and insertion curves of an explanation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
 
-WIDTH, HEIGHT = 220, 90  # SVG units
+from scst.report.svg import FILL, SECOND, THIRD, few_ticks, inline_svg, new_chart
+
+WIDTH, HEIGHT = 176, 112  # units of the SVG, about a pixel each: two charts stand side by side on a phone
 STYLE = """
 :root { --second: #d9772b; --third: #2f9e6e; }
 .plots { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); }
 .plots > * { min-width: 0; overflow-wrap: anywhere; }
-.plots b { font-size: .9rem; } .plots svg text { font-size: 13px; }
+.plots b { font-size: .9rem; }
 .plots .key { display: block; white-space: normal; }
 .key.second::before { background: var(--second); } .key.third::before { background: var(--third); }
 """
-_LINE_STYLES = (
-    ("", "var(--fill)", ""),
-    (" second", "var(--second)", ' stroke-dasharray="6 3"'),
-    (" third", "var(--third)", ' stroke-dasharray="2 3"'),
-)
+_STYLES = (("", FILL, "-"), (" second", SECOND, (0, (5, 2))), (" third", THIRD, (0, (1, 1.5))))
+"""CSS class of the key, colour and dashes of each line."""
 _FEW_POINTS = 12
 
 
 def lines(
-    series: Mapping[str, Sequence[tuple[float, float]]], *, title: str, horizontal: str = "step"
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str,
+    horizontal: str = "step",
+    from_zero: bool = False,
+    last_values: bool = True,
 ) -> str:
-    """Up to three lines over a common axis, with the range of both axes and a legend.
+    """A ``<figure>`` with up to three lines, a title and a key; "" without points.
 
     Args:
         series: name -> points (x, y), finite, x ascending; few points are marked one by one.
         title: above the chart.
         horizontal: what x counts.
+        from_zero: the vertical axis begins at 0.
+        last_values: the key tells the last value of each line.
     """
-    points = [point for values in series.values() for point in values]
-    if not points:
+    if not any(series.values()):
         return ""
-    (left, right), (low, high) = ((min(each), max(each)) for each in zip(*points, strict=True))
-    width, height = (right - left) or 1, (high - low) or 1
-    styles = _LINE_STYLES[: len(series)]
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return WIDTH * (x - left) / width, HEIGHT * (1 - (y - low) / height)
-
-    drawn = "".join(
-        _line([place(*point) for point in values], colour, dash)
-        for values, (_, colour, dash) in zip(series.values(), styles, strict=True)
-    )
-    keys = "".join(
-        f'<span class="key{style}">{escape(name)} ({_short(values[-1][1])})</span>'
-        for (name, values), (style, _, _) in zip(series.items(), styles, strict=True)
-    )
+    figure, axes = new_chart(WIDTH, HEIGHT)
+    keys = []
+    for (name, points), (style, colour, dashes) in zip(series.items(), _STYLES, strict=False):
+        x, y = zip(*points, strict=True)
+        marker = "o" if len(points) <= _FEW_POINTS else None
+        axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.6, marker=marker, markersize=3.5)
+        value = f" ({_short(y[-1])})" if last_values else ""
+        keys.append(f'<span class="key{style}">{escape(name)}{value}</span>')
+    whole = all(x == int(x) for points in series.values() for x, _ in points)
+    axes.xaxis.set_major_locator(few_ticks(3, integer=whole))
+    axes.yaxis.set_major_locator(few_ticks(3))
+    axes.set_ylim(bottom=0 if from_zero else None)
+    axes.grid(axis="y")
+    axes.set_xlabel(horizontal, parse_math=False)
     return (
-        f"<figure><b>{escape(title)}</b>"
-        f'<svg viewBox="-4 -18 {WIDTH + 8} {HEIGHT + 38}" role="img" aria-label="{escape(title)}">'
-        f'<path d="M0 0H{WIDTH}M0 {HEIGHT}H{WIDTH}" stroke="currentColor" opacity=".3"/>'
-        f"{drawn}{_axes(left, right, low, high, horizontal)}</svg><figcaption>{keys}</figcaption></figure>"
+        f"<figure><b>{escape(title)}</b>{inline_svg(figure, title)}<figcaption>{''.join(keys)}</figcaption>"
+        "</figure>"
     )
-
-
-def _axes(left: float, right: float, low: float, high: float, horizontal: str) -> str:
-    """The ends of both axes."""
-    return (
-        f'<text x="0" y="-5">{_short(high)}</text><text x="0" y="{HEIGHT - 5}">{_short(low)}</text>'
-        f'<text x="0" y="{HEIGHT + 15}">{_short(left)}</text>'
-        f'<text x="{WIDTH}" y="{HEIGHT + 15}" text-anchor="end">{escape(horizontal)} {_short(right)}</text>'
-    )
-
-
-def _line(points: Sequence[tuple[float, float]], colour: str, dash: str) -> str:
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    marks = "".join(
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
-        for x, y in points
-        if len(points) <= _FEW_POINTS
-    )
-    return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>{marks}'
 
 
 def _short(value: float) -> str:

@@ -10,14 +10,14 @@ from scst.data.preparation.inspection import Example
 from scst.data.preparation.statistics import (
     FUNCTION_WORDS,
     SHOWN,
-    caption_facts,
     category_counts,
+    count_captions,
     equal_images,
     seen_in_training,
     top_words,
 )
 from scst.data.preview import reasons_by_kind
-from scst.report.charts import STYLE, bars, facts, histogram, legend, word_cloud
+from scst.report.charts import STYLE, bars, histogram, key_figures, legend, word_cloud
 from scst.report.page import html_page
 
 LONGEST = 30  # words; the last bar of the histogram
@@ -39,17 +39,17 @@ def report_html(report: DataReport, title: str) -> str:
         ("Categories", _categories(report)),
         ("Contact sheet", _contact_sheet(report)),
     ]
-    body = _facts(report) + "".join(
+    body = _key_figures(report) + "".join(
         f"<h2>{escape(name)}</h2>\n{content}\n" for name, content in sections if content
     )
     subtitle = f"{report.dataset} · changed: {', '.join(report.prepared.changed_splits)} · fingerprint "
     return html_page(f"Data report: {title}", subtitle + report.fingerprint[:12], body, style=STYLE)
 
 
-def _facts(report: DataReport) -> str:
+def _key_figures(report: DataReport) -> str:
     after = report.prepared.after
     captions = sum(len(e.references) for e in after)
-    words = len({word for facts in report.splits.values() for word in facts.frequencies})
+    words = len({word for found in report.splits.values() for word in found.frequencies})
     sizes = {e.size for e in after}
     size = "{} × {}".format(*next(iter(sizes))) if len(sizes) == 1 else f"{len(sizes)} sizes"
     numbers = [
@@ -59,7 +59,7 @@ def _facts(report: DataReport) -> str:
         (f"{words:,}", "distinct words"),
         (size, "pixels"),
     ]
-    return facts(numbers)
+    return key_figures(numbers)
 
 
 def _findings(report: DataReport) -> str:
@@ -101,7 +101,7 @@ def _findings(report: DataReport) -> str:
 def _splits(report: DataReport) -> str:
     header = ["split", *(SUMMARY_TITLES[name] for name in SUMMARY_TITLES)]
     rows = [
-        [name or "(none)", *map(_number, facts.summary().values())] for name, facts in report.splits.items()
+        [name or "(none)", *map(_number, found.summary().values())] for name, found in report.splits.items()
     ]
     return _table(header, rows)
 
@@ -155,7 +155,7 @@ def _selection(report: DataReport) -> str:
         return ""
     rows = [(f"caption {number + 1}", prepared.chosen[number], None) for number in sorted(prepared.chosen)]
     chosen = [e for e in prepared.after if e.split in prepared.changed_splits]
-    first = caption_facts([replace(e, references=e.references[:1]) for e in chosen])
+    first = count_captions([replace(e, references=e.references[:1]) for e in chosen])
     text = (
         f"By <b>{escape(prepared.selection)}</b>. The chosen captions have {first.mean_length:.2f} words on "
         f"average (all: {report.before.mean_length:.2f}) and {first.vocabulary:,} distinct words; "

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
 from html import escape
 
-from PIL import Image
-
-THUMBNAIL = 224  # pixels
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #666; --fill: #3a78c2; }
 @media (prefers-color-scheme: dark) { :root { --soft: #a6a6a6; } }
@@ -25,7 +20,7 @@ code, .soft { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
 .card img { width: 100%; aspect-ratio: 1; object-fit: cover; display: block; }
 .card div { padding: .6rem .8rem; } .card p { margin: .2rem 0; font-weight: 600; }
 .card ul { margin: .4rem 0 0; padding-left: 1.1rem; color: var(--soft); font-size: .9rem; }
-svg { width: 100%; height: auto; } svg text { font-size: 15px; fill: currentColor; }
+svg { width: 100%; height: auto; }
 .tabs { position: relative; } .tabs > input { position: absolute; left: 0; margin: 0; opacity: 0;
   pointer-events: none; }
 .tabs > label { display: inline-block; padding: .35rem .7rem; margin: 0 .35rem .5rem 0; cursor: pointer;
@@ -54,15 +49,6 @@ def html_page(title: str, subtitle: str, body: str, *, style: str = "") -> str:
     return _PAGE.format(
         title=escape(title), subtitle=escape(subtitle), style=STYLE + _tab_rules() + style, body=body
     )
-
-
-def thumbnail_uri(image: Image.Image, side: int = THUMBNAIL) -> str:
-    """A JPEG of the picture, at most ``side`` pixels long, as a ``data:`` address."""
-    small = image.convert("RGB")
-    small.thumbnail((side, side))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def tabs(group: str, panels: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from html import escape
 from typing import Any
 
-from scst.report.page import thumbnail_uri
+from scst.data.thumbnails import thumbnail_uri
 
 CARD, SMALL = 176, 88  # pixels of a picture on a card, in a table
 STYLE = """
@@ -19,7 +19,7 @@ mark { background: color-mix(in srgb, #ff6000 35%, transparent); color: inherit;
 .pair { display: grid; grid-template-columns: 5.5rem minmax(0, 1fr); gap: 1rem; margin: 1rem 0; }
 .pair img { width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: .4rem; }
 .pair table td:first-child { overflow-wrap: anywhere; }
-.facts + .scroll { margin-top: 1rem; }
+.figures + .scroll { margin-top: 1rem; }
 .pair td { vertical-align: top; padding-top: .15rem; padding-bottom: .15rem; }
 """
 

@@ -18,27 +18,36 @@ import torch
 from scst.errors import ScstError
 from scst.types import PromptBatch, Rollout
 
-FLOORS = {torch.float32: 2e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Mean gaps in nats per token that are always allowed, by precision of computation."""
+LIMITS = {torch.float32: 1e-3, torch.float16: 3e-3, torch.bfloat16: 1.2e-2}
+"""Relative gaps that are always allowed, by precision of computation: about the rounding of a logit."""
 ROUNDING_FACTOR = 8.0
-"""How many times the model's own rounding the mean gap may be."""
+"""How many times the model's own relative rounding the gap may be."""
 CEILING = 8e-2
-"""Above this mean gap no rounding is an excuse: bugs that were injected gave 0.1 to 0.26."""
+"""Above this relative gap no rounding is an excuse."""
+NEGLIGIBLE = 1e-5
+"""Mean gap in nats per token that is no reason to stop, however certain the policy is of its tokens."""
 EXTRA_PADDING = 3
 """Columns of padding that the second pass has before its prompts."""
 
 
 @dataclass(frozen=True)
 class LogprobGap:
-    """What the check compares, all in nats per token.
+    """What the check compares.
+
+    A token that the policy is certain of hides an error: its log probability is 0 with or without it. So the
+    gap is taken relative to the mean of -log p. For an error d of the logits, the log probability of a token
+    of probability p changes by about d (1 - p), which is about d times -log p: the ratio is the error of the
+    logits, whatever the entropy of the policy.
 
     Attributes:
-        mean: gap between sampled and scored log probabilities, over the tokens of the scored captions.
-        rounding: the same between two scoring passes of one layout.
-        limit: for ``mean``.
+        mean: gap between sampled and scored log probabilities, in nats per token of the scored captions.
+        relative: the same over the mean of -log p of these tokens.
+        rounding: the relative gap between two scoring passes of one layout.
+        limit: for ``relative``.
     """
 
     mean: float
+    relative: float
     rounding: float
     limit: float
 
@@ -55,12 +64,14 @@ def logprob_gap(
         known: (B, K, T) bool, tokens whose scores are known.
         dtype: of computation.
     """
-    mean, rounding = (
-        torch.where(known, (scored - other).abs(), 0.0).sum().item() / max(1, int(known.sum()))
-        for other in (sampled, again)
+    count = max(1, int(known.sum()))
+    mean, other, surprise = (
+        torch.where(known, values.abs(), 0.0).sum().item() / count
+        for values in (scored - sampled, scored - again, sampled)
     )
-    limit = min(CEILING, max(FLOORS[dtype], ROUNDING_FACTOR * rounding))
-    return LogprobGap(mean, rounding, limit)
+    relative, rounding = (gap / max(surprise, 1e-12) for gap in (mean, other))
+    limit = min(CEILING, max(LIMITS[dtype], ROUNDING_FACTOR * rounding))
+    return LogprobGap(mean, relative, rounding, limit)
 
 
 def check_logprobs(gap: LogprobGap) -> None:
@@ -69,11 +80,11 @@ def check_logprobs(gap: LogprobGap) -> None:
     Raises:
         ScstError: when the gap is above its limit, or is no number.
     """
-    if not gap.mean <= gap.limit:
+    if not (gap.mean <= NEGLIGIBLE or gap.relative <= gap.limit):
         raise ScstError(
-            f"sampled and re-scored log probabilities differ by {gap.mean:.4f} nats per token on average "
-            f"(limit {gap.limit:.4f}; rounding of this model {gap.rounding:.4f}): sampling and scoring do not "
-            "see the same policy. Try scoring: plain and attn_implementation: eager, and report the library "
+            f"sampled and re-scored log probabilities differ by {gap.mean:.4f} nats per token on average, "
+            f"{gap.relative:.1%} of their size (limit {gap.limit:.1%}; rounding of this model "
+            f"{gap.rounding:.1%}): sampling and scoring do not see the same policy. Try scoring: plain and attn_implementation: eager, and report the library "
             "versions in run.json"
         )
 

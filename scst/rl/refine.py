@@ -16,7 +16,7 @@ from rich.console import Console
 from rewards.mixture import RewardMixture
 from scst.adapters.loaded import LoadedPolicy
 from scst.data.collate import SCSTCollator
-from scst.data.loading import LoadedData
+from scst.data.load_splits import LoadedData
 from scst.data.supervision import CaptionChoice
 from scst.metrics.suite import METRICS
 from scst.rl.policy_loss import Objective, ScoringSettings

@@ -11,7 +11,7 @@ from trl import SFTConfig
 
 from scst.adapters.loaded import LoadedPolicy
 from scst.data.collate import SFTCollator
-from scst.data.loading import LoadedData
+from scst.data.load_splits import LoadedData
 from scst.data.supervision import CaptionChoice
 from scst.sft.trainer import CaptionSFTTrainer
 from scst.training.arguments import split_settings, training_arguments

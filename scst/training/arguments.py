@@ -12,7 +12,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from scst.distributed.launching import uses_fsdp
 from scst.errors import RecipeError
-from scst.models.loading import compute_dtype
+from scst.models.pretrained import compute_dtype
 
 Arguments = TypeVar("Arguments", bound=transformers.TrainingArguments)
 

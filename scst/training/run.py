@@ -20,9 +20,9 @@ from rich.console import Console
 from scst.adapters.loaded import LoadedPolicy
 from scst.adapters.parameters import count_parameters, parameter_table
 from scst.data.files import STAGING, clean_up, move_files
-from scst.data.loading import LoadedData
+from scst.data.load_splits import LoadedData
 from scst.errors import Interrupted, RunStopped
-from scst.models.loading import allow_deepspeed_states
+from scst.models.pretrained import allow_deepspeed_states
 from scst.training import checkpoints
 from scst.training.hooks import TrainerHooks
 from scst.training.run_record import RECORD_NAME, write_run_record

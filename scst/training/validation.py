@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from rewards.scorers.text import caption_statistics
 from scst.adapters.loaded import LoadedPolicy
-from scst.data.loading import LoadedData
+from scst.data.load_splits import LoadedData
 from scst.distributed.sharded_loader import map_across_ranks
 from scst.distributed.sharded_weights import unsharded
 from scst.errors import RecipeError

@@ -17,8 +17,8 @@ from scst.adapters.prompt_tuning import VirtualTokens, encoder_for, reserved_tok
 from scst.adapters.snapshot import AdapterSnapshot
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
-from scst.models.loading import load_model, load_processor
 from scst.models.masks import for_attention, suffix_mask
+from scst.models.pretrained import load_model, load_processor
 from scst.models.prompts import PromptEncoder, first_tokens
 from tests.support.adapted import KINDS, N, adapted, new_adapter, policy_of
 from tests.support.tiny import build_model

@@ -1,4 +1,4 @@
-"""Captions are sampled in eval mode and scored in train mode: without dropout these are one policy."""
+"""Captions are sampled in eval mode and scored in train mode: ``disable_dropout`` makes these one policy."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ def test_benchmark_writes_its_ratios(tmp_path):
     """The whole command at a small size; it checks the work of all ways itself."""
     small = "--width 32 --vocabulary 2048 --images 2 --samples 4 --tokens 12 --repetitions 1"
     result = subprocess.run(
-        [sys.executable, "benchmarks/step.py", *small.split(), "--json", str(tmp_path / "step.json")],
+        [sys.executable, "-m", "benchmarks.step", *small.split(), "--json", str(tmp_path / "step.json")],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -301,7 +301,7 @@ def _ruin_gradients(steps: set[int]) -> None:
 BREAKING = """
 import os, sys
 from tests.chaos.events import at
-from tests.support.command_lines import call
+from tests.support.commands import call
 
 def fail():
     raise ZeroDivisionError("the fault of process 1")

@@ -247,7 +247,7 @@ def _become(
         on_step(lambda step: struct.pack_into("q", progress, 0, step))
         if setup:
             setup(rank)
-        from tests.support.command_lines import call
+        from tests.support.commands import call
 
         code = call(stage, "--config", str(recipe))
     except SystemExit as stop:

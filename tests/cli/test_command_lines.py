@@ -9,12 +9,22 @@ import pytest
 import yaml
 from PIL import Image
 
-from scst.config.recipes import EvaluateRecipe
-from tests.support.command_lines import call, start
+from scst.cli.arguments import parse
+from scst.config.recipes import RECIPES, EvaluateRecipe
+from tests.support.commands import call, start
 from tests.support.paths import ROOT
 from tests.support.worlds import write_recipe, write_risc
 
 SCRIPTS = ("sft", "scst", "evaluate", "caption", "explain")
+TOY = ("--model_name_or_path", "embedded:scenes-paligemma")
+NEEDED = {
+    "sft": ("--config", "quickstart/sft"),
+    "scst": ("--config", "quickstart/scst"),
+    "evaluate": (*TOY, "--dataset", "embedded:scenes"),
+    "caption": TOY,
+    "explain": TOY,
+}
+"""Flags without which a stage refuses to start."""
 
 
 @pytest.mark.slow
@@ -38,7 +48,8 @@ def test_help_imports_no_torch(script):
 )
 def test_by_path_and_by_module(how):
     """`python launch/scst.py` puts launch/ first on the path, where scst.py shadows the package."""
-    done = start(*how, "--dry_run", "--seed", "7")
+    stage = "scst" if "scst" in how[-1] else "sft"
+    done = start(*how, *NEEDED[stage], "--dry_run", "--seed", "7")
     assert done.returncode == 0, done.stderr
     resolved = yaml.safe_load(done.stdout)
     assert resolved["seed"] == 7
@@ -47,7 +58,7 @@ def test_by_path_and_by_module(how):
 
 @pytest.mark.slow
 def test_by_path_from_another_folder(tmp_path):
-    done = start(str(ROOT / "launch" / "scst.py"), "--dry_run", cwd=tmp_path)
+    done = start(str(ROOT / "launch" / "scst.py"), "--config", "quickstart/scst", "--dry_run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -140,14 +151,14 @@ def test_a_training_recipe_serves_evaluation(world):
 
 
 def test_dry_run_checks_settings_too(capsys):
-    assert call("scst", "--temperature", "0", "--dry_run") == 2
+    assert call("scst", *NEEDED["scst"], "--temperature", "0", "--dry_run") == 2
     assert "temperature must be above 0" in capsys.readouterr().err
-    assert call("scst", "--rewards", "[{name: spice_girls}]", "--dry_run") == 2
+    assert call("scst", *NEEDED["scst"], "--rewards", "[{name: spice_girls}]", "--dry_run") == 2
 
 
 WRONG = {
     "unknown key": ("sft", ["--lora_rnk", "8"], "did you mean lora_rank"),
-    "key of another stage": ("sft", ["--num_samples", "8"], "a key of launch/scst.py"),
+    "key of another stage": ("sft", ["--num_samples", "8"], "a key of `scst rl`"),
     "value of another type": ("sft", ["--lora_rank", "many"], "lora_rank: expected int, got 'many'"),
     "value outside the choices": (
         "scst",
@@ -184,13 +195,16 @@ WRONG = {
 def test_wrong_input_exits_2_and_names_what_is_wrong(case, capsys, monkeypatch, tmp_path):
     """Before any model is loaded."""
     script, flags, message = WRONG[case]
-    monkeypatch.setattr("scst.models.loading.load_model", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "scst.models.pretrained.load_model", lambda *a, **k: pytest.fail("a model was loaded")
+    )
     if script == "scst" and "--adapter" not in flags:
         (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
         flags = ["--adapter", str(tmp_path), *flags]
     if "--output_dir" not in flags:
         flags = [*flags, "--output_dir", str(tmp_path / "out")]
-    assert call(script, *flags) == 2
+    needed = [] if "--config" in flags else NEEDED[script]
+    assert call(script, *needed, *flags) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
@@ -212,6 +226,7 @@ def test_bad_example_is_refused_or_skipped(case, world, tmp_path, capsys):
     write_risc(tmp_path / "data")
     BAD_DATA[case](tmp_path / "data")
     flags = [
+        *NEEDED["sft"],
         "--model_name_or_path",
         str(world / "model"),
         "--dataset",
@@ -247,13 +262,71 @@ def test_not_utf8_and_wrong_header(tmp_path, capsys):
     table = tmp_path / "data" / "captions.csv"
     good = table.read_bytes()
     table.write_bytes(good.replace(b"airport", b"a\xe9roport", 1))
-    assert call("sft", "--dataset", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")) == 2
+    assert (
+        call(
+            "sft", *NEEDED["sft"], "--dataset", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")
+        )
+        == 2
+    )
     assert "UTF-8" in capsys.readouterr().err
     table.write_bytes(good.replace(b"source,split,image", b"source,split,picture", 1))
-    assert call("sft", "--dataset", str(tmp_path / "data"), "--dry_run") == 2
+    assert call("sft", *NEEDED["sft"], "--dataset", str(tmp_path / "data"), "--dry_run") == 2
     assert "picture" in capsys.readouterr().err
 
 
 def test_empty_folder_says_what_is_accepted(tmp_path, capsys):
-    assert call("sft", "--dataset", str(tmp_path), "--dry_run") == 2
+    assert call("sft", *NEEDED["sft"], "--dataset", str(tmp_path), "--dry_run") == 2
     assert "captions.csv" in capsys.readouterr().err
+
+
+# --- nothing is trained or evaluated by accident
+
+
+@pytest.mark.parametrize(
+    ("stage", "example"),
+    [("sft", "quickstart/sft"), ("scst", "quickstart/scst"), ("matrix", "quickstart/matrix")],
+)
+def test_a_training_command_without_a_recipe_names_one(stage, example, capsys):
+    flags = ["--dataset", "d", "--adapter", "a"] if stage != "matrix" else []
+    assert call(stage, *flags, "--dry_run") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --config: missing")
+    assert f"--config {example} " in error
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "caption", "explain"])
+def test_other_commands_need_a_model(stage, capsys):
+    assert call(stage, "--dataset", "d", "--dry_run") == 2
+    assert capsys.readouterr().err.startswith(
+        "error: model_name_or_path: missing; give a PaliGemma checkpoint, or"
+    )
+
+
+@pytest.mark.parametrize("stage", ["sft", "scst", "evaluate", "prepare", "document-frequencies"])
+def test_there_is_no_dataset_by_default(stage, tmp_path, capsys):
+    recipe = (
+        write_recipe(tmp_path / "r.yaml", adapter="a")
+        if stage in NEEDED
+        else write_recipe(tmp_path / "r.yaml")
+    )
+    argv = ["document-frequencies"] if stage == "document-frequencies" else []
+    assert call(stage, *argv, "--config", str(recipe), "--dry_run") == 2
+    assert capsys.readouterr().err.startswith("error: dataset: missing")
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "caption", "explain"])
+def test_keys_come_from_the_run_that_made_the_adapter(stage, tmp_path):
+    """Base model, prompt, limits and dataset from run.json beside it; a flag overrides them."""
+    trained = {
+        "model_name_or_path": "base",
+        "prompt": "its prompt",
+        "max_new_tokens": 9,
+        "dataset": "its data",
+    }
+    (tmp_path / "run.json").write_text(
+        json.dumps({"recipe": trained | {"learning_rate": 1.0, "lora_rank": 3}})
+    )
+    recipe = parse(RECIPES[stage], ["--adapter", str(tmp_path)]).recipe
+    assert (recipe.model_name_or_path, recipe.prompt, recipe.max_new_tokens) == ("base", "its prompt", 9)
+    assert getattr(recipe, "dataset", "its data") == "its data"
+    assert parse(RECIPES[stage], ["--adapter", str(tmp_path), "--prompt", "mine"]).recipe.prompt == "mine"

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from scst.cli.arguments import parse
+from scst.config import renamed_keys
 from scst.config.reader import (
     OWNED_TRAINING_ARGUMENTS,
     build_recipe,
@@ -15,7 +17,7 @@ from scst.config.reader import (
     resolved,
     training_argument_names,
 )
-from scst.config.recipes import RECIPES
+from scst.config.recipes import RECIPES, SCSTRecipe
 from scst.errors import RecipeError
 from tests.support.paths import ROOT
 
@@ -49,20 +51,21 @@ def test_typo_is_refused_with_what_was_meant(stage, typo, meant):
 
 
 def test_unknown_key_without_likeness_points_to_help():
-    assert message_of("sft", zzzzqqqq=1) == "zzzzqqqq: unknown key; see launch/sft.py --help"
+    assert message_of("sft", zzzzqqqq=1) == "zzzzqqqq: unknown key; see scst sft --help"
 
 
 @pytest.mark.parametrize(
     ("stage", "name", "owner"),
     [
-        ("sft", "num_samples", "scst"),
+        ("sft", "num_samples", "rl"),
         ("sft", "decoding", "evaluate"),
         ("scst", "lora_rank", "sft"),
         ("scst", "output", "caption"),
     ],
 )
 def test_key_of_another_stage_names_that_stage(stage, name, owner):
-    assert message_of(stage, **{name: 1}) == f"{name}: a key of launch/{owner}.py, not of launch/{stage}.py"
+    command = RECIPES[stage].command
+    assert message_of(stage, **{name: 1}) == f"{name}: a key of `scst {owner}`, not of `scst {command}`"
 
 
 @pytest.mark.parametrize("stage", TRAINING_STAGES)
@@ -81,6 +84,49 @@ def test_other_stages_pass_over_training_keys(stage):
     assert recipe.prompt == training["prompt"]
     assert not set(resolved(recipe)) & {"num_samples", "learning_rate", "max_steps"}
     assert "learning_rate" in message_of(stage, **training, learning_rte=1.0)
+
+
+# --- names of earlier releases
+
+
+def test_a_renamed_key_is_read_with_a_warning(capsys):
+    renamed_keys._warn.cache_clear()
+    recipe = build_recipe("scst", {"late_rollouts": True, "rollout_weights": "whole"})
+    assert recipe == build_recipe("scst", {"one_step_off_policy": True, "rollout_weights": "unsharded"})
+    build_recipe("scst", {"late_rollouts": True})
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: late_rollouts is now called one_step_off_policy; this release still reads the old name",
+        "warning: rollout_weights: whole is now called unsharded; this release still reads the old name",
+    ]
+
+
+def test_a_flag_overrides_a_file_that_uses_the_old_name(tmp_path):
+    (tmp_path / "old.yaml").write_text("late_rollouts: true\nadapter: a\ndataset: d\n")
+    flags = ["--config", str(tmp_path / "old.yaml")]
+    assert parse(SCSTRecipe, flags).recipe.one_step_off_policy is True
+    for name in ("late_rollouts", "one_step_off_policy"):
+        assert parse(SCSTRecipe, [*flags, f"--{name}", "false"]).recipe.one_step_off_policy is False
+
+
+def test_a_key_under_both_names_is_refused():
+    message = message_of("scst", late_rollouts=True, one_step_off_policy=False)
+    assert message == "one_step_off_policy: given twice, also by its old name late_rollouts"
+
+
+@pytest.mark.parametrize("name", renamed_keys.REMOVED_KEYS)
+def test_a_removed_key_says_what_to_do(name):
+    message = message_of("scst", **{name: "local"})
+    assert message.startswith(f"{name}: removed from recipes: ")
+    assert "delete the key" in message
+
+
+def test_renamed_names_exist():
+    keys = {f.name: f for recipe in RECIPES.values() for f in dataclasses.fields(recipe)}
+    assert set(renamed_keys.RENAMED_KEYS.values()) <= set(keys)
+    assert not (set(renamed_keys.RENAMED_KEYS) | set(renamed_keys.REMOVED_KEYS)) & set(keys)
+    for name, values in renamed_keys.RENAMED_VALUES.items():
+        assert set(values.values()) <= set(keys[name].metadata["choices"])
+        assert not set(values) & set(keys[name].metadata["choices"])
 
 
 # --- values

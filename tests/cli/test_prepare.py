@@ -11,18 +11,16 @@ import sys
 
 import pytest
 
-from launch.prepare import run
 from rewards.scorers.document_frequencies import DocumentFrequencies
-from scst.cli.arguments import main
-from scst.config import build_captions
-from scst.data.loading import load_splits
+from scst.cli.prepare import main
+from scst.data.load_splits import load_splits
 from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE_S
 from tests.support.worlds import write_risc
 
 
 def call(*flags: str) -> int:
-    return main("prepare", run, usage="", argv=["--agreement", "[]", *flags])
+    return main(["--agreement", "[]", *flags])
 
 
 def start(*arguments: str) -> subprocess.CompletedProcess:
@@ -73,9 +71,8 @@ def test_by_path_the_whole_of_it(data, tmp_path):
 
 
 def test_importing_it_loads_no_torch():
-    code = (
-        "import sys, scst.config.build_prepare; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
-    )
+    heavy = {"torch", "transformers"}
+    code = f"import sys, scst.config.build_prepare; sys.exit(bool({heavy} & set(sys.modules)))"
     assert start("-c", code).returncode == 0
 
 
@@ -144,7 +141,7 @@ def test_a_failure_leaves_nothing_behind(data, tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("scst.config.build_prepare.write_examples", fail)
+    monkeypatch.setattr("scst.data.preparation.preparation.write_examples", fail)
     assert call("--dataset", str(data), "--output_dir", str(tmp_path / "new")) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
@@ -159,7 +156,7 @@ def test_synonyms_by_the_bundled_encoder(data, tmp_path, monkeypatch):
         )
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    monkeypatch.setattr(build_captions, "build_embed", lambda recipe: embed)
+    monkeypatch.setattr("scst.data.preparation.caption_scorers.word_embedding", lambda model: embed)
     lines = (data / "captions.csv").read_text().splitlines()
     table = [f"noise,train,tile_{i}.png,boats lie at a dock .,x y .,x y .,x y .,x y ." for i in range(7)]
     table += ["noise,train,tile_7.png,boats lie at docks .,x y .,x y .,x y .,x y .", *lines[9:]]

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from scst.adapters.lora import LORA_TARGETS
+from scst.config.packaged import find_recipe
 from scst.config.reader import build_recipe, read_recipe_file, resolved
+from scst.config.recipes import RECIPES
 from tests.support.paths import ROOT
 from tests.support.recipes import RECIPES_FOLDER, name_of, stage_of
 
@@ -17,6 +19,13 @@ DEVICES = sorted((RECIPES_FOLDER / "accelerate").glob("*.yaml"))
 PARTS = sorted(RECIPES_FOLDER.rglob("_*.yaml"))
 """What other recipes extend; no recipes by themselves."""
 STAGE_RECIPES = sorted(set(RECIPES_FOLDER.rglob("*.yaml")) - set(DEVICES) - set(PARTS))
+REPORTS = {
+    "prompts-and-decodings",
+    "rank-and-projector",
+    "qlora-to-scst",
+    "adapter-kinds",
+    "cleaning-and-rank",
+}
 
 
 def header_of(path: Path) -> str:
@@ -38,7 +47,7 @@ def launch_commands(path: Path) -> list[str]:
 
 def test_the_folder_is_not_empty():
     folders = {path.parent.name for path in STAGE_RECIPES}
-    assert folders >= {"quickstart", "rsicd", "paligemma", "000", "001", "002", "003", "004"}
+    assert folders >= {"quickstart", "rsicd", "paligemma", "experiments", *REPORTS}
     devices = {"cpu", "cpu-2", "gpu", "ddp", "zero2", "zero3", "fsdp2", "multi-node"}
     assert {path.stem for path in DEVICES} == devices
 
@@ -80,6 +89,11 @@ def test_recipe_opens_with_its_launch_command(path):
     commands = launch_commands(path)
     assert commands, f"{name_of(path)}: no launch command in the first lines"
     script = f"launch/{stage_of(path)}.py"
+    if name := re.search(
+        r"^#   scst (\w+) .*--config (\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE
+    ):
+        assert name[1] == RECIPES[stage_of(path)].command
+        assert find_recipe(name[2]) == path
     assert (ROOT / script).is_file()
     assert any(script in command and f"--config {name_of(path)}" in command for command in commands)
     named = [RECIPES_FOLDER.parent / config for c in commands for config in re.findall(r"--config (\S+)", c)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.metrics.suite import METRICS
+from tests.support.commands import call
 from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES
 from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE_S
@@ -20,14 +20,6 @@ from tests.support.worlds import write_risc
 def start(script: str, *flags: str, stdin: str | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, f"launch/{script}.py", *flags]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, input=stdin, timeout=PATIENCE_S)
-
-
-def call(script: str, *flags: str) -> int:
-    """A launch script in this process: its exit code."""
-    module = importlib.import_module(f"launch.{script}")
-    from scst.cli.arguments import main
-
-    return main(script, module.run, usage=module.__doc__, argv=list(flags))
 
 
 def jsonl(rows) -> str:
@@ -210,7 +202,7 @@ def test_document_frequencies_are_those_that_training_would_count(tmp_path):
     table = DocumentFrequencies.load(output)
     assert (table.num_images, table.split, table.eos) == (12, "train", "emitted")
     assert table.fingerprint[:6] in done.stdout
-    from scst.data.loading import load_splits
+    from scst.data.load_splits import load_splits
 
     rows = load_splits(str(data), ["train"]).splits["train"]
     assert (
@@ -222,7 +214,7 @@ def test_document_frequencies_are_those_that_training_would_count(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["frequencies"], "unexpected argument 'frequencies'"),
+        (["frequencies", "--dataset", "embedded:scenes"], "unexpected argument 'frequencies'"),
         (["document-frequencies"], "dataset: missing"),
         (["document-frequencies", "--dataset", "/nowhere"], "/nowhere"),
         (["document-frequencies", "--dataset", "embedded:scenes", "--eos", "maybe"], "eos: must be one of"),
@@ -237,6 +229,6 @@ def test_wrong_preparations_exit_2(flags, message):
 def test_a_table_of_another_split_is_refused_before_the_model_is_loaded(tmp_path, capsys):
     DocumentFrequencies.from_references(REFERENCES, eos="emitted", split="val").save(tmp_path / "df.json")
     rewards = [{"name": "cider_d", "kwargs": {"frequencies": str(tmp_path / "df.json")}}]
-    flags = ["--adapter", str(tmp_path), "--rewards", json.dumps(rewards), "--model_name_or_path", "/nowhere"]
+    flags = ["--config", "quickstart/scst", "--adapter", str(tmp_path), "--rewards", json.dumps(rewards)]
     assert call("scst", *flags) == 2
     assert "are of split 'val', but the run trains on 'train'" in capsys.readouterr().err

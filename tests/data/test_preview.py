@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from scst.data.loading import load_splits
+from scst.data.load_splits import load_splits
 from scst.data.preview import (
     compute_preview,
     decode_tokens,

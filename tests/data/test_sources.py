@@ -228,9 +228,9 @@ def test_data_room_does_not_import_torch(tmp_path, toy_rows):
     dataset_of(toy_rows).to_parquet(tmp_path / "d.parquet")
     code = (
         "import sys\n"
-        "from scst.data import images, loading, preview, risc, sources, splits, supervision, validate\n"
+        "from scst.data import images, load_splits, preview, risc, sources, splits, supervision, validate\n"
         f"for dataset in ({str(folder)!r}, {str(tmp_path / 'd.parquet')!r}):\n"
-        "    data = loading.load_splits(dataset, ['train', 'val'])\n"
+        "    data = load_splits.load_splits(dataset, ['train', 'val'])\n"
         "    supervision.CaptionChoice('all').expand(data.splits['train'])[0]\n"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )

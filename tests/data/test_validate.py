@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from scst.data.loading import load_splits
+from scst.data.load_splits import load_splits
 from scst.data.validate import check_policy, inspect_examples, refuse_bad
 from scst.errors import DataError, RecipeError
 from tests.support.rows import CAPTIONS, encoded, read_form, rows_of, write_risc

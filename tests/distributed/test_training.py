@@ -167,7 +167,8 @@ def test_streamed_weights_sample_the_same_captions(world, one_process, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("config", "weights"), [("cpu-2", "whole"), ("zero3", "whole"), ("zero3", "streamed"), ("fsdp2", "whole")]
+    ("config", "weights"),
+    [("cpu-2", "unsharded"), ("zero3", "unsharded"), ("zero3", "streamed"), ("fsdp2", "unsharded")],
 )
 def test_captions_that_end_early_keep_nobody_waiting(world, tmp_path, config, weights):
     """8 tokens in one process, 1 in the other; in the last step of an epoch the latter has the only image."""

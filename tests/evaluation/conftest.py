@@ -1,4 +1,4 @@
-"""Fixtures of the evaluation tests: a dataset of noise images, and METEOR started once."""
+"""Fixtures of the evaluation tests: a dataset of noise images."""
 
 from __future__ import annotations
 
@@ -6,16 +6,8 @@ import pytest
 from datasets import Dataset
 from datasets import Image as ImageFeature
 
-from scst.metrics.bootstrap import score_captions
-from scst.metrics.suite import Corpus
-from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES
+from tests.support.golden import REFERENCES
 from tests.support.tiny import noise_images
-
-
-@pytest.fixture(scope="session")
-def golden_results():
-    """Metrics with golden values on the golden captions: the one start of METEOR's Java in this folder."""
-    return score_captions(Corpus(CAPTIONS, REFERENCES), list(EXPECTED))
 
 
 @pytest.fixture(scope="session")

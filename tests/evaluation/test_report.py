@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -13,15 +14,16 @@ from rich.console import Console
 
 from scst.data.files import write_jsonl
 from scst.errors import DataError, RecipeError
-from scst.evaluation import evaluate as evaluation
+from scst.evaluation import evaluation
 from scst.evaluation.captioning import Caption
 from scst.evaluation.comparison import compare_with, other_evaluation
-from scst.evaluation.evaluate import evaluate
+from scst.evaluation.evaluation import Evaluation
 from scst.evaluation.evaluation_page import Report, rankings, report_html
 from scst.evaluation.samples import ScoredSamples, sample_captions, spread_indices, training_sampling
 from scst.evaluation.training_log import TrainingStage, training_stages
 from scst.evaluation.training_section import _ends, rewards_section, training_section
-from scst.metrics.bootstrap import compare_captions, metric_results, metric_scores
+from scst.metrics.bootstrap import metric_results, metric_scores
+from scst.metrics.paired import compare_captions
 from scst.metrics.suite import METRICS, Corpus, MetricSettings
 from scst.models.policy import policy_for
 from scst.models.prompts import PromptEncoder
@@ -31,6 +33,12 @@ from scst.types import Sampling
 from tests.support.browser import DESKTOP, PHONE, OpenPage
 from tests.support.golden import CAPTIONS, REFERENCES
 from tests.support.tiny import build_model
+
+
+def evaluate(model, processor, dataset, **settings):
+    """The summary of an evaluation with these settings."""
+    return Evaluation(**settings).run(model, processor, dataset)
+
 
 IDS = [f"img_{i}" for i in range(5)]
 QUALITY = ("cider_d", "bleu_4", "rouge_l")
@@ -115,12 +123,23 @@ def test_what_is_no_finite_number_is_left_out(tmp_path):
     assert stage.series("flag") == []
 
 
+def points_of(svg: str, colour: str) -> list[tuple[float, float]]:
+    """The points of the line of a colour, in units of the SVG."""
+    line = next(tag for tag in re.findall(r"<path[^>]*>", svg) if colour in tag and "clip-path" in tag)
+    numbers = map(float, re.findall(r"-?[\d.]+", re.search(r' d="([^"]*)"', line)[1]))
+    return list(zip(*[iter(numbers)] * 2, strict=True))
+
+
 def test_curves_literally():
     svg = lines({"a": [(0, 1.0), (10, 3.0)], "b": [(5, 2.0)]}, title="x & y")
-    # 220 x 90: (0, 1) is lower left, (10, 3) upper right, (5, 2) the middle
-    assert '<polyline points="0.0,90.0 220.0,0.0"' in svg
-    assert '<polyline points="110.0,45.0"' in svg
+    # SVG counts y from the top: (0, 1) is lower left, (10, 3) upper right, (5, 2) the middle of both
+    (x0, y0), (x1, y1) = points_of(svg, "var(--fill)")
+    assert x0 < x1
+    assert y0 > y1
+    assert points_of(svg, "var(--second)") == [pytest.approx([(x0 + x1) / 2, (y0 + y1) / 2], abs=0.02)]
     assert "x &amp; y" in svg
+    assert "a (3)" in svg
+    assert svg == lines({"a": [(0, 1.0), (10, 3.0)], "b": [(5, 2.0)]}, title="x & y"), "no date, no random id"
     assert lines({}, title="nothing") == ""
     assert "NaN" not in lines({"a": [(1, 2.0)]}, title="one point")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.command_lines import call
+from tests.support.commands import call
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_until
 

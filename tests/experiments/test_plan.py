@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from scst.config.build_matrix import RecipeKeys, plan_of
 from scst.config.reader import build_recipe, read_recipe_file
 from scst.errors import RecipeError
 from scst.experiments.matrix_models import read_models
-from scst.experiments.matrix_plan import make_plan
 from tests.support.matrices import SCST, SFT
 from tests.support.paths import ROOT
 
@@ -17,20 +17,20 @@ MATRICES = sorted((ROOT / "recipes").rglob("*matrix.yaml"))
 @pytest.mark.parametrize("path", MATRICES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_matrix_recipe_has_a_plan(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    plan = make_plan(build_recipe("matrix", read_recipe_file(path)))
+    plan = plan_of(build_recipe("matrix", read_recipe_file(path)))
     assert plan.cells
     assert all(run.keys["model_name_or_path"] for run in (*plan.trainings, *plan.evaluations))
 
 
-def plan_of(name, monkeypatch):
+def named_plan(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    return make_plan(
+    return plan_of(
         build_recipe("matrix", read_recipe_file(ROOT / "recipes" / "matrix" / f"{name}-matrix.yaml"))
     )
 
 
 def test_the_twelve_runs_are_twelve(monkeypatch):
-    plan = plan_of("twelve-runs", monkeypatch)
+    plan = named_plan("twelve-runs", monkeypatch)
     assert (len(plan.trainings), len(plan.evaluations), len(plan.cells)) == (2, 12, 12)
     assert {cell.prompt for cell in plan.cells} == {
         "Describe this image in detail:",
@@ -45,13 +45,13 @@ def test_the_twelve_runs_are_twelve(monkeypatch):
 
 
 def test_the_rank_ablation_is_the_published_grid(monkeypatch):
-    plan = plan_of("ranks", monkeypatch)
+    plan = named_plan("ranks", monkeypatch)
     grid = {tuple(run.keys[k] for k in ("lora_rank", "lora_alpha", "lora_dropout")) for run in plan.trainings}
     assert grid == {(r, float(a), d) for r in (2, 4, 8) for a in (4, 16, 32) for d in (0.0, 0.1)}
 
 
 def test_baselines_share_one_supervised_adapter(monkeypatch):
-    plan = plan_of("baselines", monkeypatch)
+    plan = named_plan("baselines", monkeypatch)
     assert [run.stage for run in plan.trainings].count("sft") == 1
     assert [run.stage for run in plan.trainings].count("scst") == 9
     supervised = plan.trainings[0]
@@ -73,7 +73,7 @@ def test_a_varied_key_reaches_the_stages_that_know_it(lab):
 
 def test_labels_name_what_is_too_long_for_a_name():
     grid = {"prompts": {"one": ["a b"], "many": ["a b", "c d"]}}
-    models = read_models([{"name": "m", "stages": [SFT], "vary": grid}])
+    models = read_models([{"name": "m", "stages": [SFT], "vary": grid}], RecipeKeys())
     assert [model.name for model in models] == ["m prompts=one", "m prompts=many"]
 
 

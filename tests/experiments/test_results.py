@@ -12,8 +12,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from scst.config import build_matrix
 from scst.experiments import results, tables
+from scst.experiments.matrix_run import write_figures, write_tables
 from scst.experiments.results import Result, collect, robustness_of, rows_of
 from tests.support.matrices import SFT, Lab
 
@@ -116,8 +116,8 @@ def written(tmp_path_factory):
     keys = {"models": [{"name": "<base>"}, {"name": "lora", "stages": [SFT], "vary": {"lora_rank": [2, 4]}}]}
     keys |= {"prompts": ["caption en", "a | b"], "max_new_tokens": [8, 13], "seeds": [1, 2]}
     outcome, _ = lab.run(**keys)
-    recipe, plan = lab.recipe(**keys), lab.plan(**keys)
-    build_matrix.write_figures(recipe, plan, build_matrix.write_tables(recipe, plan, outcome.errors))
+    plan, root = lab.plan(**keys), lab.folder / "out"
+    write_figures(plan, root, write_tables(plan, root, outcome.errors, "cider_d"), "cider_d")
     return lab.folder / "out"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scst.evaluation.captioning import caption_images
-from scst.models.loading import EMBEDDED_MODEL, load_model, load_processor
+from scst.models.pretrained import EMBEDDED_MODEL, load_model, load_processor
 from tests.support.objects import (
     LIMIT,
     PAINTERS,

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from scst.adapters.lora import add_lora
-from scst.cli.arguments import main
+from scst.cli.explain import main
 from scst.config.reader import read_recipe_file
-from scst.explain.explain import METHODS, Settings, explain
+from scst.explain.explanation import METHODS, Settings, explain_caption
 from scst.explain.explanation_files import explanation_record, write_overlays
 from scst.explain.explanation_page import explanation_page, times
 from scst.explain.overlay import AGAINST, FOR, LONGEST_SIDE, overlay
-from scst.models.loading import load_model
+from scst.models.pretrained import load_model
 from tests.support.browser import OpenPage
 from tests.support.worlds import write_model, write_recipe
 
@@ -35,27 +35,27 @@ def explanation(request):
     processor = build_processor()
     model = build_model(processor).requires_grad_(False)
     image = noise_images(1)[0]
-    found = explain(
+    found = explain_caption(
         model, processor, image, CAPTION, prompt="caption en", max_new_tokens=40, settings=FEW, label="tiny"
     )
     return found, model, processor, image
 
 
-def test_every_method_has_a_map_of_every_subject(explanation):
+def test_every_method_has_a_map_of_every_target(explanation):
     found = explanation[0]
     assert list(found.heat) == list(METHODS)
-    assert found.subjects == list(range(7)), "the whole caption and six words"
+    assert found.targets == list(range(7)), "the whole caption and six words"
     for maps in found.heat.values():
         assert {each.shape for each in maps.values()} == {(32, 32)}
         assert all(np.isfinite(each).all() for each in maps.values())
     assert set(found.curves) == set(METHODS)
-    assert set(found.completeness) == set(found.subjects)
+    assert set(found.completeness) == set(found.targets)
 
 
 def test_paligemma_2_is_explained_too(tiny_processor, tiny_model_v2, images):
     """Its attention is eager and its logits may be capped."""
     model = tiny_model_v2.requires_grad_(False)
-    found = explain(
+    found = explain_caption(
         model, tiny_processor, images[1], "a river", prompt="caption en", max_new_tokens=40, settings=FEW
     )
     assert set(found.heat) == set(METHODS)
@@ -65,10 +65,10 @@ def test_paligemma_2_is_explained_too(tiny_processor, tiny_model_v2, images):
 
 def test_the_same_seed_gives_the_same_maps(explanation):
     found, model, processor, image = explanation
-    again = explain(
+    again = explain_caption(
         model, processor, image, CAPTION, prompt="caption en", max_new_tokens=40, settings=FEW, word="road"
     )
-    assert again.subjects == [0, 6]
+    assert again.targets == [0, 6]
     assert again.focus == 6
     for method, maps in again.heat.items():
         for which in (0, 6):
@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_maps(explanation):
 
 def test_the_main_region_is_the_fewest_segments_with_half_of_the_mass(explanation):
     found = explanation[0]
-    for which in found.subjects:
+    for which in found.targets:
         mass = np.clip(found.importance["shap"][which], 0, None) * np.bincount(found.segments.ravel())
         inside = np.unique(found.segments[found.main_region(which)])
         assert mass[inside].sum() >= 0.5 * mass.sum()
@@ -109,11 +109,11 @@ def test_the_page_is_whole_and_alone(explanation):
     assert tags.stack == []
     assert "<b>are</b> near" not in page, "captions are escaped"
     assert "<script" not in page
-    assert not re.search(r'(src|href)="(?!data:)', page), "nothing outside of the file"
+    assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing outside of the file"
     inputs = [attributes for tag, attributes in tags.attributes if tag == "input"]
     labels = [attributes["for"] for tag, attributes in tags.attributes if tag == "label"]
     assert [each["id"] for each in inputs] == labels, "every word has its button"
-    assert len(set(labels)) == len(labels) == 2 * len(found.subjects)
+    assert len(set(labels)) == len(labels) == 2 * len(found.targets)
     assert page.count('<div class="view">') == len(labels)
     assert 'name="viewport"' in page
 
@@ -192,9 +192,7 @@ def write_adapter(folder, model) -> None:
 
 
 def call(*flags) -> int:
-    from launch import explain as script
-
-    return main("explain", script.run, usage=script.__doc__, argv=[str(flag) for flag in flags])
+    return main([str(flag) for flag in flags])
 
 
 def flags_of(world, *more):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from scst.errors import RecipeError
-from scst.explain.explain import Settings
+from scst.explain.explanation import Settings
 from scst.explain.faithfulness import FaithfulnessCurve, faithfulness_curve
 from scst.explain.segments import OCCLUSIONS, Occluder, cut_into_segments, hidden_picture, segment_means
-from tests.support.objects import ToySubject, court, one_object, toy_occluder
+from tests.support.objects import ToyTarget, court, one_object, toy_occluder
 
 
 def colours(image) -> np.ndarray:
@@ -73,10 +73,10 @@ def test_areas_literally():
 
 
 def curve_of(order, steps=4):
-    """The curve of a subject whose log probability is -4 (1 - q_0) - (1 - q_1)."""
-    subject = ToySubject(lambda q: torch.stack([-4 * (1 - q[:, 0]) - (1 - q[:, 1])] * 2, 1))
+    """The curve of a target whose log probability is -4 (1 - q_0) - (1 - q_1)."""
+    target = ToyTarget(lambda q: torch.stack([-4 * (1 - q[:, 0]) - (1 - q[:, 1])] * 2, 1))
     importance = np.array([len(order) - order.index(segment) for segment in range(4)], dtype=float)
-    return faithfulness_curve(subject, toy_occluder(subject), 0, importance, steps=steps, batch_size=3)
+    return faithfulness_curve(target, toy_occluder(target), 0, importance, steps=steps, batch_size=3)
 
 
 def test_curves_literally():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from scst.adapters.lora import add_lora
-from scst.models.loading import load_model
+from scst.models.pretrained import load_model
 from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE_S
 from tests.support.worlds import write_model, write_recipe, write_risc

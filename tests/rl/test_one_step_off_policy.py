@@ -38,7 +38,7 @@ def nothing_seen():
 @pytest.fixture
 def run(run_stage, sft_adapter, tmp_path):
     def run(**keys):
-        keys = {"late_rollouts": True, "rewards": [{"import_path": f"{HERE}:watched_variety"}]} | keys
+        keys = {"one_step_off_policy": True, "rewards": [{"import_path": f"{HERE}:watched_variety"}]} | keys
         usual = {"output_dir": str(tmp_path / "out"), "optim": "sgd", "overwrite": True}
         return run_stage("scst", adapter=str(sft_adapter), **usual | keys)
 
@@ -84,7 +84,7 @@ def test_rewards_are_computed_beside_the_next_rollout(run, monkeypatch, late):
 
     monkeypatch.setattr(Sampler, "sample", counted_sample)
     monkeypatch.setattr(f"{HERE}.watched_variety", waiting)
-    run(max_steps=2, late_rollouts=late)
+    run(max_steps=2, one_step_off_policy=late)
     assert met[0] == late
 
 

@@ -197,9 +197,10 @@ def test_training_with_the_cache_is_training_without(run_stage, sft_adapter, tmp
     }
     for name in ("first", "second"):
         assert all(torch.equal(weights[name][n], weight) for n, weight in weights["off"].items())
-    assert runs["off"].feature_cache is None
-    assert runs["second"].feature_cache.misses == 4, "only the first batch, which tells shape and precision"
-    assert runs["second"].feature_cache.hits == 12
+    assert runs["off"].sampler.feature_cache is None
+    features = runs["second"].sampler.feature_cache
+    assert features.misses == 4, "only the first batch, which tells shape and precision"
+    assert features.hits == 12
 
 
 def test_the_key_wants_a_folder():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import pickle
 import shutil
@@ -13,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from scst.adapters.loading import check_adapter_exists, load_adapter
-from scst.cli.arguments import Arguments, parse
-from scst.config.reader import build_recipe
+from scst.cli.arguments import parse
+from scst.config.recipes import RECIPES
 from scst.errors import RecipeError
-from scst.models.loading import allow_deepspeed_states, check_model_exists, load_model, load_processor
+from scst.models.pretrained import allow_deepspeed_states, check_model_exists, load_model, load_processor
 from scst.training.checkpoints import read_manifest, write_manifest
 
 
@@ -34,7 +33,7 @@ def train(world, output_dir, **keys) -> None:
         "max_steps": 1,
         "save_steps": 1,
     }
-    importlib.import_module("launch.sft").run(Arguments(build_recipe("sft", settings | keys)))
+    run_recipe("sft", settings | keys)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +134,7 @@ def test_an_adapter_cannot_say_where_to_write(run, stage):
     record = json.loads((run / "run.json").read_text())
     record["recipe"] |= {"output": "/etc/passwd", "output_dir": "/etc", "prompt": "from the record"}
     (run / "run.json").write_text(json.dumps(record))
-    recipe = parse(stage, ["--adapter", str(run)]).recipe
+    recipe = parse(RECIPES[stage], ["--adapter", str(run)]).recipe
     assert recipe.prompt == "from the record"
     assert recipe.output_dir == "outputs/run"
     assert getattr(recipe, "output", None) is None
@@ -150,7 +149,7 @@ def test_zero_states_load_in_the_safe_mode_and_code_does_not(trap, tmp_path, mon
     trap.hide_in(tmp_path / "evil.pt")
     states = {"scaler": LossScaler(2.0), "stage": ZeroStageEnum(2), "slice": fragment_address(3, 4)}
     torch.save(states, tmp_path / "states.pt")
-    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # as launch/__init__.py sets it
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # as scst/cli/__init__.py sets it
     monkeypatch.setattr(torch._weights_only_unpickler, "_marked_safe_globals_set", set())
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "states.pt", weights_only=False)

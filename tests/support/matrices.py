@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from scst.config.build_matrix import plan_of
 from scst.config.reader import build_recipe
-from scst.experiments.matrix_plan import make_plan
 from scst.experiments.runner import Runner
 
 STAND_IN = """
@@ -52,8 +52,9 @@ class Lab:
         self.calls = folder / "calls.txt"
         self.scripts = {}
         for stage in ("sft", "scst", "evaluate"):
-            self.scripts[stage] = folder / f"{stage}.py"
-            self.scripts[stage].write_text(STAND_IN.format(stage=stage, calls=self.calls))
+            script = folder / f"{stage}.py"
+            self.scripts[stage] = [str(script)]
+            script.write_text(STAND_IN.format(stage=stage, calls=self.calls))
 
     def recipe(self, **keys):
         settings = {
@@ -65,7 +66,7 @@ class Lab:
         return build_recipe("matrix", settings | keys)
 
     def plan(self, **keys):
-        return make_plan(self.recipe(**keys))
+        return plan_of(self.recipe(**keys))
 
     def run(self, **keys):
         """Run a matrix; returns its outcome and what was started, without fingerprints."""

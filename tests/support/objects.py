@@ -13,7 +13,7 @@ from torch import nn
 
 from scst.data.scenes.canvas import CONCRETE, GRASS, PAINT, WATER, Canvas
 from scst.data.scenes.painters import court_lines, plane
-from scst.explain.attribution_target import CaptionSubject
+from scst.explain.attribution_target import AttributionTarget
 from scst.explain.segments import Occluder, cut_into_segments, hidden_picture
 
 PROMPT, LIMIT = "caption en", 40
@@ -84,25 +84,25 @@ def with_random_weights(model):
     return twin
 
 
-def subject_of(model, processor, image, caption) -> CaptionSubject:
-    return CaptionSubject(model, processor, image, PROMPT, caption, max_new_tokens=LIMIT)
+def target_of(model, processor, image, caption) -> AttributionTarget:
+    return AttributionTarget(model, processor, image, PROMPT, caption, max_new_tokens=LIMIT)
 
 
-def occluder_of(subject: CaptionSubject, occlusion: str = "blur", num_segments: int = 40) -> Occluder:
-    picture = subject.picture()
+def occluder_of(target: AttributionTarget, occlusion: str = "blur", num_segments: int = 40) -> Occluder:
+    picture = target.picture()
     hidden = torch.from_numpy(np.ascontiguousarray(hidden_picture(picture, occlusion))).permute(2, 0, 1)[None]
     segments = cut_into_segments(picture, num_segments)
-    return Occluder(subject.pixels, subject.to_pixels(hidden.to(subject.pixels)), segments)
+    return Occluder(target.pixels, target.to_pixels(hidden.to(target.pixels)), segments)
 
 
-class ToySubject:
-    """A subject whose log probabilities are known functions of which quarter of the picture is seen.
+class ToyTarget:
+    """A target whose log probabilities are known functions of which quarter of the picture is seen.
 
     Args:
         logprobs: of (N, 4) brightnesses of the quarters, returns (N, 1 + W).
     """
 
-    num_subjects, grid = 2, (2, 2)
+    num_targets, grid = 2, (2, 2)
 
     def __init__(self, logprobs):
         self.pixels = torch.ones(1, 3, 4, 4)
@@ -120,7 +120,7 @@ class ToySubject:
 QUARTERS = np.kron([[0, 1], [2, 3]], np.ones((2, 2), dtype=int))
 
 
-def toy_occluder(subject):
+def toy_occluder(target):
     from scst.explain.segments import Occluder
 
-    return Occluder(subject.pixels, torch.zeros_like(subject.pixels), QUARTERS)
+    return Occluder(target.pixels, torch.zeros_like(target.pixels), QUARTERS)

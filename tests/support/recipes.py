@@ -8,7 +8,7 @@ from scst.config.recipes import RECIPES
 from tests.support.paths import ROOT
 
 RECIPES_FOLDER = ROOT / "recipes"
-SYSTEMS = RECIPES_FOLDER / "systems"
+REPORTS = RECIPES_FOLDER / "reports"
 """Recipes of published reports."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 
 from scst.cli.arguments import Arguments
 from scst.config.reader import build_recipe
+from tests.support.commands import command_of
 from tests.support.worlds import write_model, write_risc
 
 
@@ -48,8 +48,8 @@ def run_stage(world):
 
 
 def run_recipe(stage: str, keys: dict[str, Any]) -> Any:
-    """Train as the launch script of a stage does; returns the trainer."""
-    return importlib.import_module(f"launch.{stage}").run(Arguments(build_recipe(stage, keys)))
+    """Train as the command of a stage does; returns the trainer."""
+    return command_of(stage).run(Arguments(build_recipe(stage, keys)))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from scst.config import build
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
 from scst.evaluation.captioning import caption_images
-from scst.models.loading import load_model
+from scst.models.pretrained import load_model
 from tests.support.adapted import KINDS
 from tests.support.stages import adapter_weights, bits, losses
 from tests.support.tiny import noise_images
@@ -101,12 +101,11 @@ def test_divided_weights_are_refused(monkeypatch, kind):
 
 
 def test_merge_refuses_before_a_model_is_loaded(tmp_path, capsys):
-    from launch import merge
-    from scst.cli.arguments import main
+    from scst.cli.merge import main
 
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "SCST_PREFIX"}))
     flags = ["--adapter", str(tmp_path), "--output_dir", str(tmp_path / "merged")]
-    assert main("merge", merge.run, usage=merge.__doc__, argv=flags) == 2
+    assert main(flags) == 2
     assert "prefix_tuning cannot be merged" in capsys.readouterr().err
-    assert main("merge", merge.run, usage=merge.__doc__, argv=[]) == 2
+    assert main([]) == 2
     assert "adapter: missing" in capsys.readouterr().err

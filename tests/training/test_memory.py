@@ -244,12 +244,11 @@ def test_phases_are_logged(run_stage, sft_adapter, tmp_path):
 
 DISTRIBUTED = """
 import os, sys
-from launch import scst
-from scst.cli.arguments import main
+from scst.cli.rl import main
 from tests.support.memory import make_scarce
 if os.environ["RANK"] == "1":
     make_scarce("backward", 1)
-sys.exit(main("scst", scst.run, usage=""))
+sys.exit(main())
 """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import time
 from pathlib import Path
@@ -11,11 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scst.cli.arguments import main, parse
-from scst.config.measured_plan import alternatives, duration, with_settings
+from scst.cli.arguments import parse
+from scst.config.measured_plan import alternatives, with_settings
 from scst.config.reader import build_recipe
+from scst.config.recipes import RECIPES, SCSTRecipe
 from scst.errors import RecipeError
 from scst.training.plan import EvaluationCost, Schedule, StepCost, measure_steps, project
+from scst.training.plan_tables import duration
+from tests.support.commands import command_of
 from tests.support.memory import make_scarce
 from tests.support.tiny import build_model
 
@@ -23,10 +25,9 @@ STAGES = ("sft", "scst")
 
 
 def call(stage: str, *flags: str, **keys) -> int:
-    """A launch script in this process: its exit code."""
-    module = importlib.import_module(f"launch.{stage}")
+    """A command in this process: its exit code."""
     settings = [part for name, value in keys.items() for part in (f"--{name}", str(value))]
-    return main(stage, module.run, usage=module.__doc__, argv=[*flags, *settings])
+    return command_of(stage).main(["--config", f"quickstart/{stage}", *flags, *settings])
 
 
 @pytest.fixture
@@ -240,7 +241,7 @@ def test_duration(seconds, text):
     ],
 )
 def test_flag(argv, plan):
-    assert parse("scst", argv).plan == plan
+    assert parse(SCSTRecipe, argv).plan == plan
 
 
 @pytest.mark.parametrize(
@@ -257,5 +258,5 @@ def test_flag(argv, plan):
 )
 def test_wrong_flag(stage, argv, message):
     with pytest.raises(RecipeError) as caught:
-        parse(stage, argv)
+        parse(RECIPES[stage], argv)
     assert message in str(caught.value)

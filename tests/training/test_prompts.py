@@ -156,7 +156,7 @@ def test_resumed_run_draws_the_same_prompts(run_stage, sft_adapter, tmp_path, st
     """Killed at the end of the first epoch (3 steps); a late rollout then waits with its epoch's prompts."""
     stage, late = ("scst", True) if stage == "late" else (stage, False)
     keys = {"prompts": PROMPTS, "save_strategy": "steps", "save_steps": 3, "max_steps": 6}
-    keys |= {"adapter": str(sft_adapter), "late_rollouts": late} if stage == "scst" else {}
+    keys |= {"adapter": str(sft_adapter), "one_step_off_policy": late} if stage == "scst" else {}
     run_stage(stage, output_dir=str(tmp_path / "whole"), **keys)
     shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "parts" / "checkpoint-3")
     run_stage(stage, output_dir=str(tmp_path / "parts"), resume=True, **keys)

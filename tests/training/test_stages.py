@@ -12,7 +12,7 @@ from transformers import PaliGemmaForConditionalGeneration
 
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.errors import RecipeError, ScstError
-from scst.models.loading import load_model
+from scst.models.pretrained import load_model
 from tests.support.stages import adapter_weights, bits, losses
 
 STAGES = ("sft", "scst")

@@ -74,7 +74,15 @@ def test_an_evaluation_that_takes_more_is_made_smaller(tmp_path):
     keys = EVALUATED | {"validation_batch_size": 48, "per_device_train_batch_size": 1}
     keys |= {"max_steps": 2, "logging_steps": 1}
     flags = [text for name, value in keys.items() for text in (f"--{name}", str(value))]
-    command = [sys.executable, "launch/sft.py", "--output_dir", str(tmp_path / "out"), *flags]
+    command = [
+        sys.executable,
+        "launch/sft.py",
+        "--config",
+        "quickstart/sft",
+        "--output_dir",
+        str(tmp_path / "out"),
+        *flags,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())

@@ -2,19 +2,21 @@
 
 A step takes captions to captions: ``lowercase``, ``nfkc``, ``ascii``, ``collapse-spaces`` rewrite one,
 ``length 5-20`` and ``drop-degenerate`` leave some out, ``dedupe`` leaves out what an image says twice,
-``synonyms`` (:mod:`scst.data.preparation.synonyms`) maps rare words, ``package.module:function`` is anybody's. After
-every step the words must still be the captions' words: a published run trained on cluster ids ("0 1") that
-such a step had left in place of words, and noticed when its BLEU was 0.
+``synonyms`` (:mod:`scst.data.preparation.synonyms`) maps rare words, and
+``package.module:function`` is the user's own. After every step the words must still be the captions' words: a
+published run trained on cluster ids ("0 1") that such a step had left in place of words, and noticed when its
+BLEU was 0.
 """
 
 import importlib
 import logging
 import re
+import string
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from scst.data.supervision import words
+from rewards.scorers.text import words
 from scst.errors import DataError, RecipeError
 
 logger = logging.getLogger(__name__)
@@ -208,7 +210,7 @@ def check_words(step: Step, before: Captions, after: Captions) -> None:
 
 
 def _folded(word: str) -> str:
-    return ascii_caption(word).lower() or word
+    return ascii_caption(word).lower().strip(string.punctuation) or word
 
 
 def _first(captions: Captions) -> str:

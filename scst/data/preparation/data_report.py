@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from scst.data.loading import data_fingerprint
+from scst.data.load_splits import data_fingerprint
 from scst.data.preparation.inspection import Example, Inspected
 from scst.data.preparation.prepared_dataset import Prepared
 from scst.data.preparation.statistics import (
     Agreement,
-    CaptionFacts,
-    caption_facts,
+    CaptionStatistics,
+    count_captions,
     equal_images,
     seen_in_training,
 )
@@ -52,14 +52,14 @@ class DataReport:
     categories: Mapping[str, str]
 
     @cached_property
-    def before(self) -> CaptionFacts:
+    def before(self) -> CaptionStatistics:
         """Of the splits whose captions were worked on, before."""
-        return caption_facts(self._changed(self.prepared.before))
+        return count_captions(self._changed(self.prepared.before))
 
     @cached_property
-    def after(self) -> CaptionFacts:
+    def after(self) -> CaptionStatistics:
         """Of the same splits, after."""
-        return caption_facts(self._changed(self.prepared.after))
+        return count_captions(self._changed(self.prepared.after))
 
     @property
     def unchanged(self) -> bool:
@@ -69,10 +69,10 @@ class DataReport:
         )
 
     @cached_property
-    def splits(self) -> dict[str, CaptionFacts]:
-        """Facts of every split of the new dataset."""
+    def splits(self) -> dict[str, CaptionStatistics]:
+        """Statistics of every split of the new dataset."""
         names = dict.fromkeys(e.split for e in self.prepared.after)
-        return {name: caption_facts([e for e in self.prepared.after if e.split == name]) for name in names}
+        return {name: count_captions([e for e in self.prepared.after if e.split == name]) for name in names}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -104,7 +104,7 @@ def report_json(report: DataReport) -> dict[str, Any]:
         "changed_splits": prepared.changed_splits,
         "before": report.before.summary(),
         "after": report.after.summary(),
-        "splits": {name: facts.summary() for name, facts in report.splits.items()},
+        "splits": {name: found.summary() for name, found in report.splits.items()},
         "steps": [vars(step) for step in prepared.steps],
         "synonyms": dict(report.synonyms),
         "selection": {"policy": prepared.selection, "chosen": dict(sorted(prepared.chosen.items()))},

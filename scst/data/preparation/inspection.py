@@ -17,8 +17,8 @@ from PIL import Image
 from scst.data.images import IMAGE_FORMATS, ImageProbe, decode_image, image_bytes, probe_image
 from scst.data.preparation.streams import Row, RowStream
 from scst.data.splits import seeded_hash
+from scst.data.thumbnails import thumbnail_uri
 from scst.data.validate import BadExample, text_problem
-from scst.report.page import thumbnail_uri
 
 IMAGES_AT_ONCE = 64
 THREADS = 4  # decoding releases the interpreter's lock

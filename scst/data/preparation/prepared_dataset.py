@@ -17,8 +17,6 @@ from scst.data.preparation.writers import Writer
 from scst.data.splits import assign_fractions, check_leakage, parse_fractions
 from scst.errors import DataError
 
-KEPT_CAPTIONS = ("all", "chosen")
-
 CorpusScores = Callable[[Sequence[Example]], Sequence[Sequence[float]]]
 """Scores for every caption of every example, for a selection that goes by scores."""
 

@@ -43,8 +43,8 @@ def choose_captions(
     if selection in SCORED:
         if scores is None:
             raise RecipeError(f"the caption selection {selection!r} wants a score for every caption.")
-        rows = zip(references, image_ids, scores, strict=True)
-        return [_best(captions, key, values, seed) for captions, key, values in rows]
+        scored = zip(references, image_ids, scores, strict=True)
+        return [_best(captions, key, values, seed) for captions, key, values in scored]
     rows = zip(references, image_ids, strict=True)
     return [captions.index(POLICIES[selection](captions, key, 0, seed)) for captions, key in rows]
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rewards.scorers.text import words
 from scst.data.preparation.cleaning import degenerate_kind
 from scst.data.preparation.inspection import Example
 from scst.data.preparation.selection import CaptionScores, sibling_scores
 from scst.data.splits import seeded_hash
-from scst.data.supervision import words
 
 _FUNCTION_WORDS = """
     a an the this that these those it its is are was were be been there here and or but with without of in on
@@ -22,7 +22,7 @@ SHOWN = 20
 
 
 @dataclass(frozen=True)
-class CaptionFacts:
+class CaptionStatistics:
     """What there is in the captions of some examples.
 
     Attributes:
@@ -73,7 +73,7 @@ class CaptionFacts:
         }
 
 
-def caption_facts(examples: Sequence[Example]) -> CaptionFacts:
+def count_captions(examples: Sequence[Example]) -> CaptionStatistics:
     """Count the captions of some examples."""
     texts = Counter(caption for example in examples for caption in example.references)
     lengths: Counter[int] = Counter()
@@ -92,7 +92,7 @@ def caption_facts(examples: Sequence[Example]) -> CaptionFacts:
         if caption in kinds
     ]
     different = [len(set(example.references)) for example in examples]
-    return CaptionFacts(
+    return CaptionStatistics(
         images=len(examples),
         captions=texts.total(),
         distinct=len(texts),

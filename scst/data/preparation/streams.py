@@ -146,10 +146,10 @@ class ParquetSink:
 
     def add(self, row: Row) -> None:
         """Append a row; its image is stored inside, the path keeps the file's name only."""
-        name = Path(row.image["path"] or row.image_id).name
+        name = Path(str(row.image["path"] or row.image_id)).name
         image = {"bytes": image_bytes(row.image), "path": name}
         record = {"image": image, "captions": row.references, "image_id": row.image_id, "split": row.split}
-        self._waiting.append(dict.fromkeys(self.schema.names) | row.columns | record)
+        self._waiting.append(dict.fromkeys(self.schema.names) | dict(row.columns) | record)
         if len(self._waiting) == ROW_GROUP:
             self._flush()
 

@@ -9,13 +9,14 @@ whose neighbours are their opposites (colours, numbers, sides, sizes) are left a
 
 import importlib.util
 import re
+import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from scst.data.preparation.cleaning import Captions, CaptionStep
-from scst.data.supervision import WORD, words
+from rewards.scorers.text import words
+from scst.data.preparation.cleaning import Captions, CaptionStep, Cleaned
 from scst.errors import RecipeError
 
 Embed = Callable[[Sequence[str]], np.ndarray]
@@ -64,7 +65,7 @@ def synonym_step(
             f"{min_samples}, {rare}"
         )
 
-    def apply(captions: Captions) -> Captions:
+    def apply(captions: Captions) -> Cleaned:
         counts = Counter(word for group in captions for caption in group for word in words(caption))
         mapping = synonym_map(
             counts, embed, distance=distance, min_samples=min_samples, rare=rare, related=related
@@ -113,14 +114,16 @@ def synonym_map(
 
 
 def replace_words(caption: str, mapping: Mapping[str, str]) -> str:
-    """The caption with words replaced, a leading capital kept; everything between words stays."""
+    """The caption with words replaced, a leading capital kept; spaces and punctuation stay."""
 
     def replaced(match: re.Match[str]) -> str:
-        word = match[0]
-        canonical = mapping.get(word.lower(), word)
-        return canonical.capitalize() if word[0].isupper() and canonical != word else canonical
+        word = match[0].strip(string.punctuation)  # as rewards.scorers.text.words cuts them
+        canonical = mapping.get(word.lower())
+        if canonical is None:
+            return match[0]
+        return match[0].replace(word, canonical.capitalize() if word[0].isupper() else canonical)
 
-    return WORD.sub(replaced, caption)
+    return re.sub(r"\S+", replaced, caption)
 
 
 def wordnet_related() -> Related:

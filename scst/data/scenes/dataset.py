@@ -14,8 +14,8 @@ facts that captions speak of:
 Pictures are painted at three times their size (:mod:`scst.data.scenes.painters`), averaged down, turned
 by one of the eight symmetries of the square, and given ground texture, sensor noise and a brightness of
 their own. Two languages describe them (:mod:`scst.data.scenes.scene_captions`): :func:`human_captions`
-imitates the annotators of RSICD (several wordings of the same facts, details that only some mention, now and then
-a typo), :func:`plain_caption` is the register in which the embedded model was pretrained. Splits and
+imitates the annotators of RSICD (several wordings of the same facts, details that only some mention, now
+and then a typo), :func:`plain_caption` is the register in which the embedded model was pretrained. Splits and
 pretraining use disjoint ranges of seeds (:data:`SPLIT_SEEDS`, :data:`PRETRAIN_SEEDS`).
 """
 

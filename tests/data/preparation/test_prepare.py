@@ -6,6 +6,7 @@ from PIL import Image
 
 from scst.data.preparation.cleaning import parse_steps
 from scst.data.preparation.inspection import Example, image_scores, inspect
+from scst.data.preparation.preparation import Preparation
 from scst.data.preparation.prepared_dataset import (
     form_to_write,
     prepare,
@@ -14,8 +15,8 @@ from scst.data.preparation.prepared_dataset import (
 )
 from scst.data.preparation.statistics import (
     agreement,
-    caption_facts,
     category_counts,
+    count_captions,
     equal_images,
     seen_in_training,
     top_words,
@@ -100,7 +101,7 @@ def test_image_scores_meet_their_captions(tmp_path):
 
 def test_fractions_are_those_of_training(tmp_path):
     """The same images as ``load_splits`` puts into each split."""
-    from scst.data.loading import load_splits
+    from scst.data.load_splits import load_splits
 
     folder = str(write_risc(tmp_path / "toy", rows_of({"": 20})))
     examples = split_examples(inspect(RowStream(folder)).examples, "60/20/20", 7)
@@ -188,12 +189,34 @@ def test_layouts_and_folders_in_each_other(tmp_path):
             form_to_write("auto", "risc", inner, str(tmp_path))
 
 
-# --- facts
+def test_a_preparation_from_plain_values(tmp_path):
+    """No recipe: the notebook's way."""
+    data = write_risc(tmp_path / "data", rows_of({"train": 4, "val": 2}))
+    finished = []
+    report = Preparation(
+        str(data),
+        str(tmp_path / "new"),
+        cleaning=["dedupe"],
+        selection="longest",
+        agreement=[],
+        eos="omitted",
+    ).run(lambda folder, report, table: finished.append((folder.name, report.dataset, table.eos)))
+    assert finished == [("new.partial", str(data), "omitted")]
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {
+        "captions.csv", "data_report.json", "document_frequencies.json", "resized",
+    }  # fmt: skip
+    assert report.prepared.changed_splits == ["train"]
+    assert [e.references[0] for e in report.prepared.after] == [CAPTIONS[1]] * 4 + [CAPTIONS[0]] * 2
+    with pytest.raises(RecipeError, match="holds an earlier prepared dataset"):
+        Preparation(str(data), str(tmp_path / "new")).check()
+
+
+# --- statistics
 
 
 def test_facts_literally():
-    facts = caption_facts([example(0, ["a big tree", "a big tree", " ."]), example(1, ["a big tree"])])
-    assert facts.summary() == {
+    found = count_captions([example(0, ["a big tree", "a big tree", " ."]), example(1, ["a big tree"])])
+    assert found.summary() == {
         "images": 2,
         "captions": 4,
         "distinct_captions": 2,
@@ -204,10 +227,10 @@ def test_facts_literally():
         "shortest": 0,
         "longest": 3,
     }
-    assert facts.distinct_per_image == {2: 1, 1: 1}
-    assert facts.most_repeated[0] == ("a big tree", 3)
-    assert facts.degenerate_examples == [("img_0", " .", "no letters")]
-    assert top_words(facts.frequencies) == ["big", "tree"], "`a` is a function word"
+    assert found.distinct_per_image == {2: 1, 1: 1}
+    assert found.most_repeated[0] == ("a big tree", 3)
+    assert found.degenerate_examples == [("img_0", " .", "no letters")]
+    assert top_words(found.frequencies) == ["big", "tree"], "`a` is a function word"
 
 
 def test_what_evaluation_shares_with_training():
@@ -243,7 +266,7 @@ def test_agreement_with_and_without_repeats():
     assert (found.distinct_mean, found.distinct_images, found.images) == (0, 1, 2)
 
 
-def test_facts_of_real_captions(shared_data):
+def test_statistics_of_real_captions(shared_data):
     """The counts that the data's own README gives for the training split."""
     import pyarrow.parquet as pq
 
@@ -252,7 +275,8 @@ def test_facts_of_real_captions(shared_data):
     examples = [
         Example(i, r["image_id"], r["captions"], "train", {}, str(i), (64, 64)) for i, r in enumerate(rows)
     ]
-    facts = caption_facts(examples)
-    assert (facts.images, facts.captions, facts.distinct) == (8734, 43670, 12973)
-    assert dict(facts.distinct_per_image) == {1: 4529, 2: 1403, 3: 1295, 4: 942, 5: 565}
-    assert facts.mean_length == pytest.approx(10.65, abs=0.005)
+    found = count_captions(examples)
+    assert (found.images, found.captions, found.distinct) == (8734, 43670, 12973)
+    assert dict(found.distinct_per_image) == {1: 4529, 2: 1403, 3: 1295, 4: 942, 5: 565}
+    # the README counts runs of letters, 10.65 a caption; here `x-shaped` is one word, as in training logs
+    assert found.mean_length == pytest.approx(10.635, abs=0.0005)

@@ -1,6 +1,7 @@
 """The data report: a page that parses, shows what was done, escapes what it is given, and stands alone."""
 
 import json
+import re
 import time
 from html.parser import HTMLParser
 
@@ -150,7 +151,13 @@ def test_histogram_bars_are_shares():
     svg = histogram({1: 1, 2: 3}, {7: 1, 9: 1}, last=5, label="words <per> caption")
     assert "5+: 0.0 % before, 100.0 % after" in svg
     assert "1: 25.0 % before, 0.0 % after" in svg
-    assert "highest bar 100 %" in svg
+    assert re.findall(r">(\d+\+?)</text>", svg) == ["0", "1", "2", "3", "4", "5+"]
+    paths = re.findall(r"</title><path d=\"([^\"]*)\"", svg)
+    sides = [[float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", path)] for path in paths]
+    heights = [max(side) - min(side) for side in sides]
+    shares = [height / max(heights) for height in heights]
+    assert shares == pytest.approx([0, 0.25, 0.75, 0, 0, 0, 0, 0, 0, 0, 0, 1], abs=1e-3), "before, then after"
+    assert svg.count("<title>") == 2 * 6
     assert "words &lt;per&gt; caption" in svg
     assert "NaN" not in histogram({}, {}, last=3, label="x")
 

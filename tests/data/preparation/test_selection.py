@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset
 
-from scst.config.build_captions import consensus_scores
+from scst.data.preparation.caption_scorers import consensus_scores
 from scst.data.preparation.selection import (
     SELECTIONS,
     choose_captions,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
@@ -10,9 +11,10 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from rewards.errors import RewardError
 from rewards.meteor import MeteorReward
 from rewards.scorers import java
-from rewards.scorers.java import find_java, ptb_tokenize
+from rewards.scorers.java import find_java, run_java
 from rewards.scorers.meteor import meteor_scores
 from tests.support.golden import CAPTIONS
+from tests.support.java_ptb import ptb_tokenize
 
 
 def test_without_java_the_message_says_how_to_get_it(monkeypatch):
@@ -39,14 +41,10 @@ def test_line_breaks_do_not_shift_the_following_captions():
     assert ptb_tokenize([]) == []
 
 
-def test_a_tokenizer_that_hangs_or_fails(fake, monkeypatch):
-    monkeypatch.setattr(java, "find_java", lambda: fake.path)
+def test_a_program_that_hangs_or_fails(fake):
     fake.write("java", "#!/bin/sh\nexec sleep 60\n")
-    with pytest.raises(RewardError, match="PTB tokenizer: no answer from Java after 1 s"):
-        ptb_tokenize(["a"], timeout_s=1)
+    with pytest.raises(RewardError, match="SPICE: no answer from Java after 1 s"):
+        run_java("SPICE", [fake.path], Path.cwd(), 1)
     fake.write("java", "#!/bin/sh\nprintf 'Exception: bad\\n\\tat somewhere\\n' >&2\nexit 1\n")
-    with pytest.raises(RewardError, match=r"PTB tokenizer: Java exited with 1: Exception: bad$"):
-        ptb_tokenize(["a"])
-    fake.write("java", "#!/bin/sh\ncat\necho more\n")
-    with pytest.raises(RewardError, match="expected 1 lines, got 2"):
-        ptb_tokenize(["a"])
+    with pytest.raises(RewardError, match=r"SPICE: Java exited with 1: Exception: bad$"):
+        run_java("SPICE", [fake.path], Path.cwd(), 10)

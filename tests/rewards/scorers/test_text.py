@@ -11,6 +11,7 @@ from rewards.scorers.text import (
     bad_ending_rate,
     caption_statistics,
     caption_texts,
+    collapse_blanks,
     distinct_share,
     has_bad_ending,
     has_repetition,
@@ -18,6 +19,8 @@ from rewards.scorers.text import (
     repeated_share,
     words,
 )
+from scst.metrics.bootstrap import metric_scores
+from scst.metrics.corpus import Corpus
 
 
 @pytest.mark.parametrize(
@@ -25,6 +28,8 @@ from rewards.scorers.text import (
     [
         ("a river with a", True),
         ("many trees and .", True),
+        ("a river with a |", True),  # nothing is gained by a symbol at the end
+        ("a river (with)", True),
         ("a road near the", True),
         ("The road is", True),
         ("a river with boats", False),
@@ -83,8 +88,24 @@ def test_degenerate_captions_are_counted(caption):
 
 
 def test_words_without_the_punctuation_around_them():
-    assert words("A T-shaped road, (green) trees .") == ["a", "t-shaped", "road", "green", "trees"]
-    assert words("||| .\n") == []
+    assert words("A T-shaped road, (green) trees .") == ("a", "t-shaped", "road", "green", "trees")
+    assert words("||| .\n") == words("( ) [ ] {") == words("🌊") == ()
+    assert words("it's a 3-storey house") == ("it", "'s", "a", "3-storey", "house")
+
+
+def test_blanks_are_collapsed():
+    assert collapse_blanks("  a  road\t near\n\u00a0trees . ") == "a road near trees ."
+    assert collapse_blanks(" \n") == ""
+
+
+@pytest.mark.parametrize("captions", [["a road", "| |", "( )", ""], ["🌊", "1 .", "<eos>"], ["it's a lake."]])
+def test_a_training_log_and_a_report_agree(captions):
+    """On shares of empty captions, lengths and vocabularies, whatever the captions are."""
+    names = {"empty_rate": "empty_rate", "mean_length": "length", "vocabulary_size": "vocabulary"}
+    names |= {"distinct_share": "distinct_captions", "bad_ending_rate": "bad_ending_rate"}
+    corpus = Corpus(captions, [["a road"]] * len(captions))
+    log, report = caption_statistics(captions), metric_scores(corpus, list(names.values()))
+    assert {name: report[names[name]].value for name in names} == {name: log[name] for name in names}
 
 
 def test_statistics():

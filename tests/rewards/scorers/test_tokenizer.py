@@ -18,8 +18,9 @@ import pytest
 from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
 
 from rewards.scorers import tokenizer
-from rewards.scorers.java import PTB_JAR, find_java, ptb_tokenize
+from rewards.scorers.java import find_java
 from rewards.scorers.tokenizer import tokenize
+from tests.support.java_ptb import PTB_JAR, ptb_tokenize
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference" / "ptb_tokens.json"
 NEUTRAL = "' \"x"

@@ -1,0 +1,8 @@
+"""``python -m scst``: the command ``scst``."""
+
+import sys
+
+from scst.cli.console import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Runs a command: parse, check, start processes or run, and turn errors into messages and exit codes.
+
+Nothing here imports torch: help and a wrong recipe are answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from rewards.errors import RewardError
+from scst.cli.arguments import Arguments, parse
+from scst.cli.launcher import start_processes
+from scst.cli.usage import help_text
+from scst.config.keys import Recipe
+from scst.errors import Interrupted, ScstError
+
+R = TypeVar("R", bound=Recipe)
+
+
+def run_command(
+    recipe_class: type[R],
+    run: Callable[[Arguments[R]], None],
+    *,
+    usage: str | None,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Run a command to its exit code.
+
+    0: its outputs are complete; 2: a wrong recipe or dataset; 1: a reward or the run itself failed;
+    128 + number: ended by a signal. An error that is no fault of the user is raised.
+
+    Args:
+        recipe_class: the keys of the command.
+        run: does the work; called with the parsed arguments.
+        usage: the docstring of the command's module, shown by ``--help``.
+        argv: arguments; those of the process by default.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if "--help" in argv or "-h" in argv:
+            print(help_text(recipe_class, usage or ""))
+            sys.stdout.flush()
+            return 0
+        arguments = parse(recipe_class, argv)
+        if arguments.launch is not None and not arguments.dry_run:
+            return start_processes(arguments.launch, f"scst.cli.{recipe_class.command}", arguments.remaining)
+        run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Interrupted as error:
+        if os.environ.get("RANK", "0") == "0":  # one line, not one for every process
+            print(error, file=sys.stderr)
+        return error.exit_code
+    except ScstError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except RewardError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BaseException as error:
+        _tell_launcher(error)
+        raise
+    return 0
+
+
+def _tell_launcher(error: BaseException) -> None:
+    """Write the traceback to the file where torchrun looks for it.
+
+    torchrun shows the traceback of the first process that failed, not those of the others, which fail because
+    they lose it.
+    """
+    if "TORCHELASTIC_ERROR_FILE" in os.environ and not isinstance(error, SystemExit):
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)

@@ -1,0 +1,72 @@
+"""Stage 2: refine an adapter with self-critical sequence training.
+
+    scst rl --config rsicd/scst --adapter DIR
+    scst rl --config rsicd/scst --adapter DIR --plan                  (a few steps; how long it will take)
+    scst rl --config RECIPE.yaml --adapter DIR --accelerate_config ddp --num_processes 4
+    accelerate launch launch/scst.py --config recipes/rsicd/scst.yaml --adapter DIR   (from a clone)
+
+Leaves the refined adapter, the processor, trainer_state.json, run.json and the document frequencies of the
+CIDEr-D reward in output_dir.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from scst.cli.arguments import Arguments, refuse_positional
+from scst.cli.command import run_command
+from scst.cli.dry_run import answer_dry_run
+from scst.config.recipes import SCSTRecipe
+
+if TYPE_CHECKING:
+    from scst.rl.trainer import SCSTTrainer
+
+
+def run(arguments: Arguments[SCSTRecipe]) -> SCSTTrainer | None:
+    """Build the self-critical stage from its recipe and run it; returns its trainer, None where none was run."""
+    recipe = arguments.recipe
+    refuse_positional(arguments)
+    started = time.time()
+    from scst.config import build, build_rl, measured_plan
+    from scst.config.build_validation import run_of
+    from scst.rl.refine import set_up_rewards
+    from scst.training.run import run_training
+
+    build.prepare_libraries()
+    build_rl.check_settings(recipe)
+    mixture = build_rl.build_reward(recipe)
+    if answer_dry_run(arguments):
+        return None
+    console = build.make_console(quiet=bool(arguments.plan))
+    base = build.check_inputs(recipe)
+    with closing(mixture), measured_plan.recipe_to_run(recipe, arguments.plan) as recipe:
+        build.open_output_dir(recipe)
+        data = build.load_data(recipe, build.training_splits(recipe), console)
+        policy = build.build_policy(recipe, base, trainable=True)
+        set_up_rewards(mixture, data.splits[recipe.train_split], recipe.output_dir)
+        build.preview(recipe, data, policy, console)
+
+        def trainer_of(recipe: SCSTRecipe) -> SCSTTrainer:
+            return build_rl.build_trainer(recipe, policy, data, mixture, console)
+
+        if arguments.plan:
+            measured_plan.print_plan_of(
+                recipe, arguments.recipe, trainer_of, data, arguments.plan, started=started
+            )
+            return None
+        trainer = trainer_of(recipe)
+        run_training(trainer, run_of("scst", recipe, data, started), console)
+        return trainer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns its exit code."""
+    return run_command(SCSTRecipe, run, usage=__doc__, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

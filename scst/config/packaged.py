@@ -1,0 +1,75 @@
+"""Recipes and accelerate configurations that come with the package, found by name: ``rsicd/sft``, ``cpu``."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import scst
+from scst.errors import RecipeError
+
+PACKAGE = Path(scst.__file__).parent
+RECIPES_FOLDER = next(
+    (folder for folder in (PACKAGE / "recipes", PACKAGE.parent / "recipes") if folder.is_dir()),
+    PACKAGE / "recipes",
+)
+"""``recipes`` in an installed package, ``../recipes`` in a clone."""
+ACCELERATE = "accelerate"
+
+
+def recipe_names() -> list[str]:
+    """Every packaged recipe: its path in the folder of recipes, without ``.yaml``."""
+    files = (path.relative_to(RECIPES_FOLDER) for path in RECIPES_FOLDER.rglob("*.yaml"))
+    return sorted(
+        path.with_suffix("").as_posix()
+        for path in files
+        if path.parts[0] != ACCELERATE and not path.name.startswith("_")  # a part of other recipes
+    )
+
+
+def accelerate_names() -> list[str]:
+    """Every packaged accelerate configuration."""
+    return sorted(path.stem for path in (RECIPES_FOLDER / ACCELERATE).glob("*.yaml"))
+
+
+def find_recipe(name: str | Path, *, place: str = "--config") -> Path:
+    """The file of that name, else the packaged recipe of that name.
+
+    Args:
+        name: a file, or a name such as ``rsicd/sft``.
+        place: the flag or key that names it, for the error.
+
+    Raises:
+        RecipeError: there is neither; the message lists near names.
+    """
+    path, text = Path(name), str(name)
+    if path.exists():
+        return path
+    packaged = RECIPES_FOLDER / f"{text.removesuffix('.yaml')}.yaml"
+    if not path.is_absolute() and packaged.is_file():
+        return packaged
+    hint = _hint(text, recipe_names())
+    raise RecipeError(f"{place}: there is no file {text!r}, and no packaged recipe of that name{hint}")
+
+
+def find_accelerate_config(name: str) -> Path:
+    """The file of that name, else the packaged accelerate configuration of that name.
+
+    Raises:
+        RecipeError: there is neither; the message lists the packaged ones.
+    """
+    packaged = RECIPES_FOLDER / ACCELERATE / f"{name.removesuffix('.yaml')}.yaml"
+    for path in (Path(name), packaged):
+        if path.is_file():
+            return path
+    known = ", ".join(accelerate_names())
+    raise RecipeError(f"--accelerate_config: there is no file {name!r}; packaged configurations: {known}")
+
+
+def _hint(name: str, known: list[str]) -> str:
+    """The names that are like it, as a whole or in their last part."""
+    wanted = name.removesuffix(".yaml")
+    last = wanted.rpartition("/")[2]
+    close = difflib.get_close_matches(wanted, known, n=3)
+    close += [other for other in known if other.rpartition("/")[2] == last and other not in close]
+    return f"; did you mean {', '.join(close[:4])}?" if close else ""

@@ -1,0 +1,80 @@
+"""The tables of a plan on the screen."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Console
+from rich.table import Table
+
+from scst.training.plan import Alternative, Plan, peak_of
+
+
+def print_plan(plan: Plan, evaluation_images: int, console: Console) -> None:
+    """Tables of the step, the run and the alternatives, and what follows."""
+    if plan.step is None:
+        console.print(f"[bold red]does not fit[/bold red] into {plan.device_gb:.1f} GB on {plan.device}")
+    else:
+        console.print(step_table(plan))
+        console.print(projection_table(plan, evaluation_images))
+    if plan.alternatives:
+        console.print(alternatives_table(plan))
+    for line in plan.advice or ["none of the other settings is clearly faster"]:
+        console.print(f"- {line}")
+
+
+def step_table(plan: Plan) -> Table:
+    """Time and memory of a step by phase."""
+    step = plan.step
+    table = Table(title=f"one step of {step.images} images on {plan.device}", title_justify="left")
+    for column in ("phase", "seconds", "share", "peak memory"):
+        table.add_column(column, justify="left" if column == "phase" else "right")
+    for name, seconds in step.phases.items():
+        peak = f"{step.peak_gb[name]:.2f} GB" if name in step.peak_gb else ""
+        at_a_time = f" ({step.micro_batches[name]} images at a time)" if name in step.micro_batches else ""
+        table.add_row(name + at_a_time, f"{seconds:.3f}", f"{seconds / step.seconds:.0%}", peak)
+    table.add_section()
+    of = f"{plan.peak_gb:.2f} of {plan.device_gb:.1f} GB"
+    table.add_row(f"all ({step.images_per_s:.2f} images/s)", f"{step.seconds:.3f}", "100%", of)
+    return table
+
+
+def projection_table(plan: Plan, evaluation_images: int) -> Table:
+    """Time of the whole run by what it is spent on."""
+    schedule, projection = plan.schedule, plan.projection
+    table = Table(title="the whole run", title_justify="left")
+    table.add_column("what")
+    table.add_column("time", justify="right")
+    table.add_row("start: data and model", duration(projection.startup))
+    table.add_row(f"{schedule.steps} steps", duration(projection.steps))
+    if schedule.evaluations:
+        what = f"{schedule.evaluations} evaluations of {evaluation_images} images"
+        table.add_row(what, duration(projection.evaluations))
+    what = f"{schedule.checkpoints} checkpoints and the output"
+    table.add_row(what, duration(projection.checkpoints))
+    table.add_section()
+    table.add_row("[bold]all[/bold]", f"[bold]{duration(projection.total)}[/bold]")
+    return table
+
+
+def alternatives_table(plan: Plan) -> Table:
+    """Other settings beside the recipe's own."""
+    table = Table(title="other settings", title_justify="left")
+    for column in ("setting", "images/s", "s/step", f"images per {plan.clock}", "peak memory"):
+        table.add_column(column, justify="left" if column == "setting" else "right")
+    for other in [Alternative({"the recipe": "as it is"}, plan.step), *plan.alternatives]:
+        if other.cost is None:
+            table.add_row(other.name, "does not fit", "", "", "")
+            continue
+        ratio = f"{plan.speed_of(other):.2f}x" if plan.step else ""
+        speed, peak = f"{other.cost.images_per_s:.2f}", f"{peak_of(other.cost):.2f} GB"
+        table.add_row(other.name, speed, f"{other.cost.seconds:.3f}", ratio, peak)
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds as one reads them."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(math.floor(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

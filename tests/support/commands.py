@@ -1,0 +1,30 @@
+"""Commands as a user starts them: in a process of their own, or in this one."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from scst.config.recipes import RECIPES
+from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
+
+
+def command_of(stage: str) -> ModuleType:
+    """The module in ``scst.cli`` that runs a stage."""
+    return importlib.import_module(f"scst.cli.{RECIPES[stage].command.split()[0]}")
+
+
+def call(stage: str, *flags: str) -> int:
+    """A command with these arguments: its exit code."""
+    return int(command_of(stage).main(list(flags)))
+
+
+def start(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """Run Python in the project's root."""
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_S
+    )
