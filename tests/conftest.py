@@ -1,15 +1,18 @@
-"""Tiny PaliGemma models and a processor made from scratch: every test runs without any download."""
+"""Fixtures of all rooms: tiny models made from scratch, so that every test runs without any download."""
 
 from __future__ import annotations
 
 import os
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +23,42 @@ from tests.support.tiny import build_model, build_processor, noise_images
 
 torch.set_num_threads(1)
 
+SET_BY_LIBRARIES = {"PYTEST_CURRENT_TEST"}
+"""Environment variables that change between tests, but not through them."""
+
 pytest_plugins = ["tests.support.stages"]
+
+SLOW_FIXTURES = {"run_stage", "sft_adapter", "browser", "golden_results"}
+"""They train, open a browser or start Java: what asks for one of them is slow."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow by its fixtures."""
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def _global_state_is_left_alone() -> Iterator[None]:
+    """No test may leave behind what would change the ones after it, in whichever order they run."""
+    before = _global_state()
+    yield
+    after = _global_state()
+    assert after == before, f"left behind: {[name for name in before if before[name] != after[name]]}"
+
+
+def _global_state() -> dict[str, Any]:
+    return {
+        "environment": {name: value for name, value in os.environ.items() if name not in SET_BY_LIBRARIES},
+        "default dtype": torch.get_default_dtype(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "threads": torch.get_num_threads(),
+        "gradients": torch.is_grad_enabled(),
+        "folder": os.getcwd(),
+        "handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "file size limit": resource.getrlimit(resource.RLIMIT_FSIZE),
+    }
 
 
 @pytest.fixture(scope="session")

@@ -241,6 +241,7 @@ def test_random_captions_are_words_that_references_share():
     assert len({word.lower() for word in words}) == 256
 
 
+@pytest.mark.slow
 def test_benchmark_writes_its_ratios(tmp_path):
     """The whole command at a small size; it checks the work of all ways itself."""
     small = "--width 32 --vocabulary 2048 --images 2 --samples 4 --tokens 12 --repetitions 1"

@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from scst.data.files import STAGING
 from tests.chaos.events import at
 from tests.chaos.kills import Outcome
 from tests.chaos.lab import Lab, Run, Setup, Workload
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
 
 
 def _in_step(step: int, act: Callable[[], Any], rank: int = 0) -> Setup:
@@ -103,7 +105,7 @@ def full_disk(lab: Lab) -> Outcome:
         said = "checkpoint-4 could not be written" in text and "newest complete one: checkpoint-2" in text
         complete = {p.name for p in folder.glob("checkpoint-*")} == {"checkpoint-6", "checkpoint-8"}
         same = codes == [0] and lab.adapter(output) == lab.undisturbed(workload)
-        survived = said and complete and same and not (folder / ".aside").exists()
+        survived = said and complete and same and not (folder / STAGING).exists()
         note = "reported; saved at the next one" + ("" if mounted else " (file size limit)")
         return _one("full disk", survived, run, lab, output, run.step, note)
 
@@ -326,7 +328,7 @@ def launcher(lab: Lab) -> Outcome:
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=1800,
+        timeout=PATIENCE_S,
         check=False,
     )
     cause = done.stderr.split("Root Cause")[-1]

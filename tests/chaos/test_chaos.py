@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 SEED = os.environ.get("SCST_CHAOS_SEED", "1")
 """Of the events to kill at and the order of the faults."""
 FAULTS = (

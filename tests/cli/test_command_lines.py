@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from scst.cli.arguments import parse
 from scst.config.recipes import RECIPES, EvaluateRecipe
 from tests.support.commands import call, start
 from tests.support.paths import ROOT
-from tests.support.worlds import write_model, write_recipe, write_risc
+from tests.support.worlds import write_recipe, write_risc
 
 SCRIPTS = ("sft", "scst", "evaluate", "caption", "explain")
 TOY = ("--model_name_or_path", "embedded:scenes-paligemma")
@@ -28,30 +27,22 @@ NEEDED = {
 """Flags without which a stage refuses to start."""
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    write_model(folder / "model")
-    write_risc(folder / "data")
-    return folder
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [*SCRIPTS, "matrix", "merge"])
-def test_help_imports_no_torch_and_is_quick(script):
+def test_help_imports_no_torch(script):
     code = (
         "import runpy, sys; sys.argv = ['x', '--help']\n"
         f"try: runpy.run_path('launch/{script}.py', run_name='__main__')\n"
         "except SystemExit as stop: assert not stop.code\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
-    started = time.perf_counter()
     done = start("-c", code)
     assert done.returncode == 0, done.stderr
     assert "--config RECIPE.yaml" in done.stdout
     assert "output_dir" in done.stdout
-    assert time.perf_counter() - started < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [["launch/sft.py"], ["-m", "launch.sft"], ["launch/scst.py"], ["-m", "launch.scst"]]
 )
@@ -65,11 +56,13 @@ def test_by_path_and_by_module(how):
     assert resolved["model_name_or_path"] == "embedded:scenes-paligemma"
 
 
+@pytest.mark.slow
 def test_by_path_from_another_folder(tmp_path):
     done = start(str(ROOT / "launch" / "scst.py"), "--config", "quickstart/scst", "--dry_run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_whole_job_under_accelerate(world, tmp_path):
     """accelerate launch sft, accelerate launch scst on its adapter, evaluate, caption: as the README says."""
     shared = {
@@ -122,6 +115,7 @@ def test_whole_job_under_accelerate(world, tmp_path):
     assert captions[0]["image"] == str(picture)
 
 
+@pytest.mark.slow
 def test_zero_shot_evaluation_needs_no_adapter(world, tmp_path, capsys):
     code = call(
         "evaluate",
@@ -196,6 +190,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_exits_2_and_names_what_is_wrong(case, capsys, monkeypatch, tmp_path):
     """Before any model is loaded."""
@@ -225,6 +220,7 @@ BAD_DATA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD_DATA)
 def test_bad_example_is_refused_or_skipped(case, world, tmp_path, capsys):
     write_risc(tmp_path / "data")

@@ -15,6 +15,7 @@ from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.cli.prepare import main
 from scst.data.load_splits import load_splits
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
 from tests.support.worlds import write_risc
 
 
@@ -24,7 +25,12 @@ def call(*flags: str) -> int:
 
 def start(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
     )
 
 
@@ -33,6 +39,7 @@ def data(tmp_path):
     return write_risc(tmp_path / "data", train=8, val=3)
 
 
+@pytest.mark.slow
 def test_by_path_the_whole_of_it(data, tmp_path):
     """Cleaning, selection, a report, frequencies; the new folder is what training reads."""
     output = tmp_path / "deep" / "new"

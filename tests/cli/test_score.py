@@ -13,12 +13,13 @@ from scst.metrics.suite import METRICS
 from tests.support.commands import call
 from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
 from tests.support.worlds import write_risc
 
 
 def start(script: str, *flags: str, stdin: str | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, f"launch/{script}.py", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, input=stdin, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, input=stdin, timeout=PATIENCE_S)
 
 
 def jsonl(rows) -> str:
@@ -108,7 +109,9 @@ def test_scoring_loads_no_torch(files):
         "except SystemExit as stop: assert not stop.code\n"
         "assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -222,6 +222,7 @@ def test_layout_counts_missing_images_and_refuses_when_all_are(tmp_path):
         check_layout(str(folder))
 
 
+@pytest.mark.slow
 def test_data_room_does_not_import_torch(tmp_path, toy_rows):
     folder = write_risc(tmp_path / "d", toy_rows)
     dataset_of(toy_rows).to_parquet(tmp_path / "d.parquet")
@@ -238,6 +239,7 @@ def test_data_room_does_not_import_torch(tmp_path, toy_rows):
     assert answer.stdout.strip() == "[]", answer.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pack", "form"), [("rsicd-64", "parquet"), ("rsicd-224", "risc")])
 def test_real_packs(shared_data, pack, form):
     layout = check_layout(str(shared_data / pack))

@@ -180,6 +180,7 @@ class TestLoadSplits:
             load_splits(any_form, ["train"], limit=limit)
 
 
+@pytest.mark.slow
 def test_real_pack_loads(shared_data):
     data = load_splits(str(shared_data / "rsicd-64"), ["train", "val"])
     assert {name: count["images"] for name, count in data.counts.items()} == {"train": 8734, "val": 1094}

@@ -10,6 +10,8 @@ import pytest
 
 from scst.distributed.launching import clear_abandoned_builds
 
+pytestmark = pytest.mark.slow
+
 BUILDING = """
 import sys, time
 from torch.utils.file_baton import FileBaton

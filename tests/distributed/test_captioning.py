@@ -34,6 +34,7 @@ def caption(file, world):
     launch_script("caption", keys_of(world, output=str(file)), [str(world / "data" / "resized")])
 
 
+@pytest.mark.slow
 def test_evaluation_and_captions_are_those_of_one_process(world, tmp_path):
     """5 images of 2 processes: 3 and 2, none twice, none left out, in their order."""
     evaluate(tmp_path / "one", world)

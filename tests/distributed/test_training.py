@@ -12,6 +12,8 @@ from tests.support.jobs import train, train_where_one_ends_early
 from tests.support.processes import device_config, environment_of, run_together
 from tests.support.worlds import write_model, write_risc
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("sft", "scst")
 
 DEPENDS_ON_PARTS = (
@@ -119,13 +121,16 @@ def test_two_processes_learn_what_one_learns(world, one_process, tmp_path, confi
     ("config", "kind"), [("cpu-2", "prefix_tuning"), ("cpu-2", "bottleneck"), ("zero2", "prompt_tuning")]
 )
 def test_other_types_of_adapter(world, one_process, tmp_path, config, kind):
-    """Adam divides a gradient by its size: where there is next to none, rounding shows."""
-    keys = {"adapter_type": kind, "lora_rank": 16}  # the default: these types have no rank
+    """Adam divides a gradient by its size: where there is next to none, rounding would decide the direction.
+
+    An epsilon far above the rounding of these gradients (1e-8) takes that away.
+    """
+    keys = {"adapter_type": kind, "lora_rank": 16, "adam_epsilon": 1e-3}  # the rank: its default, unused
     expected_log, expected_adapter = one_process("sft", "none", **keys)
     logs, adapter = run_on_two(world, tmp_path, config, "sft", "none", **keys)
     for log in logs:
         assert_same_log(log, expected_log, {"rel": 1e-4, "abs": 1e-5})
-    assert_same_adapter(adapter, expected_adapter, 1e-4)
+    assert_same_adapter(adapter, expected_adapter, 1e-5)
 
 
 def test_terms_of_the_loss_under_zero3_with_4_bits(world, one_process, tmp_path):

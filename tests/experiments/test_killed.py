@@ -6,27 +6,29 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.support.commands import call
 from tests.support.paths import ROOT
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 
 def test_killed_and_gone_on_with(config, tmp_path, run_stage, capsys):
     """SIGKILL in the middle of a training; the training that it leaves behind saves and ends."""
     command = [sys.executable, "launch/matrix.py", "--config", str(config)]
     victim = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 240
-    while not (begun := list(tmp_path.glob("out/trained/*/checkpoint-*/complete.json"))):
-        assert victim.poll() is None, "ended by itself"
-        assert time.monotonic() < until, "no checkpoint"
-        time.sleep(0.02)
+    saved = "out/trained/*/checkpoint-*/complete.json"
+    wait_until(lambda: list(tmp_path.glob(saved)) or victim.poll() is not None, "a checkpoint")
+    assert victim.poll() is None, "ended by itself"
+    (first, *_) = tmp_path.glob(saved)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
-    training = begun[0].parents[1]
+    training = first.parents[1]
     assert not (training / "run.json").is_file()
 
     code = call("matrix", "--config", str(config))

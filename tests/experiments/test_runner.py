@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import time
 
 import pytest
 from rich.console import Console
@@ -16,6 +15,7 @@ from scst.errors import Interrupted, RunStopped
 from scst.experiments import runner
 from scst.experiments.runner import launcher_command
 from tests.support.matrices import SCST, SFT
+from tests.support.waiting import wait_until
 
 TWO_CHAINS = [
     {"name": "sft", "stages": [SFT]},
@@ -74,16 +74,13 @@ def test_a_signal_goes_to_the_run_and_ends_the_matrix(lab):
     folder = lab.plan(models=models).trainings[0].folder
 
     def interrupt():
-        while not (folder / "checkpoint-1").is_dir():
-            time.sleep(0.02)
+        wait_until((folder / "checkpoint-1").is_dir)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    started = time.monotonic()
     with pytest.raises(Interrupted, match="SIGTERM") as caught:
         lab.run(models=models)
     assert caught.value.exit_code == 128 + signal.SIGTERM
-    assert time.monotonic() - started < 30, "the stand-in would have slept for a minute"
     assert lab.plan(models=models).trainings[0].state == "begun"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 

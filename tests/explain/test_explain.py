@@ -199,6 +199,7 @@ def flags_of(world, *more):
     return [world / "a.png", "--config", world / "recipe.yaml", *more]
 
 
+@pytest.mark.slow
 def test_the_command_leaves_page_overlays_and_numbers(world, tmp_path):
     """A training recipe may be handed to it; base is compared with an adapter."""
     recipe = read_recipe_file(world / "recipe.yaml") | {"learning_rate": 1e-3, "baseline": "greedy"}

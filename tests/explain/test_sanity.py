@@ -27,6 +27,7 @@ def gradient_map(target, occluder) -> np.ndarray:
 MAPS = {"shap": shapley_map, "integrated_gradients": gradient_map}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", MAPS)
 def test_the_mass_lies_on_the_only_object(method, embedded, untrained, scenes, captions):
     """Objects cover 7 to 20 % of the picture. On twenty scenes (benchmarks/explanations.py): 0.8 and more.
@@ -67,6 +68,7 @@ def test_attention_leads_to_the_object_more_than_chance(embedded, scenes, captio
         assert share_on(scene.mask, rollout[0]) > 1.5 * scene.mask.mean()
 
 
+@pytest.mark.slow
 def test_integrated_gradients_are_complete(embedded, scenes, captions):
     """Their sum is the rise of the log probability, of caption and word; one step is not enough."""
     target = target_of(*embedded, scenes[2].image, captions[2])

@@ -288,6 +288,7 @@ def token_mean_loss(logprobs, mask, advantages):
     return policy_gradient_loss(logprobs, mask, advantages) / mask.sum(-1)
 
 
+@pytest.mark.slow
 def test_wrong_estimators_fail(world):
     """The ruler can tell: each of these is in some public implementation."""
     policy, num_images = world

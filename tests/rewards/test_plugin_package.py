@@ -14,7 +14,10 @@ import pytest
 from scst.adapters.lora import add_lora
 from scst.models.pretrained import load_model
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
 from tests.support.worlds import write_model, write_recipe, write_risc
+
+pytestmark = pytest.mark.slow
 
 EXAMPLE = ROOT / "examples" / "reward_package"
 
@@ -23,7 +26,12 @@ def run(*arguments: str, path: Path | None = None) -> subprocess.CompletedProces
     """Python in the project's root; ``path`` holds what was installed."""
     environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from rewards.errors import RewardError
 from scst.objective.losses import importance_ratios
 from scst.rl.sampler import Sampler
+from tests.support.waiting import PATIENCE_S
 
 HERE = "tests.rl.test_one_step_off_policy"
 SEEN: list[list[str]] = []
@@ -74,7 +75,11 @@ def test_rewards_are_computed_beside_the_next_rollout(run, monkeypatch, late):
 
     def waiting(completions, **columns):
         with changed:
-            met.append(changed.wait_for(lambda: len(rollouts) >= len(met) + 2, timeout=1))
+            met.append(
+                changed.wait_for(
+                    lambda: len(rollouts) >= len(met) + 2, timeout=PATIENCE_S if late and not met else 0
+                )
+            )
         return [float(len(text)) for text in completions]
 
     monkeypatch.setattr(Sampler, "sample", counted_sample)

@@ -148,6 +148,7 @@ def one_process(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_gradients_are_synchronised_between_processes(tmp_path, tiny_processor):
     """Through DistributedDataParallel, in either of its modes: the mean of both, on both."""
     mp.spawn(one_process, (str(tmp_path),), nprocs=2)

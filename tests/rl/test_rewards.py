@@ -8,7 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from rewards.errors import RewardError
 from scst.objective.advantages import advantage_magnitudes
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
 
 HERE = "tests.rl.test_rewards"
 FAILS = {"at_step": None, "how": "raises"}
@@ -31,7 +32,7 @@ def noisy_length(completions, trainer_state=None, **columns):
     FAILS["step"] = step
     if FAILS["at_step"] == step and FAILS["calls"] == 2:
         if FAILS["how"] == "hangs":
-            time.sleep(600)
+            threading.Event().wait()
         if FAILS["how"] == "raises":
             raise OSError("no answer")
         values[1] = {"nan": float("nan"), "infinite": float("inf")}.get(FAILS["how"], values[1])
@@ -45,7 +46,7 @@ def losses(trainer):
 
 FAILING = {
     "rewards": [
-        {"import_path": f"{HERE}:noisy_length", "normalize": True, "timeout_s": 3},
+        {"import_path": f"{HERE}:noisy_length", "normalize": True, "timeout_s": 10},
         {"name": "cider_d", "weight": 0.5},
     ],
     "per_device_train_batch_size": 2,
@@ -92,7 +93,7 @@ def test_a_failing_reward_leaves_a_run_to_resume(run_stage, sft_adapter, tmp_pat
 @pytest.mark.parametrize(
     ("how", "message"),
     {
-        "hangs": r"'noisy_length' did not answer within its `timeout_s` of 3 s .*image 'tile_\d+', caption '",
+        "hangs": r"'noisy_length' did not answer within its `timeout_s` of 10 s .*image 'tile_\d+', ",
         "nan": r"'noisy_length' returned nan for image 'tile_\d+', caption '",
         "infinite": r"'noisy_length' returned inf for image 'tile_\d+', caption '",
         "wrong length": r"one value per completion \(8\), got 7 \(.*image 'tile_\d+', caption '",
@@ -237,7 +238,7 @@ def test_processes_stop_together(world, sft_adapter, tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 1, done.stdout + done.stderr
     message = "error: reward 'second_process_fails' raised OSError: no answer here"

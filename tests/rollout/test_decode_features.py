@@ -157,6 +157,7 @@ def _fill(folder, seed):
     os._exit(0 if cache.hits >= 9 else 3)
 
 
+@pytest.mark.slow
 def test_several_processes_share_a_folder(tmp_path):
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_fill, args=(str(tmp_path), seed)) for seed in range(2)]

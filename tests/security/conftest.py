@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.worlds import write_model, write_risc
-
 
 class _Payload:
     """Unpickling it makes the marker file."""
@@ -47,12 +45,3 @@ def trap(tmp_path, monkeypatch) -> Trap:
     """The libraries' own defaults are tested; the launch scripts force torch's safe mode on top of them."""
     monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
     return Trap(tmp_path / "executed")
-
-
-@pytest.fixture(scope="package")
-def world(tmp_path_factory) -> Path:
-    """Folder with `model` and `data`."""
-    folder = tmp_path_factory.mktemp("world")
-    write_model(folder / "model")
-    write_risc(folder / "data")
-    return folder

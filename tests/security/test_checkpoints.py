@@ -12,9 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from scst.adapters.loading import check_adapter_exists, load_adapter
-from scst.cli import sft
-from scst.cli.arguments import Arguments, parse
-from scst.config.reader import build_recipe
+from scst.cli.arguments import parse
 from scst.config.recipes import RECIPES
 from scst.errors import RecipeError
 from scst.models.pretrained import allow_deepspeed_states, check_model_exists, load_model, load_processor
@@ -35,7 +33,7 @@ def train(world, output_dir, **keys) -> None:
         "max_steps": 1,
         "save_steps": 1,
     }
-    sft.run(Arguments(build_recipe("sft", settings | keys)))
+    run_recipe("sft", settings | keys)
 
 
 @pytest.fixture(scope="module")

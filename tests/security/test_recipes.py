@@ -12,6 +12,7 @@ from rewards.registry import build_rewards
 from scst.config.reader import read_recipe_file
 from scst.errors import RecipeError
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
 
 ASKED_NOBODY = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
 
@@ -56,7 +57,7 @@ def python(tmp_path, *arguments, **environment) -> tuple[subprocess.CompletedPro
         env=kept | added | environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     hosts = tmp_path / "connections"
     return done, hosts.read_text().splitlines() if hosts.exists() else []
@@ -70,6 +71,7 @@ _telemetry._TELEMETRY_QUEUE.join()
 """
 
 
+@pytest.mark.slow
 def test_usage_reports_are_off_unless_asked_for(tmp_path):
     """What TRL's trainers call when they are built, with this project's default and against it."""
     assert python(tmp_path, "-c", SEND)[1] == []
@@ -78,10 +80,12 @@ def test_usage_reports_are_off_unless_asked_for(tmp_path):
     assert any("huggingface.co" in host for host in hosts), "the recorder works"
 
 
+@pytest.mark.slow
 def test_a_training_run_speaks_to_nobody(world, tmp_path):
     recipe = (
         f"launch/sft.py --config quickstart/sft --model_name_or_path {world / 'model'} "
-        f"--dataset {world / 'data'} --max_steps 1 --precision fp32 --quantization none --save_strategy no --max_new_tokens 12"
+        f"--dataset {world / 'data'} --max_steps 1 --precision fp32 --quantization none --save_strategy no "
+        "--max_new_tokens 12"
     )
     done, hosts = python(tmp_path, *recipe.split(), "--output_dir", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr

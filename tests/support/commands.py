@@ -10,6 +10,7 @@ from types import ModuleType
 
 from scst.config.recipes import RECIPES
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
 
 
 def command_of(stage: str) -> ModuleType:
@@ -24,4 +25,6 @@ def call(stage: str, *flags: str) -> int:
 
 def start(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """Run Python in the project's root."""
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_S
+    )

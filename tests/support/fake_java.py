@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 from rewards.scorers.tokenizer import tokenize
@@ -22,7 +21,8 @@ ODD = [
 
 # Answers every SCORE with the number of words it was given, and EVAL with that number / 100 of each. Files
 # in its folder set what else it does: `exit_after` N lines, `sleep` seconds before it reads, say `junk` or
-# `stderr` at first, give `wide` answers. It notes its starts, and the most lines that waited for an answer.
+# `stderr` at first, give `wide` answers, answer nothing as long as there is a file `held`. It notes its
+# starts, and the most lines that waited for an answer.
 FAKE_JAVA = """#!{python} -SE
 import os, sys, time
 from pathlib import Path
@@ -41,6 +41,8 @@ while True:
     *lines, text = (text + block).split(b"\\n")
     most = max(most, len(lines))
     (folder / "most").write_text(str(most))
+    while (folder / "held").exists():
+        time.sleep(0.01)
     for line in lines:
         if left == 0:
             sys.exit("that is enough")
@@ -72,22 +74,16 @@ class FakeJava:
         (self.folder / name).chmod(0o755)
 
     @property
+    def was_asked(self) -> bool:
+        """Whether it has read a line."""
+        return (self.folder / "most").exists()
+
+    def release(self) -> None:
+        """Let it answer again."""
+        (self.folder / "held").unlink()
+
+    @property
     def starts(self) -> list[int]:
         """Process ids."""
         file = self.folder / "starts"
         return [int(line) for line in file.read_text().split()] if file.exists() else []
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs (a zombie does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def ends_within(pid: int, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while is_alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not is_alive(pid)

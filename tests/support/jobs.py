@@ -11,20 +11,19 @@ from scst.cli.arguments import Arguments
 from scst.config.reader import build_recipe
 from scst.rollout import distribution
 from tests.support.commands import command_of
+from tests.support.stages import run_recipe
 
 
 def train(stage: str, keys: dict[str, Any]) -> list[dict[str, Any]]:
     """A training stage as its command runs it; returns what it logged."""
     torch.set_num_threads(1)
-    trainer = command_of(stage).run(Arguments(build_recipe(stage, keys)))
-    return trainer.state.log_history
+    return run_recipe(stage, keys).state.log_history
 
 
 def launch_script(stage: str, keys: dict[str, Any], positional: list[str] | None = None) -> None:
-    """Another launch script, as it runs itself."""
+    """Another command, as it runs itself."""
     torch.set_num_threads(1)
-    arguments = Arguments(build_recipe(stage, keys), positional=positional or [])
-    command_of(stage).run(arguments)
+    command_of(stage).run(Arguments(build_recipe(stage, keys), positional=positional or []))
 
 
 def brevity(completions: list[str], **columns: Any) -> list[float]:

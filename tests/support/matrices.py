@@ -24,7 +24,7 @@ for file in sys.argv[2:] if stage != "evaluate" else sys.argv[1:]:
         sys.exit("error: thirteen brings bad luck")
     if keys.get("lora_rank") == 60:
         (folder / "checkpoint-1").mkdir(exist_ok=True)
-        time.sleep(60)
+        time.sleep(1_000_000)  # until it is told to stop
     if stage == "evaluate":
         if keys["max_new_tokens"] == 13:
             (folder / "error.txt").write_text("thirteen tokens\\n")

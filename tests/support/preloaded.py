@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 
 PRELOADED = (
-    "launch.sft",
-    "launch.scst",
+    "scst.cli.sft",
+    "scst.cli.rl",
     "scst.config.build_sft",
     "scst.config.build_rl",
     "scst.config.measured_plan",

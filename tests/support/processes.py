@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import socket
 import sys
 import time
 import traceback
@@ -21,14 +20,8 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from tests.support.paths import ROOT
-
-PRELOADED = [
-    "scst.config.build_sft",
-    "scst.config.build_rl",
-    "scst.config.measured_plan",
-    "deepspeed",
-    "tests.support.jobs",
-]
+from tests.support.ports import free_port
+from tests.support.preloaded import PRELOADED
 
 
 def device_config(name: str) -> Path:
@@ -54,7 +47,7 @@ def run_together(
     folder: Path,
     environment: dict[str, str] | None = None,
     num_processes: int = 2,
-    timeout_s: float = 420,  # the first under DeepSpeed compiles for a minute or more
+    timeout_s: float = 1800,  # takes seconds; the first under DeepSpeed compiles for minutes
 ) -> list[Any]:
     """Run ``job(*arguments)`` in processes that can meet; returns what it returned in each.
 
@@ -70,10 +63,10 @@ def run_together(
     """
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload([*PRELOADED])
     shared = {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(num_processes),
         "LOCAL_WORLD_SIZE": str(num_processes),
         "OMP_NUM_THREADS": "1",
@@ -122,9 +115,3 @@ def _work(job: Callable[..., Any], arguments: tuple, environment: dict[str, str]
             sys.stderr.flush()
             os._exit(1)
     os._exit(0)  # no exit handlers: one process need not wait for another to be torn down
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]

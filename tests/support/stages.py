@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,7 +24,7 @@ def world(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_stage(world):
     """Run a stage in this process: ``run_stage("sft", output_dir=..., **keys)`` returns the trainer."""
 
@@ -40,16 +42,22 @@ def run_stage(world):
             "seed": 3,
         }
         settings |= {"lora_rank": 4} if stage == "sft" else {"num_samples": 3, "table_steps": 0}
-        return command_of(stage).run(Arguments(build_recipe(stage, settings | keys)))
+        return run_recipe(stage, settings | keys)
 
     return run
 
 
-@pytest.fixture
-def sft_adapter(run_stage, tmp_path):
-    """The output folder of a short supervised stage."""
-    run_stage("sft", output_dir=str(tmp_path / "sft-adapter"))
-    return tmp_path / "sft-adapter"
+def run_recipe(stage: str, keys: dict[str, Any]) -> Any:
+    """Train as the command of a stage does; returns the trainer."""
+    return command_of(stage).run(Arguments(build_recipe(stage, keys)))
+
+
+@pytest.fixture(scope="session")
+def sft_adapter(run_stage, tmp_path_factory):
+    """The output folder of a short supervised stage, trained once; to be read only."""
+    folder = tmp_path_factory.mktemp("sft") / "sft-adapter"
+    run_stage("sft", output_dir=str(folder))
+    return folder
 
 
 def adapter_weights(folder):

@@ -25,6 +25,7 @@ from tests.support.memory import (
     run_out,
 )
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
 from tests.support.worlds import write_recipe
 
 CPU = (
@@ -268,7 +269,7 @@ def test_one_process_short_of_memory_does_not_hang_the_other(run_stage, world, s
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "out of memory with 2 images at a time; from now on 1" in done.stderr

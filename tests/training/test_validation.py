@@ -13,6 +13,7 @@ from scst.models.policy import Policy
 from scst.models.prompts import PromptEncoder, forbidden_token_mask
 from scst.rollout.greedy import greedy_captions
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
 
 EVALUATED = {
     "eval_strategy": "steps",
@@ -63,6 +64,7 @@ def test_evaluation_stays_within_the_memory_of_training(run_stage, tmp_path, sta
     assert trainer.validation.batches.limit == 4
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_takes_more_is_made_smaller(tmp_path):
     """The wrong twin: 48 images at a time, against one in a training step.
 
@@ -81,7 +83,7 @@ def test_an_evaluation_that_takes_more_is_made_smaller(tmp_path):
         str(tmp_path / "out"),
         *flags,
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
     training, (evaluation,) = peaks(state["log_history"])

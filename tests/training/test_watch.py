@@ -107,12 +107,12 @@ SCENES = {
 """A model that writes real sentences: a random one has nothing to lose."""
 
 
-@pytest.fixture
-def untrained(run_stage, tmp_path):
+@pytest.fixture(scope="module")
+def untrained(run_stage, tmp_path_factory):
     """An adapter that changes nothing yet."""
-    keys = {"max_steps": 1, "learning_rate": 1e-9}
-    run_stage("sft", output_dir=str(tmp_path / "sft"), **SCENES | keys)
-    return tmp_path / "sft"
+    folder = tmp_path_factory.mktemp("untrained") / "sft"
+    run_stage("sft", output_dir=str(folder), **SCENES | {"max_steps": 1, "learning_rate": 1e-9})
+    return folder
 
 
 def gamed(adapter, output_dir, **keys):

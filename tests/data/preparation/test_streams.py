@@ -145,6 +145,7 @@ print(written, peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in kB")
 def test_memory_is_that_of_some_rows_not_of_the_dataset(tmp_path):
     # 143 MB of images; 100 rows wait to be written: 24 MB, in Python, in Arrow and in the file's buffer

@@ -19,7 +19,10 @@ from rewards.execution.workers import WorkerPool
 from rewards.mixture import RewardMixture
 from rewards.registry import WeightedReward
 from tests.support.paths import ROOT
-from tests.support.rewards import Recorder, ends_within, hanging, is_alive
+from tests.support.rewards import Recorder, hanging
+from tests.support.waiting import PATIENCE_S, is_alive, wait_for_the_end_of
+
+pytestmark = pytest.mark.slow
 
 CAPTIONS = ["a river", "", " .", "word " * 400, "🙂 a\nb|||c", "a long road near a river", "a river"]
 
@@ -119,7 +122,7 @@ def test_setup_columns_logs_and_state(mixture, tmp_path):
     )
     assert [value for name, value in logged[-10:] if name == "setups"] == [2, 2], "every worker has it"
     mixed.close()
-    assert ends_within(processes, 5)
+    wait_for_the_end_of(processes)
 
 
 def test_an_asynchronous_function_works_there_too(mixture):
@@ -148,7 +151,7 @@ def test_a_worker_that_hangs_is_ended(mixture):
     pids = [worker.process.pid for worker in pool._workers]
     with pytest.raises(RewardError, match=r"'bad' did not answer within its `timeout_s` of 3 s .*'a river'"):
         mixed(completions=["a river", "b"])
-    assert ends_within(pids, 5)
+    wait_for_the_end_of(pids)
 
 
 def test_a_worker_that_dies_is_told(mixture):
@@ -171,10 +174,12 @@ def test_what_cannot_be_sent_is_refused(mixture):
 
 
 PARENT = """
-import os, signal, sys, threading, time
+import os, signal, threading
+from pathlib import Path
 from rewards.execution.batch import Batch
 from rewards.execution.workers import WorkerPool
 from tests.support.rewards import Recorder, hanging
+from tests.support.waiting import wait_until
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start background jobs without it
@@ -182,9 +187,9 @@ if __name__ == "__main__":
     for pool in pools:
         pool.setup({"references": []})
     threading.Thread(target=pools[1].call, args=(Batch({"completions": ["a"]}),), daemon=True).start()
-    time.sleep(0.5)
+    wait_until(Path(os.environ["SCST_TEST_HANGING"]).exists)
     print(*(worker.process.pid for pool in pools for worker in pool._workers), flush=True)
-    time.sleep(600)
+    threading.Event().wait()
 """
 
 
@@ -193,7 +198,7 @@ def test_no_worker_outlives_its_training_process(tmp_path, how):
     """Neither an idle one nor one that hangs in its reward."""
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SCST_TEST_HANGING": str(tmp_path / "hangs")}
     parent = subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
     )
@@ -202,8 +207,8 @@ def test_no_worker_outlives_its_training_process(tmp_path, how):
         assert len(pids) == 3
         assert all(map(is_alive, pids))
         parent.send_signal(how)
-        parent.wait(20)
-        assert ends_within(pids, 10)
+        parent.wait(PATIENCE_S)
+        wait_for_the_end_of(pids)
     finally:
         parent.kill()
         parent.stdout.close()

@@ -29,6 +29,7 @@ from rewards.scorers.clipscore import ClipScorer, harmonic_mean, scaled
 from rewards.scorers.encoders import EmbeddingCache, encodable, find_model
 from tests.support.tiny import noise_images
 from tests.support.tiny_clip import save_clip, save_siglip, save_siglip2
+from tests.support.waiting import PATIENCE_S
 
 CAPTIONS = ["a road", "two planes near a long building", "", "many trees"]
 ODD = ["", " .", "🙂👩\u200d👧", "a\nroad", "a ||| b", "<|endoftext|>", "<pad>", "\ud83d half", "tree " * 400]
@@ -396,4 +397,4 @@ def test_importing_the_scorers_loads_no_torch():
         "import rewards.scorers.sentence_similarity, rewards.mixture; "
         "sys.exit(bool({'torch', 'transformers', 'bert_score', 'sentence_transformers'} & set(sys.modules)))"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)

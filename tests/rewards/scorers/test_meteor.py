@@ -8,7 +8,6 @@ import pickle
 import shutil
 import signal
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,11 @@ from rewards.scorers import java, meteor
 from rewards.scorers.java import find_java
 from rewards.scorers.meteor import MeteorService, meteor_value
 from rewards.scorers.tokenizer import tokenize
-from tests.support.fake_java import ODD, ends_within
+from tests.support.fake_java import ODD
 from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES
+from tests.support.waiting import PATIENCE_S, wait_for_the_end_of, wait_until
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +48,14 @@ def groups(shared_data) -> list[list[str]]:
     return [json.loads(line)["captions"] for line in lines]
 
 
-def test_starting_does_not_wait(service):
-    """First in this file, so that Java is still loading."""
-    started = time.monotonic()
-    futures = [service.submit(["a river"], [["a river", "a road"]]) for _ in range(3)]
-    assert time.monotonic() - started < 1
-    assert not futures[0].done()
-    assert [future.result().per_caption for future in futures] == [[1.0]] * 3
+def test_starting_does_not_wait(fake):
+    """Requests are taken while Java answers nothing yet."""
+    fake.write("held")
+    with MeteorService(fake.path) as there:
+        futures = [there.submit(["a b"], [["a"]]) for _ in range(3)]
+        assert not any(future.done() for future in futures)
+        fake.release()
+        assert [future.result().per_caption for future in futures] == [[0.03]] * 3
 
 
 def test_golden_values(service):
@@ -124,10 +127,9 @@ def test_killed_in_the_middle_it_scores_on(service, groups):
     captions = [f"{caption} {i}" for i, caption in enumerate(captions)]  # all differ: none is left out
     expected = service.submit(captions, references).result()
     victim = service._java.pid
+    os.kill(victim, signal.SIGSTOP)  # it cannot be done before it is killed
     future = service.submit(captions, references)
-    time.sleep(0.05)
     os.kill(victim, signal.SIGKILL)
-    assert not future.done(), "it was killed too late"
     again = future.result()
     assert service._java.pid != victim
     assert again.per_caption == expected.per_caption
@@ -160,7 +162,7 @@ def test_spaces_in_the_path_any_locale_and_a_loud_java(service, tmp_path, monkey
         pid = there._java.pid
         (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         there._java._process.stdin.close()
-        assert ends_within(int(child), 10)
+        wait_for_the_end_of([int(child)])
 
 
 def test_formula_equals_the_jar():
@@ -192,26 +194,23 @@ def test_reward_gives_the_scores_of_the_service(service):
 
 
 def test_reward_runs_beside_the_others(fake):
-    """Java takes half a second for each of SCORE and EVAL, the other reward one second."""
-    fake.write("sleep", "0.5")
+    """The other reward ends when Java was asked, and Java answers when the other reward was called."""
 
     def slow(completions, **columns):
-        time.sleep(1.0)
+        wait_until(lambda: fake.was_asked)
+        fake.release()
         return [1.0] * len(completions)
 
     entry = {
         "import_path": "rewards.meteor:MeteorReward",
-        "kwargs": {"java": fake.path, "timeout_s": 20},
+        "kwargs": {"java": fake.path, "timeout_s": PATIENCE_S},
     }
     mixture = RewardMixture([*build_rewards([entry]), WeightedReward("slow", slow)])
-    started = time.monotonic()
     mixture.setup({"references": [["a"]]})
-    assert time.monotonic() - started < 1
-    time.sleep(0.5)  # it starts
     for _ in range(2):
-        started = time.monotonic()
+        (fake.folder / "most").unlink(missing_ok=True)
+        fake.write("held")
         assert mixture(completions=["a", "b c"], references=[["a"]] * 2).total == [1.02, 1.03]
-        assert time.monotonic() - started < 1.8
     assert len(fake.starts) == 1, "one process for all calls"
 
 
@@ -224,7 +223,7 @@ def test_reward_in_workers_and_closed(fake):
     mixture.close()
     assert len(fake.starts) == 2
     reward.close()
-    assert all(ends_within(pid, 5) for pid in fake.starts)
+    wait_for_the_end_of(fake.starts)
     alone = RewardMixture([WeightedReward("meteor", reward)])
     assert alone(completions=["a"], references=[["a"]]).total == [0.02]
     reward.close()

@@ -206,6 +206,7 @@ def test_random_captions_equal_the_stored_answers():
     assert_equal_to_java(stored["captions"], stored["tokens"])
 
 
+@pytest.mark.slow
 def test_random_captions_equal_java(java):
     rng = random.Random(20)
     captions = [random_caption(rng) for _ in range(10_000)]
@@ -223,6 +224,7 @@ def test_java_answers_are_independent_of_their_neighbours(java):
     assert java_tokens(captions[::-1]) == java_tokens(captions)[::-1]
 
 
+@pytest.mark.slow
 def test_every_real_caption_equals_java(shared_data, java):
     files = sorted((shared_data / "captions").glob("*.jsonl"))
     lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
