@@ -101,8 +101,6 @@ def test_rewards_load_no_torch_until_a_model_is_asked_for():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-@pytest.mark.parametrize(
-    "script", ["sft", "scst", "evaluate", "caption", "score", "prepare", "matrix", "evaluations"]
-)
+@pytest.mark.parametrize("script", ["sft", "scst", "evaluate", "caption", "score", "prepare", "matrix"])
 def test_launch_scripts_are_thin(script):
     assert len((ROOT / "launch" / f"{script}.py").read_text().splitlines()) <= 60
