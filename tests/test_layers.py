@@ -88,7 +88,6 @@ def test_rewards_load_no_torch_until_a_model_is_asked_for():
     assert_loads_no_torch(list(REWARDS))
 
 
-<<<<<<< HEAD
 def test_recipes_and_help_load_no_torch():
     """``import scst``, everything that commands do before they begin, and recipes."""
     assert_loads_no_torch(WITHOUT_TORCH + [name for name in SCST if room_of(name) == "cli"])
@@ -151,8 +150,3 @@ def test_rooms_of_the_tests_are_those_of_the_code():
     assert there - others <= set(ROOMS)
     for room in ("scorers", "execution"):
         assert (ROOT / "rewards" / room).is_dir() == (ROOT / "tests" / "rewards" / room).is_dir()
-=======
-@pytest.mark.parametrize("script", ["sft", "scst", "evaluate", "caption", "score", "prepare", "matrix"])
-def test_launch_scripts_are_thin(script):
-    assert len((ROOT / "launch" / f"{script}.py").read_text().splitlines()) <= 60
->>>>>>> cli

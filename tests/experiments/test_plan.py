@@ -24,13 +24,8 @@ def test_every_matrix_recipe_has_a_plan(path, monkeypatch):
 
 def named_plan(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-<<<<<<< HEAD
     return plan_of(
-        build_recipe("matrix", read_recipe_file(ROOT / "recipes" / "matrix" / f"{name}-matrix.yaml"))
-=======
-    return make_plan(
         build_recipe("matrix", read_recipe_file(ROOT / "recipes" / "experiments" / f"{name}-matrix.yaml"))
->>>>>>> cli
     )
 
 
