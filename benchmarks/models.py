@@ -2,8 +2,8 @@
 
 Two shapes, for PaliGemma 1 and 2 at 224 px (256 image tokens): ``middle``, whose parts take time in the
 proportions of the real model, minutes on one CPU thread; and ``3b``, the real one, for a GPU. Models go
-through a checkpoint on disk and :func:`scst.models.pretrained.load_model`, so that quantisation, precision and
-attention kernel are those of a training run.
+through a checkpoint on disk and :func:`scst.models.pretrained.load_model`, so that quantisation, precision
+and attention kernel are those of a training run.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def build_ways(version: int, options: argparse.Namespace) -> tuple[Any, dict[str
     import torch
 
     from scst.models.prompts import PromptEncoder
-    from scst.scoring.score import score
+    from scst.scoring.score_captions import score
     from scst.types import Sampling
     from tests.support.tiny import noise_images
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Arguments[SCSTRecipe]) -> SCSTTrainer | None:
-    """Build the self-critical stage from its recipe and run it; returns its trainer, None where none was run."""
+    """Build the self-critical stage from its recipe and run it; returns its trainer, None without a run."""
     recipe = arguments.recipe
     refuse_positional(arguments)
     started = time.time()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Arguments[SFTRecipe]) -> CaptionSFTTrainer | None:
-    """Build the supervised stage from its recipe and run it; returns its trainer, None where none was run."""
+    """Build the supervised stage from its recipe and run it; returns its trainer, None without a run."""
     recipe = arguments.recipe
     refuse_positional(arguments)
     if answer_dry_run(arguments):

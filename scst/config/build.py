@@ -44,8 +44,8 @@ from scst.data.supervision import CaptionChoice
 from scst.distributed.launching import start_processes
 from scst.errors import RecipeError
 from scst.models.pretrained import check_model_exists
-from scst.training.arguments import evaluates
 from scst.training.run_record import claim_output_dir
+from scst.training.training_arguments import evaluates
 
 TrainingRecipe = SFTRecipe | SCSTRecipe
 Recipe = TypeVar("Recipe", SFTRecipe, SCSTRecipe)

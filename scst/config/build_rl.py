@@ -17,11 +17,11 @@ from scst.data.load_splits import LoadedData
 from scst.errors import RecipeError
 from scst.metrics.bootstrap import check_metrics
 from scst.metrics.suite import METRICS
-from scst.rl.arguments import refuse_unsupported
 from scst.rl.policy_loss import Objective, ScoringSettings
 from scst.rl.refine import scst_trainer
 from scst.rl.trainer import SCSTTrainer
-from scst.training.arguments import training_arguments
+from scst.rl.unsupported_arguments import refuse_unsupported
+from scst.training.training_arguments import training_arguments
 from scst.types import Sampling
 
 

@@ -69,7 +69,7 @@ class SFTCollator(_EpochOfAllWorkers):
         )
 
     def for_evaluation(self) -> SFTCollator:
-        """A collator of the captions of epoch 0 and ``prompt``: every evaluation is about the same batches."""
+        """A collator of the captions of epoch 0 and ``prompt``: every evaluation sees the same batches."""
         evaluating = copy.copy(self)
         evaluating._epoch = torch.zeros((), dtype=torch.long)
         evaluating.prompts = PromptChoice((self.prompt,))

@@ -84,8 +84,8 @@ def check_logprobs(gap: LogprobGap) -> None:
         raise ScstError(
             f"sampled and re-scored log probabilities differ by {gap.mean:.4f} nats per token on average, "
             f"{gap.relative:.1%} of their size (limit {gap.limit:.1%}; rounding of this model "
-            f"{gap.rounding:.1%}): sampling and scoring do not see the same policy. Try scoring: plain and attn_implementation: eager, and report the library "
-            "versions in run.json"
+            f"{gap.rounding:.1%}): sampling and scoring do not see the same policy. Try scoring: plain and "
+            "attn_implementation: eager, and report the library versions in run.json"
         )
 
 

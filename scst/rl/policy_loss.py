@@ -25,7 +25,7 @@ from scst.rl.logprob_check import check_logprobs, logprob_gap, with_other_roundi
 from scst.rl.rewarder import Columns
 from scst.rollout.cache import prompt_cache
 from scst.scoring.head import CHUNK
-from scst.scoring.score import distinct_captions, score, without_zero_advantages
+from scst.scoring.score_captions import distinct_captions, score, without_zero_advantages
 from scst.training.step_metrics import Mean, Peak, Statistic, merge
 from scst.types import Rollout, Sampling, TokenScores
 
@@ -54,7 +54,7 @@ class ScoringSettings:
     """How captions are scored. The gradient is the same for all of them but ``prompt_gradient: False``.
 
     Attributes:
-        layout: of the scoring pass (``scst.scoring.score.LAYOUTS``).
+        layout: of the scoring pass (``scst.scoring.score_captions.LAYOUTS``).
         prompt_gradient: False leaves out the gradient that flows through keys and values of the prompt: an
             approximation that scores captions alone.
         merge_captions: score equal captions of an image once.
@@ -179,7 +179,8 @@ class PolicyLoss:
     ) -> torch.Tensor:
         """(B, K) whose scores each caption takes, -1 where none are needed: see :func:`score`.
 
-        Captions with zero advantage stay where another term adds to them: the KL penalty or the entropy bonus.
+        Captions with zero advantage stay where another term adds to them: the KL penalty or the entropy
+        bonus.
         """
         if not self.scoring.merge_captions:
             num_images, num_samples = advantages.shape

@@ -23,13 +23,13 @@ from scst.rl.policy_loss import Objective, ScoringSettings
 from scst.rl.sample_table import SampleTable
 from scst.rl.trainer import SCSTTrainer
 from scst.rollout.feature_cache import FeatureCache
-from scst.training.arguments import evaluates, split_settings, training_arguments
 from scst.training.collapse_monitor import CollapseMonitor, CollapseRule
 from scst.training.hacking_monitor import HackingMonitor, HackingRule
 from scst.training.monitor import Monitor
 from scst.training.progress import RichProgress
 from scst.training.run import Run, run_training
 from scst.training.run_record import claim_output_dir
+from scst.training.training_arguments import evaluates, split_settings, training_arguments
 from scst.training.validation import CaptionValidation, ValidationSettings, early_stopping
 from scst.types import Sampling
 
@@ -182,8 +182,8 @@ def refine(
     Args:
         policy: with the adapter of the supervised stage.
         data: what :func:`scst.load_dataset` returns.
-        output_dir: gets adapter, processor, checkpoints, ``trainer_state.json``, ``run.json`` and the document
-            frequencies of the rewards.
+        output_dir: gets adapter, processor, checkpoints, ``trainer_state.json``, ``run.json`` and the
+            document frequencies of the rewards.
         epochs: passes over the training images; or give ``max_steps``.
         resume, overwrite, save_minutes, console: as of :func:`scst.finetune`.
         settings: arguments of :func:`scst_trainer`, e.g. ``rewards=["cider_d", brevity]``, and of

@@ -72,8 +72,8 @@ class Rewarder:
     """Calls the reward mixture on the captions of a step and compares with the baseline.
 
     With ``one_step_off_policy`` a step hands its captions to the rewards and learns from those of the step
-    before, whose rewards were computed beside everything in between. Those captions were drawn from the policy
-    before its last update, which the loss corrects (``scst.objective.losses.importance_ratios``).
+    before, whose rewards were computed beside everything in between. Those captions were drawn from the
+    policy before its last update, which the loss corrects (``scst.objective.losses.importance_ratios``).
 
     Args:
         mixture: what is optimised; already set up.

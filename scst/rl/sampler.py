@@ -17,8 +17,8 @@ from scst.types import PromptBatch, Rollout, Sampling
 class Sampler:
     """Samples K captions and the greedy one of every image.
 
-    Every draw is a function of (seed, step, image id): it depends neither on the other images of the batch nor
-    on the number of processes, and a resumed run repeats it.
+    Every draw is a function of (seed, step, image id): it depends neither on the other images of the batch
+    nor on the number of processes, and a resumed run repeats it.
 
     Args:
         encoder: decodes token ids to text.

@@ -21,11 +21,11 @@ from scst.distributed.sharded_weights import unsharded
 from scst.errors import RecipeError
 from scst.models.policy import Policy, policy_for, trains_prompt, trains_vision
 from scst.models.prompts import PromptEncoder
-from scst.rl.arguments import refuse_unsupported
 from scst.rl.policy_loss import LossOutput, Objective, PolicyLoss, ScoringSettings, merged_metrics
 from scst.rl.rewarder import Columns, RewardedRollout, Rewarder
 from scst.rl.rollout_metrics import rollout_metrics
 from scst.rl.sampler import Sampler
+from scst.rl.unsupported_arguments import refuse_unsupported
 from scst.rollout.feature_cache import FeatureCache
 from scst.training.hooks import TrainerHooks
 from scst.training.micro_batcher import MicroBatcher
@@ -86,9 +86,11 @@ class SCSTTrainer(TrainerHooks):
         validation: caption metrics on held-out images, or None.
         choice: human caption for the cross-entropy term.
         feature_cache: keeps the image features of the training images over epochs; None to compute them.
-        one_step_off_policy: learn from the captions of the micro-batch before; rewards are computed meanwhile.
+        one_step_off_policy: learn from the captions of the micro-batch before; rewards are computed
+            meanwhile.
         cuda_graphs: record the steps of decoding (:mod:`scst.rollout.static`).
-        streams_weights: under ZeRO-3, gather weights layer by layer while sampling, in lockstep with all others.
+        streams_weights: under ZeRO-3, gather weights layer by layer while sampling, in lockstep with all
+            others.
         max_skipped_steps, callbacks: as of :class:`TrainerHooks`.
 
     Attributes:
@@ -277,12 +279,12 @@ class SCSTTrainer(TrainerHooks):
         return outputs
 
     def _scale(self, rewarded: RewardedRollout) -> float:
-        """What makes the mean over all captions of the optimizer step of the sum over those of one process."""
+        """Factor from the sum over the captions of one process to the mean over all of the optimizer step."""
         num_captions = rewarded.num_images * self.sampler.sampling.num_samples
         return 0.0 if rewarded.is_padding else self.accelerator.num_processes / num_captions
 
     def _probes_kl(self) -> bool:
-        """Whether this micro-batch reports the KL of its first image: the first one of a step that is logged."""
+        """Whether this micro-batch is the first of a logged step, which reports the KL of its first image."""
         logs = (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 1)) == 0
         is_first = self._micro_batches_of_step == 0
         return logs and is_first and (self.args.process_index == 0 or self.has_collective_forward)
@@ -318,7 +320,7 @@ class SCSTTrainer(TrainerHooks):
     def _recall(
         self, image_ids: Sequence[str], prompts: Sequence[str]
     ) -> tuple[PromptBatch, Columns, torch.Tensor | None]:
-        """Prompts, columns and image features of training images whose captions were sampled before a resume."""
+        """Prompts, columns and features of training images whose captions were sampled before a resume."""
         rows = {str(image_id): row for row, image_id in enumerate(self.train_dataset["image_id"])}
         inputs = self.data_collator.with_prompts(
             [self.train_dataset[rows[image_id]] for image_id in image_ids],

@@ -14,10 +14,10 @@ from scst.data.collate import SFTCollator
 from scst.data.load_splits import LoadedData
 from scst.data.supervision import CaptionChoice
 from scst.sft.trainer import CaptionSFTTrainer
-from scst.training.arguments import split_settings, training_arguments
 from scst.training.progress import RichProgress
 from scst.training.run import Run, run_training
 from scst.training.run_record import claim_output_dir
+from scst.training.training_arguments import split_settings, training_arguments
 from scst.training.validation import ValidationSettings, early_stopping
 
 

@@ -85,7 +85,8 @@ class Checkpointer:
             name: in the file; of its own.
             part: has ``state_dict`` and ``load_state_dict``.
             rewinds: its state changes within a step, and a checkpoint written when a step fails half way must
-                hold that of the step before. ``state_dict`` is then called after every step: it must be cheap.
+                hold that of the step before. ``state_dict`` is then called after every step: it must be
+                cheap.
         """
         self._parts[name] = part
         if rewinds:

@@ -152,8 +152,8 @@ def checkpoint_to_resume(
 def _of_this_format(checkpoint: Path) -> str:
     if read_manifest(checkpoint).get("format") != FORMAT:
         raise RecipeError(
-            f"resume: {checkpoint} was written by version 0.1.0, which kept its state in another form: finish "
-            f"that run with scst 0.1.0, or begin a new one from its adapter (--adapter {checkpoint})"
+            f"resume: {checkpoint} was written by version 0.1.0, which kept its state in another form: "
+            f"finish that run with scst 0.1.0, or begin a new one from its adapter (--adapter {checkpoint})"
         )
     return str(checkpoint)
 

@@ -165,9 +165,9 @@ class TrainerHooks(Trainer):
     def _divergence(self) -> Diverged:
         newest = checkpoints.newest_complete(self.args.output_dir)
         return Diverged(
-            f"loss or gradient was NaN or infinite in {self.guard.skipped_in_a_row or 1} steps in a row, up to "
-            f"step {self.state.global_step + 1}. Last good checkpoint: {newest or 'none yet'}. Go on from there "
-            "with --resume true and a smaller learning_rate or max_grad_norm, or precision: bf16 or fp32"
+            f"loss or gradient was NaN or infinite in {self.guard.skipped_in_a_row or 1} steps in a row, up "
+            f"to step {self.state.global_step + 1}. Last good checkpoint: {newest or 'none yet'}. Go on from "
+            "there with --resume true and a smaller learning_rate or max_grad_norm, or precision: bf16 or fp32"
         )
 
     # the log
@@ -197,7 +197,8 @@ class TrainerHooks(Trainer):
         self.checkpointer.save(self.state.global_step, self._write_checkpoint, **self._checkpoint_settings())
 
     def _checkpoint_settings(self) -> dict[str, Any]:
-        # ended by its own rules: early stopping, an alarm; not by a signal, nor by max_steps, which may be raised
+        # ended by its own rules: early stopping, an alarm; not by a signal, nor by max_steps, which may be
+        # raised
         ended = self.control.should_training_stop and self.state.global_step < self.state.max_steps
         return {"ended": ended, "protected": {self.state.best_global_step or 0}}
 

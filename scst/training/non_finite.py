@@ -95,7 +95,7 @@ class NonFiniteGuard:
         return {"loss": loss, "skipped_steps": self.skipped_steps} | clipped
 
     def mean_loss(self) -> float:
-        """The mean over all steps since training began (or was resumed) whose losses were finite. Collective."""
+        """The mean over all steps with finite losses since training began or was resumed. Collective."""
         return _mean_over_processes(*self._all_losses)
 
     def state_dict(self) -> dict[str, int]:

@@ -60,7 +60,7 @@ class Run:
         settings: Mapping[str, Any],
         **run: Any,
     ) -> Run:
-        """The run of a policy that was loaded without a recipe; its settings are recorded under their keys."""
+        """The run of a policy that was loaded without a recipe; its settings are recorded by name."""
         recorded = {
             "model_name_or_path": policy.base,
             "quantization": policy.quantization,
@@ -126,8 +126,8 @@ def run_training(trainer: TrainerHooks, run: Run, console: Console) -> None:
             results=_results(trainer, run, seconds),
         )
     console.print(
-        f"[bold]{run.stage} done[/bold]: {trainer.state.global_step} steps in {time.time() - run.started:.0f} s; "
-        f"adapter in {output_dir}"
+        f"[bold]{run.stage} done[/bold]: {trainer.state.global_step} steps in "
+        f"{time.time() - run.started:.0f} s; adapter in {output_dir}"
     )
 
 

@@ -20,7 +20,7 @@ from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.adapters.lora import add_lora
 from scst.models.policy import Policy
 from scst.models.prompts import PromptEncoder, forbidden_token_mask
-from scst.scoring.score import score
+from scst.scoring.score_captions import score
 from scst.types import PromptBatch, Sampling
 from tests.support.paths import ROOT
 from tests.support.tiny import SENTENCES, build_model, noise_images

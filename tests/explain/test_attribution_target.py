@@ -12,7 +12,7 @@ from scst.explain.attribution_target import AttributionTarget
 from scst.explain.gradients import integrated_gradients
 from scst.models.policy import Policy
 from scst.models.prompts import forbidden_token_mask
-from scst.scoring.score import score
+from scst.scoring.score_captions import score
 from scst.types import Sampling
 from tests.support.adapted import KINDS, adapted
 from tests.support.tiny import build_model

@@ -18,9 +18,8 @@ from scst.metrics.bootstrap import (
 from scst.metrics.corpus import Corpus, MetricSettings, Scores
 from scst.metrics.signatures import signature
 from scst.metrics.suite import METRICS, _mean
-from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES
+from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES, TRAINED
 
-TRAINED = MetricSettings(training_captions=["a river goes by .", "several storage tanks are near a road"])
 TEXT = [
     name
     for name, metric in METRICS.items()

@@ -20,7 +20,7 @@ from scst.metrics.paired import (
     permutation_p_value,
 )
 from scst.metrics.suite import METRICS, _mean
-from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES
+from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES, TRAINED
 
 QUALITY = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"]
 
@@ -180,8 +180,6 @@ def said(draw, reference, words):
 @pytest.mark.parametrize("name", ["bleu_4", "rouge_l", "distinct_1", "vocabulary", "novel_words"])
 def test_an_exchange_is_worth_what_its_captions_are_worth(name):
     """The corpus value of exchanged captions is the metric of a corpus of just those captions."""
-    from tests.metrics.test_bootstrap import TRAINED
-
     others = CAPTIONS[::-1]
     score = METRICS[name].score
     a, b = (score(Corpus(captions, REFERENCES, settings=TRAINED)) for captions in (CAPTIONS, others))

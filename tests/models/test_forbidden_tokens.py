@@ -12,7 +12,7 @@ from scst.models.policy import policy_for
 from scst.models.pretrained import load_processor
 from scst.models.prompts import IGNORED_LABEL, PromptEncoder, forbidden_token_ids, forbidden_token_mask
 from scst.objective.losses import cross_entropy_loss
-from scst.scoring.score import score
+from scst.scoring.score_captions import score
 from scst.types import Sampling
 from tests.support.tiny import build_model, build_processor
 

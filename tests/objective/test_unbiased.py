@@ -25,7 +25,7 @@ from scst.objective.advantages import compute_advantages
 from scst.objective.losses import importance_ratios, kl_penalty, policy_gradient_loss
 from scst.rollout import distribution
 from scst.rollout.decode import rollout
-from scst.scoring.score import score
+from scst.scoring.score_captions import score
 from scst.types import PromptBatch, Sampling
 from tests.support.tiny import build_model, build_processor, noise_images
 

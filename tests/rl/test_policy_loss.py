@@ -15,7 +15,7 @@ from scst.data.supervision import CaptionChoice
 from scst.models.policy import Policy
 from scst.models.prompts import PromptEncoder
 from scst.rl.policy_loss import Objective, PolicyLoss, ScoringSettings
-from scst.scoring.score import score
+from scst.scoring.score_captions import score
 from scst.types import Sampling
 from tests.support.scoring import UNPADDED, duplicates_and_zeros, make_policy, random_captions
 from tests.support.tiny import build_processor, noise_images

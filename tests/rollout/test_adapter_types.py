@@ -7,7 +7,7 @@ import torch
 
 from scst.models.prompts import PromptEncoder
 from scst.rollout.decode import rollout
-from scst.scoring.score import LAYOUTS, score
+from scst.scoring.score_captions import LAYOUTS, score
 from scst.types import Sampling
 from tests.support.adapted import KINDS, adapted, policy_of
 from tests.support.rollouts import uniforms

@@ -13,7 +13,7 @@ from scst.models.prompts import PromptEncoder
 from scst.rollout import distribution
 from scst.rollout.cache import prompt_cache
 from scst.rollout.decode import rollout
-from scst.scoring.score import score
+from scst.scoring.score_captions import score
 from scst.types import PromptBatch, Sampling
 from tests.support.scoring import (
     PADDED,

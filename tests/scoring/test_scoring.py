@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from scst.models.masks import prompt_mask
 from scst.models.prompts import PromptEncoder
 from scst.rollout import distribution
-from scst.scoring.score import LAYOUTS, distinct_captions, score, without_zero_advantages
+from scst.scoring.score_captions import LAYOUTS, distinct_captions, score, without_zero_advantages
 from scst.types import Sampling
 from tests.support.scoring import (
     EOS,

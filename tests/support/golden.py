@@ -4,6 +4,8 @@ Provenance: pycocoevalcap 1.2 (PTBTokenizer, Bleu(4), Rouge(), Cider(), Meteor()
 exactly these captions; ``(corpus value, values per caption)``.
 """
 
+from scst.metrics.corpus import MetricSettings
+
 CAPTIONS = [
     "Two planes are parked next to a long building in an airport.",
     "many buildings and green trees are in a residential area with a",
@@ -89,3 +91,5 @@ EXPECTED = {
         [1.0, 0.452325263428972, 0.195967040829672, 0.06685236768802227, 0.4782266001363961, 0.0],
     ),
 }
+
+TRAINED = MetricSettings(training_captions=["a river goes by .", "several storage tanks are near a road"])

@@ -45,8 +45,8 @@ def refuse_unsupported(args: TrainingArguments) -> None:
             )
     if str(getattr(args.optim, "value", args.optim)) in _OPTIMIZERS_WITH_OWN_BACKWARD:
         raise RecipeError(
-            f"optim: {args.optim} makes its updates within the backward pass, before gradients of all captions "
-            "are there; use another one, e.g. adamw_torch or adamw_8bit"
+            f"optim: {args.optim} makes its updates within the backward pass, before the gradients of all "
+            "captions are there; use another one, e.g. adamw_torch or adamw_8bit"
         )
 
 
