@@ -93,11 +93,11 @@ def test_cider_d_under_grpo(tmp_path, rows):
     expected = reward.scorer.scores(completions, [references[prompt] for prompt in prompts])
     # each is one of its two references: cosines of 1 and at least 0, so the mean is at least 5
     assert min(expected) >= 5
-    logged = list(trainer._logs["rewards"]["CiderDReward"])
+    logged = list(trainer._logs["rewards"]["cider_d"])
     assert logged == pytest.approx(expected, rel=1e-6), "kept in single precision"
-    entries = [entry for entry in trainer.state.log_history if "rewards/CiderDReward/mean" in entry]
+    entries = [entry for entry in trainer.state.log_history if "rewards/cider_d/mean" in entry]
     assert len(entries) == 2
-    assert entries[-1]["rewards/CiderDReward/mean"] == pytest.approx(sum(expected) / 4, rel=1e-5)
+    assert entries[-1]["rewards/cider_d/mean"] == pytest.approx(sum(expected) / 4, rel=1e-5)
 
 
 def test_rewards_of_a_recipe_under_grpo(tmp_path):
