@@ -166,8 +166,9 @@ class TrainerHooks(Trainer):
         newest = checkpoints.newest_complete(self.args.output_dir)
         return Diverged(
             f"loss or gradient was NaN or infinite in {self.guard.skipped_in_a_row or 1} steps in a row, "
-            f"up to step {self.state.global_step + 1}. Last good checkpoint: {newest or 'none yet'}. Go on from "
-            "there with --resume true and a smaller learning_rate or max_grad_norm, or precision: bf16 or fp32"
+            f"up to step {self.state.global_step + 1}. Last good checkpoint: {newest or 'none yet'}. "
+            "Go on from there with --resume true and a smaller learning_rate or max_grad_norm, or precision: "
+            "bf16 or fp32"
         )
 
     # the log

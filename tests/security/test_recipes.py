@@ -84,8 +84,8 @@ def test_usage_reports_are_off_unless_asked_for(tmp_path):
 def test_a_training_run_speaks_to_nobody(world, tmp_path):
     recipe = (
         f"launch/sft.py --config quickstart/sft --model_name_or_path {world / 'model'} "
-        f"--dataset {world / 'data'} --max_steps 1 --precision fp32 --quantization none --save_strategy no "
-        "--max_new_tokens 12"
+        f"--dataset {world / 'data'} --max_steps 1 --precision fp32 --quantization none "
+        "--save_strategy no --max_new_tokens 12"
     )
     done, hosts = python(tmp_path, *recipe.split(), "--output_dir", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
