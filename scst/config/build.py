@@ -28,12 +28,21 @@ from peft import PeftConfig
 from rich.console import Console
 from rich.progress import Progress
 
+from scst.adapters.kinds import Adapter
 from scst.adapters.loaded import LoadedPolicy
 from scst.adapters.loading import check_adapter_exists
 from scst.config.build_adapter import adapter_of
 from scst.config.devices import check_devices
 from scst.config.keys import DataKeys, ModelKeys
-from scst.config.recipes import CaptionRecipe, EvaluateRecipe, ExplainRecipe, SCSTRecipe, SFTRecipe
+from scst.config.recipes import (
+    CaptionRecipe,
+    EvaluateRecipe,
+    ExplainRecipe,
+    MergeRecipe,
+    SCSTRecipe,
+    SFTRecipe,
+    required_dataset,
+)
 from scst.data.collate import SFTCollator
 from scst.data.files import clean_up
 from scst.data.load_splits import LoadedData, load_splits
@@ -79,7 +88,7 @@ def is_main_process() -> bool:
     return PartialState().is_main_process
 
 
-def check_inputs(recipe: ModelKeys) -> str:
+def check_inputs(recipe: ModelKeys | MergeRecipe) -> str:
     """Everything that can be wrong before data or model are loaded; returns the base model's name.
 
     Raises:
@@ -107,7 +116,7 @@ def load_data(recipe: DataKeys, splits: list[str], console: Console) -> LoadedDa
     limits = {recipe.train_split: recipe.max_train_images, recipe.eval_split: recipe.max_eval_images}
     with PartialState().main_process_first():
         data = load_splits(
-            recipe.dataset,
+            required_dataset(recipe.dataset),
             splits,
             fractions=recipe.split_fractions,
             split_seed=recipe.split_seed,
@@ -126,10 +135,12 @@ def build_policy(
     recipe: TrainingRecipe | EvaluateRecipe | CaptionRecipe | ExplainRecipe, base: str, *, trainable: bool
 ) -> LoadedPolicy:
     """The model with its adapter: a new one for the supervised stage without ``adapter``."""
-    is_new = trainable and not recipe.adapter and isinstance(recipe, SFTRecipe)
+    adapter: str | Adapter | None = recipe.adapter
+    if trainable and not adapter and isinstance(recipe, SFTRecipe):
+        adapter = adapter_of(recipe)
     return LoadedPolicy.load(
         base,
-        adapter_of(recipe) if is_new else recipe.adapter,
+        adapter,
         quantization=recipe.quantization,
         precision=recipe.precision,
         attn_implementation=recipe.attn_implementation,

@@ -11,7 +11,7 @@ from rich.console import Console
 from rewards.errors import RewardError
 from scst.config import build
 from scst.config.build_metrics import checked_settings
-from scst.config.reader import build_recipe, read_recipe_file
+from scst.config.reader import read_recipe_file, recipe_of
 from scst.config.recipes import EvaluateRecipe
 from scst.data.files import write_text
 from scst.errors import RunStopped, ScstError
@@ -96,7 +96,7 @@ def evaluate_files(files: Sequence[str]) -> None:
     build.prepare_libraries()
     evaluator, failed = Evaluator(build.make_console()), []
     for file in files:
-        recipe = build_recipe("evaluate", read_recipe_file(file))
+        recipe = recipe_of(EvaluateRecipe, read_recipe_file(file))
         try:
             evaluator.run(recipe)
         except Exception as error:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from scst.config.keys import MetricKeys
-from scst.config.recipes import EvaluateRecipe
+from scst.config.recipes import EvaluateRecipe, required_dataset
 from scst.errors import RecipeError
 from scst.evaluation.caption_files import read_captions
 from scst.evaluation.score_files import compare_files, differences_table
@@ -39,7 +39,7 @@ def _training_captions(recipe: EvaluateRecipe) -> list[str]:
     from scst.data.load_splits import load_splits
 
     train = load_splits(
-        recipe.dataset,
+        required_dataset(recipe.dataset),
         [recipe.train_split],
         fractions=recipe.split_fractions,
         split_seed=recipe.split_seed,
@@ -78,12 +78,14 @@ def print_comparison(recipe: EvaluateRecipe, files: Sequence[str]) -> None:
     """
     if len(files) != 2:
         raise RecipeError(f"compare: expected two output folders or prediction files, got {list(files)}")
+    first, second = files
     differences = compare_files(
-        *files,
+        first,
+        second,
         recipe.metrics,
         settings=metric_settings(recipe),
         bootstrap_samples=recipe.bootstrap_samples,
         seed=recipe.seed,
     )
-    Console(stderr=True).print(differences_table(differences, *files))
+    Console(stderr=True).print(differences_table(differences, first, second))
     print(json.dumps(comparison_json(differences), indent=2, ensure_ascii=False))

@@ -26,7 +26,7 @@ from rich.console import Console
 from scst.config.recipes import SCSTRecipe, SFTRecipe
 from scst.data.files import write_json
 from scst.data.load_splits import LoadedData
-from scst.models.policy import trains_prompt, trains_vision
+from scst.models.policy import base_model, trains_prompt, trains_vision
 from scst.training.hooks import TrainerHooks
 from scst.training.micro_batcher import DoesNotFit, is_out_of_memory
 from scst.training.plan import (
@@ -137,7 +137,8 @@ def make_plan(
     if trainer.args.world_size > 1 or trainer.is_deepspeed_enabled:
         console.print("plan: other settings are tried on one process without DeepSpeed only")
         others = []
-    model, trainer = trainer.model, None
+    model = trainer.model
+    del trainer  # its optimizer and gradients must not count in the memory of the alternatives
     measured = [_measure_alternative(recipe, other, model, build_trainer, console) for other in others]
     return Plan(
         stage=recipe.stage,
@@ -189,13 +190,13 @@ def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
 def _measure_alternative(
     recipe: Recipe,
     settings: dict[str, Any],
-    model: Any,
+    model: torch.nn.Module,
     build_trainer: Callable[[Recipe], TrainerHooks],
     console: Console,
 ) -> Alternative:
     alternative = Alternative(settings, None)
     console.print(f"plan: {1 + MEASURED_STEPS_OF_ALTERNATIVES} steps with {alternative.name}")
-    base = model.get_base_model()
+    base = base_model(model)
     base.gradient_checkpointing_disable()  # the trainer enables it where the setting asks for it
     base.disable_input_require_grads()
     trainer = _quiet(build_trainer(with_settings(recipe, settings)))

@@ -424,14 +424,25 @@ def check_required(recipe: Recipe) -> None:
     """
     if isinstance(recipe, EvaluateRecipe) and recipe.compare:
         return
-    if isinstance(recipe, DataRecipe) and recipe.dataset is None:
-        raise RecipeError(
-            "dataset: missing; give a RISC folder, parquet, a saved dataset or a hub id; embedded:scenes are "
-            "the rendered scenes of the package"
-        )
+    if isinstance(recipe, DataRecipe):
+        required_dataset(recipe.dataset)
     needs_model = SFTRecipe | EvaluateRecipe | CaptionRecipe | ExplainRecipe
     if isinstance(recipe, needs_model) and recipe.model_name_or_path is None and recipe.adapter is None:
         raise RecipeError(
             "model_name_or_path: missing; give a PaliGemma checkpoint, or an adapter (--adapter DIR), which "
             "names its own"
         )
+
+
+def required_dataset(dataset: str | None) -> str:
+    """The dataset key of a recipe that reads data.
+
+    Raises:
+        RecipeError: the recipe leaves it out.
+    """
+    if dataset is None:
+        raise RecipeError(
+            "dataset: missing; give a RISC folder, parquet, a saved dataset or a hub id; embedded:scenes are "
+            "the rendered scenes of the package"
+        )
+    return dataset

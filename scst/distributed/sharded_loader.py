@@ -9,15 +9,19 @@ takes part in every collective operation with it, and the example weighs nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from scst.types import IGNORED_LABEL
+
+Items = TypeVar("Items", list[int], range)
+Result = TypeVar("Result")
+Collator = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 
 PADDING_EXAMPLE = "is_padding_example"
 """Key of a batch whose images weigh nothing; its process had none of its own."""
@@ -52,13 +56,13 @@ class BatchShards(BatchSampler):
             yield shard_of(batch, self.num_shards, self.shard) or PaddingExamples(batch[:1])
 
 
-def shard_of(items: Sequence[Any], num_shards: int, shard: int) -> Any:
+def shard_of(items: Items, num_shards: int, shard: int) -> Items:
     """One of ``num_shards`` consecutive parts of a sequence; together they are the sequence."""
     first, end = (-(-len(items) * number // num_shards) for number in (shard, shard + 1))  # rounded up
     return items[first:end]
 
 
-def map_across_ranks(work: Callable[[range], list[Any]], count: int) -> list[Any]:
+def map_across_ranks(work: Callable[[range], list[Result]], count: int) -> list[Result]:
     """Results of ``work`` on numbers 0 to ``count`` - 1, in their order, on every process.
 
     Args:
@@ -71,10 +75,18 @@ def map_across_ranks(work: Callable[[range], list[Any]], count: int) -> list[Any
     return gather_object(results) if state.num_processes > 1 else results
 
 
-class _Rows:
+class IndexedRows(Protocol):
+    """Rows by number, such as a ``datasets.Dataset``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
+
+class _Rows(Dataset[dict[str, Any]]):
     """A dataset that passes on whether the rows asked for are padding examples."""
 
-    def __init__(self, dataset: Any):
+    def __init__(self, dataset: IndexedRows):
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -88,7 +100,7 @@ class _Rows:
 class _Collator:
     """Calls the stage's collator. No label of a padding example is trained; without labels it is marked."""
 
-    def __init__(self, collator: Callable[[Sequence[dict]], dict[str, Any]]):
+    def __init__(self, collator: Collator):
         self.collator = collator
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -101,15 +113,15 @@ class _Collator:
 
 
 def sharded_loader(
-    dataset: Any,
-    sampler: Any,
-    collator: Any,
-    accelerator: Any,
+    dataset: IndexedRows,
+    sampler: Sampler[int],
+    collator: Collator,
+    accelerator: Accelerator,
     *,
     batch_size: int,
     drop_last: bool,
     **loading: Any,
-) -> DataLoader:
+) -> DataLoader[dict[str, Any]]:
     """A loader of this process's shard of every global batch.
 
     Args:
@@ -123,7 +135,7 @@ def sharded_loader(
     """
     processes = accelerator.num_processes
     batches = BatchSampler(sampler, batch_size * processes, drop_last)
-    loader = DataLoader(
+    loader: DataLoader[dict[str, Any]] = DataLoader(
         _Rows(dataset),
         batch_sampler=BatchShards(batches, processes, accelerator.process_index),
         collate_fn=_Collator(collator),

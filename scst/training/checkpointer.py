@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -103,7 +103,7 @@ class Checkpointer:
         *,
         ended: bool = False,
         protected: Collection[int] = (),
-        parts: dict[str, Any] | None = None,
+        parts: Mapping[str, Any] | None = None,
     ) -> None:
         """Write, publish and prune; a failure to write is reported, on all processes alike. Collective.
 
@@ -117,7 +117,7 @@ class Checkpointer:
         staged = self.output_dir / STAGING / self.folder(step).name
 
         def write_parts() -> None:
-            states = {name: part.state_dict() for name, part in self._parts.items()} | (parts or {})
+            states = {name: part.state_dict() for name, part in self._parts.items()} | dict(parts or {})
             torch.save(states, staged / _parts_file(self.process_index))
 
         def publish() -> None:
@@ -161,14 +161,21 @@ class Checkpointer:
         rewound = {name: self._parts[name].state_dict() for name in self._rewound}
         self._step_end = StepEnd(_generator_states(), rewound)
 
-    def save_last_step(self, step: int, write: Callable[[Path], None], **settings: Any) -> bool:
+    def save_last_step(
+        self,
+        step: int,
+        write: Callable[[Path], None],
+        *,
+        ended: bool = False,
+        protected: Collection[int] = (),
+    ) -> bool:
         """A checkpoint of the last completed step, from within a step that failed. Collective.
 
         It is the one that the end of that step would have written: generators are set back first. Nothing is
         saved where that checkpoint exists, or no step was made.
 
         Args:
-            step, write, settings: as of :meth:`save`.
+            step, write, ended, protected: as of :meth:`save`.
 
         Returns:
             Whether a checkpoint was written.
@@ -178,7 +185,7 @@ class Checkpointer:
         if self._step_end is None or is_saved:
             return False
         _restore_generators(self._step_end.generators)
-        self.save(step, write, parts=self._step_end.parts, **settings)
+        self.save(step, write, ended=ended, protected=protected, parts=self._step_end.parts)
         return True
 
     def _empty_staging(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from scst.training import checkpoints
 from scst.training.monitor import TRUSTED, Monitor
@@ -118,7 +119,14 @@ class CollapseMonitor(Monitor):
         super().__init__(rule, console, stop=stop)
         self.rule: CollapseRule = rule
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if logs and "loss" in logs:
             self.report(self.rule.observe(state.global_step, logs), control)
 
@@ -129,4 +137,4 @@ class CollapseMonitor(Monitor):
         steps = checkpoints.numbered_checkpoints(output_dir)
         sound = (folder for step, folder in steps if step <= self.rule.healthy_step)
         found = next((folder for folder in sound if checkpoints.verify(folder) is None), None)
-        return found and (found, found.name)
+        return (found, found.name) if found is not None else None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peft import PeftModel
 from rich.console import Console
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from scst.metrics.bootstrap import resampled_values
 from scst.training.monitor import TRUSTED, Monitor
@@ -84,7 +86,7 @@ class HackingRule:
     alarms: list[Alarm] = field(default_factory=list)
 
     def observe(
-        self, step: int, reward: float, values: Mapping[str, float], resampled: Mapping[str, Sequence[float]]
+        self, step: int, reward: float, values: Mapping[str, float], resampled: Mapping[str, Iterable[float]]
     ) -> list[Alarm]:
         """Take an evaluation in; returns the alarms it raises.
 
@@ -161,13 +163,15 @@ class HackingMonitor(Monitor):
 
     def on_evaluate(
         self,
-        args: Any,
-        state: Any,
-        control: Any,
-        metrics: dict | None = None,
-        model: Any = None,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        model: PeftModel | None = None,
         **kwargs: Any,
     ) -> None:
+        if metrics is None or model is None:
+            raise ValueError("on_evaluate needs the metrics and the model, which the trainer passes")
         resampled = {
             name: resampled_values(self.validation.scores[name], len(self.validation), self.RESAMPLES, seed=0)
             for name in self.rule.directions
@@ -175,7 +179,7 @@ class HackingMonitor(Monitor):
         values = {name: metrics[f"eval_{name}"] for name in self.rule.directions}
         alarms = self.rule.observe(state.global_step, metrics["eval_reward"], values, resampled)
         if self.stop and self.rule.trusted_step == state.global_step and state.is_world_process_zero:
-            model.save_pretrained(Path(args.output_dir) / TRUSTED)
+            model.save_pretrained(str(Path(str(args.output_dir)) / TRUSTED))
         self.report(alarms, control)
 
     def sound_adapter(self, output_dir: Path) -> tuple[Path, str]:

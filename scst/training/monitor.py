@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from peft import load_peft_weights, set_peft_model_state_dict
+import torch
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from rich.console import Console
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 TRUSTED = "trusted"
 """Folder of a run with the adapter of the last evaluation without suspicion."""
@@ -18,7 +19,9 @@ TRUSTED = "trusted"
 class Rule(Protocol):
     """Decides from what it has observed; remembers it."""
 
-    alarms: list[Any]
+    @property
+    def alarms(self) -> Sequence[object]:
+        """All alarms so far; ``str`` of one is a line for the console."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as plain values."""
@@ -48,7 +51,7 @@ class Monitor(TrainerCallback):
         self.stopped = False
 
     @property
-    def alarms(self) -> list[Any]:
+    def alarms(self) -> Sequence[object]:
         """All alarms of the run."""
         return self.rule.alarms
 
@@ -56,7 +59,7 @@ class Monitor(TrainerCallback):
     def sound_adapter(self, output_dir: Path) -> tuple[Path, str] | None:
         """The last adapter from before the alarm, and what it is called; None where there is none."""
 
-    def report(self, alarms: Sequence[Any], control: Any) -> None:
+    def report(self, alarms: Sequence[object], control: TrainerControl) -> None:
         """Print alarms, and end the run if they do."""
         for alarm in alarms:
             self.console.print(f"[bold red]ALARM[/bold red] {alarm}")
@@ -72,10 +75,17 @@ class Monitor(TrainerCallback):
         self.rule.load_state_dict(state)
         self.stopped = state["stopped"]
 
-    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.restore_adapter(model, Path(args.output_dir), state.global_step)
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PeftModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.restore_adapter(model, Path(str(args.output_dir)), state.global_step)
 
-    def restore_adapter(self, model: Any, output_dir: Path, step: int) -> None:
+    def restore_adapter(self, model: torch.nn.Module | None, output_dir: Path, step: int) -> None:
         """If an alarm has ended the run, load the last adapter from before it into the model."""
         sound = self.sound_adapter(output_dir) if self.stopped else None
         if sound is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
@@ -65,7 +64,9 @@ class NonFiniteGuard:
             self.skipped_in_a_row = 0
         return not (bad_loss or bad_norm)
 
-    def skip(self, parameters: Iterable[torch.nn.Parameter], *, scaler: Any = None) -> bool:
+    def skip(
+        self, parameters: Iterable[torch.nn.Parameter], *, scaler: torch.amp.GradScaler | None = None
+    ) -> bool:
         """Leave the step out: optimizers pass over a parameter without gradient.
 
         Args:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import transformers
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -73,7 +73,7 @@ class Schedule:
     checkpoints: int
 
 
-def schedule_of(args: Any, steps: int, steps_per_epoch: int) -> Schedule:
+def schedule_of(args: TrainingArguments, steps: int, steps_per_epoch: int) -> Schedule:
     """Evaluations and checkpoints of a run, by asking the callback that decides about them.
 
     Args:
@@ -81,20 +81,20 @@ def schedule_of(args: Any, steps: int, steps_per_epoch: int) -> Schedule:
         steps: optimizer steps of the whole run.
         steps_per_epoch: of one pass over the training images.
     """
-    flow, state = DefaultFlowCallback(), transformers.TrainerState(max_steps=steps)
+    flow, state = DefaultFlowCallback(), TrainerState(max_steps=steps)
     state.compute_steps(args, steps)
     evaluations, checkpoints = int(bool(args.eval_on_start)), 0
     for step in range(1, steps + 1):
         state.global_step, state.epoch = step, step / steps_per_epoch
-        controls = [flow.on_step_end(args, state, transformers.TrainerControl())]
+        controls = [flow.on_step_end(args, state, TrainerControl())]
         if step % steps_per_epoch == 0 or step == steps:
-            controls.append(flow.on_epoch_end(args, state, transformers.TrainerControl()))
+            controls.append(flow.on_epoch_end(args, state, TrainerControl()))
         evaluations += sum(control.should_evaluate for control in controls)
         checkpoints += sum(control.should_save for control in controls)
     return Schedule(steps, evaluations, checkpoints)
 
 
-class _StepClock(transformers.TrainerCallback):
+class _StepClock(TrainerCallback):
     """Times of step ends; forgets the phases of the steps before ``warm_up`` were done."""
 
     def __init__(self, phases: PhaseMeter, warm_up: int):
@@ -102,7 +102,9 @@ class _StepClock(transformers.TrainerCallback):
         self.warm_up = warm_up
         self.ends: list[tuple[float, float]] = []
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.ends.append((time.perf_counter(), time.process_time()))
         if len(self.ends) == self.warm_up:
             self.phases.clear()
@@ -268,12 +270,13 @@ class Plan:
     @property
     def peak_gb(self) -> float | None:
         """Most memory of a step or an evaluation."""
-        return peak_of(self.step, self.evaluation)
+        return peak_of(self.step, self.evaluation) if self.step else None
 
     @property
     def fits(self) -> bool:
         """Whether steps and evaluations ran, within the memory that there is."""
-        return self.step is not None and self.peak_gb <= self.device_gb
+        peak = self.peak_gb
+        return peak is not None and peak <= self.device_gb
 
     @property
     def advice(self) -> list[str]:
@@ -326,7 +329,7 @@ class Plan:
                     "fits": other.cost is not None,
                     "images_per_s": other.cost.images_per_s if other.cost else None,
                     "ratio": self.speed_of(other),
-                    "peak_gb": peak_of(other.cost),
+                    "peak_gb": peak_of(other.cost) if other.cost else None,
                     "step": asdict(other.cost) if other.cost else None,
                 }
                 for other in self.alternatives
@@ -335,10 +338,8 @@ class Plan:
         }
 
 
-def peak_of(step: StepCost | None, evaluation: EvaluationCost | None = None) -> float | None:
-    """Most memory of a step or an evaluation; None when the step did not fit."""
-    if step is None:
-        return None
+def peak_of(step: StepCost, evaluation: EvaluationCost | None = None) -> float:
+    """Peak memory of a step and, if given, an evaluation, in GB."""
     return max([*step.peak_gb.values(), evaluation.peak_gb if evaluation else 0.0])
 
 

@@ -7,25 +7,24 @@ import math
 from rich.console import Console
 from rich.table import Table
 
-from scst.training.plan import Alternative, Plan, peak_of
+from scst.training.plan import Alternative, Plan, Projection, Schedule, StepCost, peak_of
 
 
 def print_plan(plan: Plan, evaluation_images: int, console: Console) -> None:
     """Tables of the step, the run and the alternatives, and what follows."""
-    if plan.step is None:
+    if plan.step is None or plan.projection is None:
         console.print(f"[bold red]does not fit[/bold red] into {plan.device_gb:.1f} GB on {plan.device}")
     else:
-        console.print(step_table(plan))
-        console.print(projection_table(plan, evaluation_images))
+        console.print(step_table(plan, plan.step))
+        console.print(projection_table(plan.schedule, plan.projection, evaluation_images))
     if plan.alternatives:
         console.print(alternatives_table(plan))
     for line in plan.advice or ["none of the other settings is clearly faster"]:
         console.print(f"- {line}")
 
 
-def step_table(plan: Plan) -> Table:
+def step_table(plan: Plan, step: StepCost) -> Table:
     """Time and memory of a step by phase."""
-    step = plan.step
     table = Table(title=f"one step of {step.images} images on {plan.device}", title_justify="left")
     for column in ("phase", "seconds", "share", "peak memory"):
         table.add_column(column, justify="left" if column == "phase" else "right")
@@ -39,9 +38,8 @@ def step_table(plan: Plan) -> Table:
     return table
 
 
-def projection_table(plan: Plan, evaluation_images: int) -> Table:
+def projection_table(schedule: Schedule, projection: Projection, evaluation_images: int) -> Table:
     """Time of the whole run by what it is spent on."""
-    schedule, projection = plan.schedule, plan.projection
     table = Table(title="the whole run", title_justify="left")
     table.add_column("what")
     table.add_column("time", justify="right")

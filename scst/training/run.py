@@ -94,7 +94,7 @@ def run_training(trainer: TrainerHooks, run: Run, console: Console) -> None:
         Interrupted: after SIGTERM or SIGINT, when a checkpoint was saved.
         RunStopped: when the output cannot be written.
     """
-    output_dir = Path(trainer.args.output_dir)
+    output_dir = trainer.output_dir
     checkpoint = checkpoints.checkpoint_to_resume(str(output_dir), run.resume, console.print)
     if run.resume and checkpoint is None:
         console.print(f"resume: no complete checkpoint in {output_dir}; starting from the beginning")
@@ -139,7 +139,7 @@ def _train(trainer: TrainerHooks, run: Run, checkpoint: str | None) -> float:
         result = trainer.train(resume_from_checkpoint=checkpoint)
     if stop.interrupted_by is None:
         return result.metrics["train_runtime"]
-    newest = checkpoints.newest_complete(trainer.args.output_dir)
+    newest = checkpoints.newest_complete(trainer.output_dir)
     saved = f"{newest} is complete; go on with --resume true" if newest else "no checkpoint could be written"
     raise Interrupted(
         f"{signal.Signals(stop.interrupted_by).name}: stopped at step {trainer.state.global_step} of "
@@ -174,7 +174,7 @@ def save_output(trainer: TrainerHooks) -> None:
     Raises:
         RunStopped: when they cannot be written.
     """
-    output_dir = Path(trainer.args.output_dir)
+    output_dir = trainer.output_dir
     staged = output_dir / STAGING / "output"
     try:
         if trainer.args.should_save:
@@ -225,4 +225,4 @@ def restore_finished(trainer: TrainerHooks, checkpoint: str) -> None:
     set_peft_model_state_dict(trainer.model, load_peft_weights(best, device="cpu"))
     trainer.checkpointer.restore(checkpoint)
     for monitor in trainer.monitors:
-        monitor.restore_adapter(trainer.model, Path(trainer.args.output_dir), trainer.state.global_step)
+        monitor.restore_adapter(trainer.model, trainer.output_dir, trainer.state.global_step)

@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from scst.distributed.processes import any_process
 
@@ -41,7 +42,7 @@ class StopSignals:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _handle(self, number: int, frame: Any) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a forked helper: its parent ends it, with SIGTERM
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
@@ -85,10 +86,14 @@ class SaveAndStop(TrainerCallback):
         self._epoch_is_over = False
         self._saved_at = clock()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._saved_at = self.clock()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._epoch_is_over = False
         told = bool(self.signals.received)
         told, due = any_process(told, self._is_due(state))
@@ -98,7 +103,9 @@ class SaveAndStop(TrainerCallback):
         if due and not _ends_epoch(state):
             control.should_save = True
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if control.should_training_stop:
             self.interrupted_by = None  # an evaluation of this step has ended training by its own rules
         self._epoch_is_over = True
@@ -110,19 +117,22 @@ class SaveAndStop(TrainerCallback):
         elif not control.should_save:
             (control.should_save,) = any_process(self._is_due(state))
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._saved_step, self._saved_at = state.global_step, self.clock()
         if control.should_training_stop:
             self.interrupted_by = None
         elif self.interrupted_by and self._epoch_is_over:
             control.should_training_stop = True
 
-    def _is_due(self, state: Any) -> bool:
+    def _is_due(self, state: TrainerState) -> bool:
         return state.is_world_process_zero and 0 < self.seconds <= self.clock() - self._saved_at
 
 
-def _ends_epoch(state: Any) -> bool:
-    return abs(state.epoch - round(state.epoch)) < 1e-6
+def _ends_epoch(state: TrainerState) -> bool:
+    epoch = state.epoch or 0.0
+    return abs(epoch - round(epoch)) < 1e-6
 
 
 @contextmanager

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol, Self
 
 import torch
 from accelerate import PartialState
@@ -29,7 +29,7 @@ class Statistic(Protocol):
     def value(self) -> float:
         """The number, NaN when it is over nothing."""
 
-    def __add__(self, other: Any) -> Any:
+    def __add__(self, other: Self) -> Self:
         """The statistic of both parts."""
 
 
@@ -143,7 +143,7 @@ class StepMetrics:
     def __post_init__(self) -> None:
         self.phases = PhaseMeter(self.device)
         self._window: dict[str, Statistic] = {}
-        self._step_seconds: Counter[str] = Counter()
+        self._step_seconds: dict[str, float] = defaultdict(float)
         self._images = 0
         self._seconds = 0.0
         self._began = time.perf_counter()

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, ProcessorMixin, TrainerCallback, TrainingArguments
 
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from rewards.scorers.text import caption_statistics
@@ -49,8 +50,8 @@ class CaptionValidation:
 
     def __init__(
         self,
-        processor: Any,
-        dataset: Any,
+        processor: ProcessorMixin | PromptEncoder,
+        dataset: datasets.Dataset,
         *,
         metrics: Sequence[str],
         settings: MetricSettings,
