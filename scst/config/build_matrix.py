@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import yaml
@@ -19,7 +20,15 @@ from scst.config.reader import (
     resolved,
     training_argument_names,
 )
-from scst.config.recipes import RECIPES, MatrixRecipe, check_required
+from scst.config.recipes import (
+    RECIPES,
+    EvaluateRecipe,
+    MatrixRecipe,
+    SCSTRecipe,
+    SFTRecipe,
+    check_required,
+    required_dataset,
+)
 from scst.data.sources import check_layout
 from scst.errors import RecipeError
 from scst.experiments import matrix_run
@@ -99,30 +108,33 @@ def checked_plan(recipe: MatrixRecipe) -> Plan:
 
 
 def _check(run: Run, seen: set[str]) -> None:
-    """One run; what many of them share is looked at once."""
-    recipe = build_recipe(run.stage, dict(run.keys))
+    """Check one run. Checks that several runs share are named in ``seen`` and run once."""
+    recipe = build_recipe(run.stage, run.keys)
     check_required(recipe)
-    checks: dict[str, Callable[[], object]] = {
-        f"dataset {recipe.dataset}": lambda: check_layout(recipe.dataset)
-    }
-    if recipe.model_name_or_path:
-        checks[f"model {recipe.model_name_or_path}"] = lambda: check_model_exists(recipe.model_name_or_path)
-    if recipe.adapter and not run.after:
-        checks[f"adapter {recipe.adapter}"] = lambda: check_adapter_exists(recipe.adapter)
-    if run.stage == "sft":
+    if not isinstance(recipe, SFTRecipe | SCSTRecipe | EvaluateRecipe):
+        raise TypeError(f"a matrix runs the stages sft, scst and evaluate, not {run.stage}")
+    dataset, model = required_dataset(recipe.dataset), recipe.model_name_or_path
+    checks: dict[str, Callable[[], object]] = {f"dataset {dataset}": partial(check_layout, dataset)}
+    if model:
+        checks[f"model {model}"] = partial(check_model_exists, model)
+    if recipe.adapter and not run.after:  # after a training of this matrix the adapter does not exist yet
+        checks[f"adapter {recipe.adapter}"] = partial(check_adapter_exists, recipe.adapter)
+    if isinstance(recipe, SFTRecipe):
         build_sft.check_settings(recipe)
-    elif run.stage == "scst":
+    elif isinstance(recipe, SCSTRecipe):
         build_rl.check_settings(recipe)
         build_rl.build_reward(recipe).close()
     else:
         names = [name for name in recipe.metrics if name not in NOVELTY]
-        checks[f"metrics {names}"] = lambda: check_metrics(
-            names, metric_settings(recipe), columns=("images", "ended_by_eos")
-        )
+        checks[f"metrics {names}"] = partial(_check_metrics, names, recipe)
     for what, check in checks.items():
         if what not in seen:
             check()
             seen.add(what)
+
+
+def _check_metrics(names: Sequence[str], recipe: EvaluateRecipe) -> None:
+    check_metrics(names, metric_settings(recipe), columns=("images", "ended_by_eos"))
 
 
 def print_plan(plan: Plan) -> None:

@@ -71,7 +71,7 @@ def recipe_of(recipe_class: type[R], settings: Mapping[str, Any]) -> R:
     return recipe_class(**own, **({"training": training} if is_training else {}))
 
 
-def build_recipe(stage: str, settings: Mapping[str, Any]) -> Any:
+def build_recipe(stage: str, settings: Mapping[str, Any]) -> Recipe:
     """The recipe of a stage that is named at run time; see :func:`recipe_of`."""
     return recipe_of(RECIPES[stage], settings)
 

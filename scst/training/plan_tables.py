@@ -1,4 +1,4 @@
-"""The tables of a plan on the screen."""
+"""Prints a plan as tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scst.training.plan import Alternative, Plan, Projection, Schedule, StepCost
 
 
 def print_plan(plan: Plan, evaluation_images: int, console: Console) -> None:
-    """Tables of the step, the run and the alternatives, and what follows."""
+    """Print tables of the step, the run and the alternatives, then the advice."""
     if plan.step is None or plan.projection is None:
         console.print(f"[bold red]does not fit[/bold red] into {plan.device_gb:.1f} GB on {plan.device}")
     else:
@@ -39,7 +39,7 @@ def step_table(plan: Plan, step: StepCost) -> Table:
 
 
 def projection_table(schedule: Schedule, projection: Projection, evaluation_images: int) -> Table:
-    """Time of the whole run by what it is spent on."""
+    """Projected time of the whole run by what it is spent on."""
     table = Table(title="the whole run", title_justify="left")
     table.add_column("what")
     table.add_column("time", justify="right")
@@ -56,7 +56,7 @@ def projection_table(schedule: Schedule, projection: Projection, evaluation_imag
 
 
 def alternatives_table(plan: Plan) -> Table:
-    """Other settings beside the recipe's own."""
+    """Speed and memory of the alternatives, with the recipe as the first row."""
     table = Table(title="other settings", title_justify="left")
     for column in ("setting", "images/s", "s/step", f"images per {plan.clock}", "peak memory"):
         table.add_column(column, justify="left" if column == "setting" else "right")
@@ -71,7 +71,7 @@ def alternatives_table(plan: Plan) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds as one reads them."""
+    """Seconds as text in readable units: ``1.5 s``, ``3 min 20 s``, ``2 h 5 min``."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(math.floor(seconds), 60)
