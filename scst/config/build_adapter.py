@@ -1,4 +1,4 @@
-"""Settings of a new adapter, from a recipe."""
+"""Builds the settings of a new adapter from a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a recipe of document frequencies to the table."""
+"""Builds a table of document frequencies from its recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a matrix recipe to its plan, with everything checked before anything runs, and to its runs."""
+"""Builds the plan of a matrix recipe, checks all of it before anything runs, and runs it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class RecipeKeys:
         return name in own - {"training"} or ("training" in own and name in training_argument_names())
 
     def complete(self, stage: str, keys: Mapping[str, Any]) -> dict[str, Any]:
-        """All keys of the recipe that these keys make."""
+        """All keys of the recipe that these keys make, defaults included."""
         return resolved(build_recipe(stage, dict(keys)))
 
     def read_file(self, path: str) -> dict[str, Any]:
@@ -63,12 +63,12 @@ class RecipeKeys:
         return read_recipe_file(path)
 
     def trained_with(self, adapter: str) -> dict[str, Any]:
-        """The keys in the record of an adapter's training."""
+        """The keys that an adapter was trained with, from its ``run.json``."""
         return from_run_record(adapter)
 
 
 def plan_of(recipe: MatrixRecipe) -> Plan:
-    """The plan of a matrix recipe; reads recipe files, loads no model.
+    """Make the plan of a matrix recipe. Reads recipe files; loads no model.
 
     Raises:
         RecipeError: naming the model and the key.
@@ -89,7 +89,7 @@ def _as_list(value: Sequence[int] | int) -> list[int]:
 
 
 def checked_plan(recipe: MatrixRecipe) -> Plan:
-    """The plan of a matrix, with everything checked that needs no model and no training.
+    """Make the plan of a matrix and check all that can be checked without a model or training.
 
     Raises:
         RecipeError, DataError: naming the run and the key.
@@ -138,7 +138,7 @@ def _check_metrics(names: Sequence[str], recipe: EvaluateRecipe) -> None:
 
 
 def print_plan(plan: Plan) -> None:
-    """The plan as YAML: every training and evaluation with its state, and the keys that are not defaults."""
+    """Print the plan as YAML: every run with its state, and with the keys that differ from their defaults."""
     content = {
         "trainings": [_described(run) for run in plan.trainings],
         "evaluations": [_described(run) for run in plan.evaluations],
@@ -161,7 +161,7 @@ def _described(run: Run) -> dict[str, Any]:
 
 
 def run_matrix(recipe: MatrixRecipe, plan: Plan) -> None:
-    """Run what is missing and write everything.
+    """Run the trainings and evaluations that are missing, and write tables, figures and page.
 
     Raises:
         RunStopped: when cells have failed; everything else is done and written.

@@ -1,4 +1,4 @@
-"""The keys of every recipe, with their defaults and help: one dataclass per command."""
+"""The recipes: one dataclass per command, with the keys, their defaults and their help."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class SFTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys, Recipe
     training: dict[str, Any] = key({}, "names of transformers.TrainingArguments")
 
     def __post_init__(self) -> None:
-        """Refuse keys of another adapter type, and sizes that cannot be.
+        """Refuse keys of another adapter type, and sizes below 1.
 
         Raises:
             RecipeError: naming the key.
@@ -95,7 +95,7 @@ ADAPTER_KEYS: dict[str, tuple[str, ...]] = {
     "prefix_tuning": _VIRTUAL,
     "bottleneck": ("bottleneck_size", "bottleneck_places"),
 }
-"""Adapter type -> the keys of a new adapter of that type; with `adapter` they are passed over."""
+"""Adapter type -> the keys of a new adapter of that type; they are ignored with `adapter`."""
 
 
 @dataclass
@@ -410,14 +410,14 @@ RECIPES: dict[str, type[Recipe]] = {
         MatrixRecipe,
     )
 }
-"""Stage -> its recipe. Training stages are those with a field ``training``."""
+"""Stage -> class of its recipe. Training stages are those with a field ``training``."""
 
 TrainingRecipe = SFTRecipe | SCSTRecipe
 DataRecipe = SFTRecipe | SCSTRecipe | EvaluateRecipe | PrepareRecipe | DocumentFrequenciesRecipe
 
 
 def check_required(recipe: Recipe) -> None:
-    """Refuse a recipe that leaves out its model or data: there is no default that would be used by accident.
+    """Refuse a recipe without a model or dataset; a default would be used by accident.
 
     Raises:
         RecipeError: naming the key.
@@ -435,7 +435,7 @@ def check_required(recipe: Recipe) -> None:
 
 
 def required_dataset(dataset: str | None) -> str:
-    """The dataset key of a recipe that reads data.
+    """Return the value of the key ``dataset`` of a recipe that reads data.
 
     Raises:
         RecipeError: the recipe leaves it out.

@@ -1,4 +1,4 @@
-"""What watches a run and may end it: the base of the monitors."""
+"""The base class of callbacks that watch a run and may end it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 TRUSTED = "trusted"
-"""Folder of a run with the adapter of the last evaluation without suspicion."""
+"""Name of the folder, in the output folder, of the adapter of the last evaluation without suspicion."""
 
 
 class Rule(Protocol):
-    """Decides from what it has observed; remembers it."""
+    """Decides from its observations when to raise an alarm; keeps the state that this needs."""
 
     @property
     def alarms(self) -> Sequence[object]:
@@ -31,12 +31,12 @@ class Rule(Protocol):
 
 
 class Monitor(TrainerCallback):
-    """Prints the alarms of a rule and, where asked to, ends the run with an adapter from before the alarm.
+    """Prints the alarms of a rule. With ``stop`` it ends the run, with an adapter from before the alarm.
 
     Its state is saved with every checkpoint, under ``name``.
 
     Args:
-        rule: what decides.
+        rule: decides when to raise an alarm.
         console: where alarms are printed.
         stop: whether an alarm ends the run.
 
@@ -57,17 +57,17 @@ class Monitor(TrainerCallback):
 
     @abstractmethod
     def sound_adapter(self, output_dir: Path) -> tuple[Path, str] | None:
-        """The last adapter from before the alarm, and what it is called; None where there is none."""
+        """Folder and name of the last adapter from before the alarm; None when there is none."""
 
     def report(self, alarms: Sequence[object], control: TrainerControl) -> None:
-        """Print alarms, and end the run if they do."""
+        """Print alarms; with ``stop``, also end the run."""
         for alarm in alarms:
             self.console.print(f"[bold red]ALARM[/bold red] {alarm}")
         if alarms and self.stop:
             self.stopped = control.should_training_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the rule, and whether the run was ended."""
+        """The state of the rule, and whether an alarm has ended the run."""
         return self.rule.state_dict() | {"stopped": self.stopped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

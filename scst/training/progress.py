@@ -1,4 +1,4 @@
-"""What a person sees while a stage runs."""
+"""The progress bar and the lines on the console while a stage runs."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ SHOWN_METRICS = (
 
 
 class RichProgress(TrainerCallback):
-    """One progress bar with the latest metrics, and a line for every evaluation. Only the main process draws.
+    """Draws a bar with the latest metrics and prints a line per evaluation, on the main process only.
 
     Args:
-        console: where to draw.
+        console: where the bar is drawn.
         title: name of the stage.
     """
 
