@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 LEVELS = (
     ("cli",),
     ("config",),
-    ("sft", "rl", "evaluation", "experiments", "explain"),
+    ("sft", "rl", "experiments", "evaluation", "explain"),
     ("training",),
     ("scoring", "rollout", "objective", "report", "metrics"),
     ("adapters", "data", "models", "distributed"),

@@ -12,8 +12,8 @@ from scst.models.prompts import PromptEncoder
 from scst.rollout.decode import rollout
 from scst.scoring.score import score
 from scst.types import Sampling
-from tests.rollout.test_rollout import uniforms
 from tests.support.adapted import new_adapter
+from tests.support.rollouts import uniforms
 from tests.support.tiny import build_config
 
 PROMPTS = ["caption en", "describe this image"]

@@ -22,7 +22,7 @@ from scst.config.packaged import accelerate_names, find_accelerate_config, find_
 from scst.config.reader import read_recipe_file
 from scst.config.recipes import RECIPES
 from scst.errors import RecipeError
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 SCRIPTS = sorted((ROOT / "launch").glob("*.py"))
 

@@ -18,9 +18,8 @@ from scst.metrics.bootstrap import (
 from scst.metrics.corpus import Corpus, MetricSettings, Scores
 from scst.metrics.signatures import signature
 from scst.metrics.suite import METRICS, _mean
-from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES
+from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES, TRAINED_ON
 
-TRAINED = MetricSettings(training_captions=["a river goes by .", "several storage tanks are near a road"])
 TEXT = [
     name
     for name, metric in METRICS.items()
@@ -30,7 +29,7 @@ QUALITY = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"]
 
 
 def scored(captions, references, metrics=TEXT, **settings):
-    return score_captions(Corpus(captions, references, settings=TRAINED), metrics, **settings)
+    return score_captions(Corpus(captions, references, settings=TRAINED_ON), metrics, **settings)
 
 
 @pytest.mark.parametrize("name", EXPECTED)

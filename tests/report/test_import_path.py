@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 RARE = ("scst.explain", "scst.experiments", "scst.data.scenes", "captum", "skimage", "matplotlib")
 """Rooms and packages of single commands."""

@@ -17,6 +17,7 @@ from scst.config.recipes import RECIPES
 from scst.errors import RecipeError
 from scst.models.pretrained import allow_deepspeed_states, check_model_exists, load_model, load_processor
 from scst.training.checkpoints import read_manifest, write_manifest
+from tests.support.stages import run_recipe
 
 
 def train(world, output_dir, **keys) -> None:

@@ -4,6 +4,10 @@ Provenance: pycocoevalcap 1.2 (PTBTokenizer, Bleu(4), Rouge(), Cider(), Meteor()
 exactly these captions; ``(corpus value, values per caption)``.
 """
 
+from scst.metrics.suite import MetricSettings
+
+TRAINED_ON = MetricSettings(training_captions=["a river goes by .", "several storage tanks are near a road"])
+"""Settings with the captions of a training split, for metrics of novelty."""
 CAPTIONS = [
     "Two planes are parked next to a long building in an airport.",
     "many buildings and green trees are in a residential area with a",
