@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from scst.explain.explanation import Explanation, Settings
+    from scst.models.prompts import PromptEncoder
 
 BASE = "base"
 
@@ -98,7 +99,7 @@ def explain_model(
     with build.progress_to_stderr(f"explaining {label}", pictures_to_see(settings, targets)) as advance:
         return explain_caption(
             model,
-            processor,
+            encoder,
             image,
             caption,
             prompt=recipe.prompt,
@@ -117,7 +118,7 @@ def _caption(
 
     (found,) = caption_images(
         model,
-        processor,
+        encoder,
         [image],
         recipe.prompt,
         recipe.decoding,

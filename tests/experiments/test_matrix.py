@@ -23,7 +23,7 @@ def test_dry_run_prints_every_run_and_loads_nothing(config, tmp_path, capsys, mo
 WRONG = {
     "unknown key": (["--modles", "[]"], "modles: unknown key; did you mean models"),
     "no model": (
-        ["--common", "{model_name_or_path: /nowhere}"],
+        ["--common", "{model_name_or_path: /nowhere, dataset: embedded:scenes}"],
         "no model configuration found at '/nowhere'",
     ),
     "no adapter": (["--models", "[{name: m, adapter: /nowhere}]"], "holds no adapter_config.json"),

@@ -25,7 +25,7 @@ def test_every_matrix_recipe_has_a_plan(path, monkeypatch):
 def named_plan(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     return plan_of(
-        build_recipe("matrix", read_recipe_file(ROOT / "recipes" / "matrix" / f"{name}-matrix.yaml"))
+        build_recipe("matrix", read_recipe_file(ROOT / "recipes" / "experiments" / f"{name}-matrix.yaml"))
     )
 
 
@@ -145,7 +145,7 @@ WRONG = {
     ),
     "typo in a grid": (model(vary={"lora_rnk": [3]}), "models: m: vary: lora_rnk: unknown key"),
     "grid of no stage": (model(vary={"scst.baseline": ["greedy"]}), "the model has no stage 'scst'"),
-    "key of no stage": (model(vary={"num_samples": [2]}), "num_samples: a key of launch/scst.py"),
+    "key of no stage": (model(vary={"num_samples": [2]}), "num_samples: a key of `scst rl`"),
     "no list": (model(vary={"lora_rank": 3}), "models: m: vary: lora_rank: expected a list of values"),
     "value": (model(lora_rank="many"), "lora_rank: expected int, got 'many'"),
     "unknown stage": (model(stages=[{"stage": "dpo"}]), "models: m: stages: expected {stage: sft or scst"),

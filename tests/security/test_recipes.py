@@ -64,7 +64,7 @@ def python(tmp_path, *arguments, **environment) -> tuple[subprocess.CompletedPro
 
 
 SEND = """
-import launch
+import scst.cli
 from huggingface_hub.utils import _telemetry
 _telemetry.send_telemetry("scst", library_name="trl")
 _telemetry._TELEMETRY_QUEUE.join()

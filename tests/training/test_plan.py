@@ -241,7 +241,7 @@ def test_duration(seconds, text):
     ],
 )
 def test_flag(argv, plan):
-    assert parse(SCSTRecipe, argv).plan == plan
+    assert parse(SCSTRecipe, ["--config", "quickstart/scst", *argv]).plan == plan
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rewards.bleu import BleuReward
 from rewards.errors import RewardError
-from rewards.scorers.bleu import BleuReward
 from rewards.scorers.cider import CiderD
 from rewards.scorers.clipscore import ClipScorer
 from rewards.scorers.document_frequencies import DocumentFrequencies
