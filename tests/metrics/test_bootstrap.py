@@ -166,7 +166,7 @@ def test_interval_of_a_mean_agrees_with_the_normal_approximation():
 def test_a_resample_is_worth_what_its_captions_are_worth(name):
     """The value of drawn images is the metric of a corpus of just those captions (CIDEr: fixed documents)."""
     table = DocumentFrequencies.from_references(REFERENCES, eos="omitted", split="corpus")
-    settings = MetricSettings(frequencies=table, training_captions=TRAINED.training_captions)
+    settings = MetricSettings(frequencies=table, training_captions=TRAINED_ON.training_captions)
     drawn = np.array([2, 0, 1, 3, 0, 1])
     picked = np.repeat(np.arange(6), drawn)
     whole = METRICS[name].score(Corpus(CAPTIONS, REFERENCES, settings=settings))

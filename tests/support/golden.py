@@ -4,7 +4,7 @@ Provenance: pycocoevalcap 1.2 (PTBTokenizer, Bleu(4), Rouge(), Cider(), Meteor()
 exactly these captions; ``(corpus value, values per caption)``.
 """
 
-from scst.metrics.suite import MetricSettings
+from scst.metrics.corpus import MetricSettings
 
 TRAINED_ON = MetricSettings(training_captions=["a river goes by .", "several storage tanks are near a road"])
 """Settings with the captions of a training split, for metrics of novelty."""
