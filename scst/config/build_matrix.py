@@ -15,7 +15,6 @@ from scst.config.build_metrics import metric_settings
 from scst.config.keys import default_of
 from scst.config.reader import (
     build_recipe,
-    from_run_record,
     read_recipe_file,
     resolved,
     training_argument_names,
@@ -38,6 +37,7 @@ from scst.experiments.stage_keys import EVALUATE
 from scst.metrics.bootstrap import check_metrics
 from scst.metrics.suite import METRICS, NOVELTY
 from scst.models.pretrained import check_model_exists
+from scst.training.run_record import recorded_settings
 
 SCRIPTS = {
     "sft": ["-m", "scst.cli.sft"],
@@ -64,7 +64,7 @@ class RecipeKeys:
 
     def trained_with(self, adapter: str) -> dict[str, Any]:
         """The keys that an adapter was trained with, from its ``run.json``."""
-        return from_run_record(adapter)
+        return recorded_settings(adapter)
 
 
 def plan_of(recipe: MatrixRecipe) -> Plan:

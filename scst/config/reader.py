@@ -12,7 +12,6 @@ import dataclasses
 import difflib
 import functools
 import importlib.util
-import json
 import types
 import typing
 from collections.abc import Mapping
@@ -150,15 +149,6 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     """The flat keys of a recipe, defaults included. ``build_recipe`` makes the same recipe from them."""
     settings = dataclasses.asdict(recipe)
     return settings | settings.pop("training", {})
-
-
-def from_run_record(adapter: str | Path) -> dict[str, Any]:
-    """The keys an adapter was trained with: from ``run.json`` in its folder or the one above; else ``{}``."""
-    for folder in (Path(adapter), Path(adapter).parent):
-        record = folder / "run.json"
-        if record.is_file():
-            return json.loads(record.read_text(encoding="utf-8"))["recipe"]
-    return {}
 
 
 @functools.cache

@@ -159,7 +159,7 @@ def test_two_rewards_of_one_name_are_refused_with_a_remedy(entries):
 
 
 @pytest.mark.parametrize(
-    "rewards", ["cider_d", {"name": "cider_d"}, brevity], ids=["name", "mapping", "function"]
+    "rewards", ["cider_d", {"name": "cider_d"}, brevity], ids=["name", "entry", "function"]
 )
 def test_a_single_reward_is_no_list(rewards):
     with pytest.raises(RewardError, match=r"must be a list, got .*: put it into brackets"):
