@@ -41,7 +41,7 @@ def versions() -> dict[str, str | None]:
 
 
 def recorded_settings(adapter: str | Path) -> dict[str, Any]:
-    """The settings of an adapter's training: from ``run.json`` in its folder or the one above; else ``{}``."""
+    """The settings of a training, from ``run.json`` in the adapter's folder or the one above; else ``{}``."""
     for folder in (Path(adapter), Path(adapter).parent):
         record = folder / RECORD_NAME
         if record.is_file():
