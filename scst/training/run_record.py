@@ -1,7 +1,8 @@
-"""The record of a run (``run.json``), and what its output folder holds to resume or to protect."""
+"""Writes the record of a run (``run.json``), and protects an output folder from a second run."""
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import time
@@ -29,7 +30,7 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that decide a result."""
+    """Versions of Python and of the packages that can change a result; None for one not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -37,6 +38,15 @@ def versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[package] = None
     return found
+
+
+def recorded_settings(adapter: str | Path) -> dict[str, Any]:
+    """The settings of a training, from ``run.json`` in the adapter's folder or the one above; else ``{}``."""
+    for folder in (Path(adapter), Path(adapter).parent):
+        record = folder / RECORD_NAME
+        if record.is_file():
+            return json.loads(record.read_text(encoding="utf-8"))["recipe"]
+    return {}
 
 
 def write_run_record(
@@ -48,13 +58,13 @@ def write_run_record(
     started: float,
     results: dict[str, Any],
 ) -> None:
-    """Write ``run.json``, the last file of a run: where it is, the run is complete.
+    """Write ``run.json``. It is the last file of a run: a folder that has it holds a complete run.
 
     Args:
         output_dir: the run's folder.
         stage: "sft" or "scst".
-        recipe: the resolved flat keys.
-        data_fingerprint: of the data that was trained on.
+        recipe: flat keys of the recipe, defaults included.
+        data_fingerprint: fingerprint of the training data.
         started: ``time.time()`` at the start of the run.
         results: timings and final numbers.
     """
@@ -71,7 +81,7 @@ def write_run_record(
 
 
 def claim_output_dir(output_dir: str, *, resume: bool | str, overwrite: bool) -> None:
-    """Make the output folder, and never mix two runs in one.
+    """Create the output folder, and refuse to mix two runs in one folder.
 
     Raises:
         RecipeError: when it holds an earlier run that is neither resumed nor overwritten, or cannot be
