@@ -1,4 +1,4 @@
-"""What pages and recipe headers name exists: files, links, commands with their flags, recipes, log entries."""
+"""What pages and recipe headers name exists: files, links, commands and flags, recipes, logged numbers."""
 
 from __future__ import annotations
 
