@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 
 from scst.adapters.kinds import Adapter
 from scst.adapters.loading import load_adapter
 from scst.adapters.new_adapter import add_adapter
 from scst.adapters.prompt_tuning import encoder_for
+from scst.errors import RecipeError
 from scst.models.pretrained import load_model, load_processor
 from scst.models.prompts import PromptEncoder
 
@@ -88,5 +90,7 @@ class LoadedPolicy:
 
     def save(self, folder: str | Path) -> None:
         """Save the adapter and the processor."""
+        if not isinstance(self.model, PeftModel):
+            raise RecipeError("there is no adapter to save: load the policy with one, e.g. LoRA(rank=16)")
         self.model.save_pretrained(str(folder))
         self.encoder.save_pretrained(str(folder))

@@ -12,10 +12,11 @@ import yaml
 
 from scst.cli.launcher import Launch, take_launch_flags
 from scst.config.keys import Recipe
-from scst.config.reader import from_run_record, read_recipe_file, recipe_of
+from scst.config.reader import read_recipe_file, recipe_of
 from scst.config.recipes import check_required
 from scst.config.renamed_keys import current_names
 from scst.errors import RecipeError
+from scst.training.run_record import recorded_settings
 
 R = TypeVar("R", bound=Recipe)
 
@@ -90,7 +91,7 @@ def _base_settings(recipe_class: type[Recipe], config: Any, adapter: str | None)
         return {}
     # an adapter may come from somebody else: it never says where to write
     keys = {f.name for f in dataclasses.fields(recipe_class)} - {"output_dir", "output", "adapter"}
-    return {name: value for name, value in from_run_record(adapter).items() if name in keys}
+    return {name: value for name, value in recorded_settings(adapter).items() if name in keys}
 
 
 def _split_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

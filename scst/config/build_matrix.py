@@ -14,7 +14,6 @@ from scst.config.build_metrics import metric_settings
 from scst.config.keys import default_of
 from scst.config.reader import (
     build_recipe,
-    from_run_record,
     read_recipe_file,
     resolved,
     training_argument_names,
@@ -29,6 +28,7 @@ from scst.experiments.stage_keys import EVALUATE
 from scst.metrics.bootstrap import check_metrics
 from scst.metrics.suite import METRICS, NOVELTY
 from scst.models.pretrained import check_model_exists
+from scst.training.run_record import recorded_settings
 
 SCRIPTS = {
     "sft": ["-m", "scst.cli.sft"],
@@ -55,7 +55,7 @@ class RecipeKeys:
 
     def trained_with(self, adapter: str) -> dict[str, Any]:
         """The keys in the record of an adapter's training."""
-        return from_run_record(adapter)
+        return recorded_settings(adapter)
 
 
 def plan_of(recipe: MatrixRecipe) -> Plan:

@@ -13,7 +13,6 @@ import dataclasses
 import difflib
 import functools
 import importlib.util
-import json
 import types
 import typing
 from collections.abc import Mapping
@@ -151,15 +150,6 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     """The flat keys of a recipe with all defaults filled in; `build_recipe` of them gives the same recipe."""
     settings = dataclasses.asdict(recipe)
     return settings | settings.pop("training", {})
-
-
-def from_run_record(adapter: str | Path) -> dict[str, Any]:
-    """The keys an adapter was trained with, from the ``run.json`` beside or above it; else none."""
-    for folder in (Path(adapter), Path(adapter).parent):
-        record = folder / "run.json"
-        if record.is_file():
-            return json.loads(record.read_text(encoding="utf-8"))["recipe"]
-    return {}
 
 
 @functools.cache

@@ -9,9 +9,12 @@ import datasets
 from rich.console import Console
 
 from scst.data.sources import read_rows
-from scst.data.splits import check_leakage, seeded_hash, select_splits
+from scst.data.splits import check_leakage, parse_fractions, seeded_hash, select_splits
 from scst.data.validate import BadExample, Inspection, check_policy, inspect_examples, refuse_bad
 from scst.errors import DataError, RecipeError
+
+OWN_SPLITS = ("train", "val", "test")
+"""Splits that fractions make; two fractions make the first two."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,16 @@ class LoadedData:
     duplicates: int
     counts: dict[str, dict[str, int]]
     blank_captions: int = 0
+
+    def __getitem__(self, split: str) -> datasets.Dataset:
+        """The rows of a split.
+
+        Raises:
+            DataError: it was not loaded.
+        """
+        if split not in self.splits:
+            raise DataError(f"there is no split {split!r}; loaded are {', '.join(self.splits)}.")
+        return self.splits[split]
 
 
 def load_splits(
@@ -81,6 +94,45 @@ def load_splits(
     if on_bad_example == "error":
         refuse_bad(bad)
     return _assemble(inspected, bad)
+
+
+def load_dataset(
+    dataset: str,
+    *,
+    splits: Sequence[str] | None = None,
+    split_fractions: str | None = None,
+    split_seed: int = 0,
+    on_bad_example: str = "error",
+    limit: Mapping[str, int] | int | None = None,
+    console: Console | None = None,
+) -> LoadedData:
+    """Read and check a dataset; ``load_dataset("data/RISC")["train"]`` are the rows of a split.
+
+    Args:
+        dataset: RISC folder, parquet, saved dataset, hub id or ``embedded:scenes``.
+        splits: which to read; None: all that the dataset declares, or that the fractions make.
+        split_fractions: e.g. ``"80/10/10"`` (train/val/test); None: the dataset's own splits.
+        split_seed, on_bad_example, limit, console: as of :func:`load_splits`.
+
+    Raises:
+        DataError: the dataset, one of its examples or its splits cannot be used.
+        RecipeError: an argument cannot be used.
+    """
+    if splits is None and split_fractions is not None:
+        splits = OWN_SPLITS[: len(parse_fractions(split_fractions))]
+    if splits is None:
+        splits = list(dict.fromkeys(name for name in read_rows(dataset)["split"][:] if name is not None))
+    if not splits:
+        raise DataError(f"{dataset!r} declares no splits: give split_fractions, e.g. '80/10/10'.")
+    return load_splits(
+        dataset,
+        splits,
+        fractions=split_fractions,
+        split_seed=split_seed,
+        on_bad_example=on_bad_example,
+        limit=limit,
+        console=console,
+    )
 
 
 def data_fingerprint(

@@ -46,7 +46,7 @@ class Evaluation:
 
     Attributes:
         prompt: instruction without the image token.
-        output_dir: folder of the results; made if it does not exist.
+        output_dir: folder of the results, made if it does not exist; None: nothing is written.
         metrics: names in ``scst.metrics.suite.METRICS``.
         decoding, max_new_tokens, min_new_tokens, batch_size: as in :func:`caption_images`.
         seed: of sampled captions and of the bootstrap.
@@ -60,7 +60,7 @@ class Evaluation:
     """
 
     prompt: str
-    output_dir: str | Path
+    output_dir: str | Path | None
     metrics: Sequence[str]
     decoding: Decoding | str = "greedy"
     max_new_tokens: int = 32
@@ -80,10 +80,10 @@ class Evaluation:
     ) -> dict[str, dict[str, Any]]:
         """Evaluate a policy on a dataset.
 
-        Writes ``predictions.jsonl`` (``image_id, caption, references, ended_by_eos``), ``report.html`` and,
-        last and atomically, ``metrics.json``: where it is, the evaluation is complete. An older one is
-        removed first. Of several processes each captions a part of the images; the main one scores and
-        writes.
+        Writes into ``output_dir`` ``predictions.jsonl`` (``image_id, caption, references, ended_by_eos``),
+        ``report.html`` and, last and atomically, ``metrics.json``: where it is, the evaluation is complete.
+        An older one is removed first. Of several processes each captions a part of the images; the main one
+        scores and writes.
 
         Args:
             model, processor: a PaliGemma, with or without adapter, and its processor.
@@ -99,16 +99,16 @@ class Evaluation:
         self.check()
         _check_columns(dataset)
         other = self._other(dataset)
-        folder = Path(self.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / METRICS_FILE).unlink(missing_ok=True)
+        folder = None if self.output_dir is None else Path(self.output_dir)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / METRICS_FILE).unlink(missing_ok=True)
         captions = map_across_ranks(partial(self._caption, model, processor, dataset), len(dataset))
         if not PartialState().is_main_process:
             return {}
-        write_jsonl(_prediction_rows(dataset, captions), folder / PREDICTIONS)
+        if folder is not None:
+            write_jsonl(_prediction_rows(dataset, captions), folder / PREDICTIONS)
         corpus = _corpus(dataset, captions, self.settings)
-        stages = training_stages(self.adapter)
-        sampled = self._samples(model, processor, corpus, stages)
         with self.console.status("scoring"):
             scores = metric_scores(corpus, self.metrics)
             results = metric_results(scores, len(captions), **self._bootstrap)
@@ -116,9 +116,13 @@ class Evaluation:
             if other is not None:
                 name = str(self.compare_with)
                 against = compare_with(other, name, corpus, scores, **self._bootstrap)
-        page = Report(self.title, self._subtitle(len(captions)), corpus, results, stages, *sampled, against)
-        write_text(folder / REPORT, report_html(page))
-        write_json(folder / METRICS_FILE, metrics_json(results))
+        if folder is not None:
+            stages = training_stages(self.adapter)
+            sampled = self._samples(model, processor, corpus, stages)
+            about = self._subtitle(len(captions))
+            page = Report(self.title, about, corpus, results, stages, *sampled, against)
+            write_text(folder / REPORT, report_html(page))
+            write_json(folder / METRICS_FILE, metrics_json(results))
         self.console.print(results_table(self.title, results))
         return metrics_json(results)
 

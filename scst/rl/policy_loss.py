@@ -163,7 +163,7 @@ class PolicyLoss:
             metrics |= self._ratio_metrics(ratios, known)
             weights = weights * ratios.clamp(max=self.objective.max_importance_ratio)
         losses = policy_gradient_loss(scores.logprobs, rollout.completion_mask, weights)
-        if self.objective.entropy_weight:
+        if scores.entropy is not None:  # computed for the entropy bonus only
             losses = losses - self.objective.entropy_weight * scores.entropy.sum(-1)
         if self.objective.cross_entropy_weight:
             human = self._human_caption_losses(policy, rollout, columns, epoch)
@@ -201,6 +201,8 @@ class PolicyLoss:
         """An off-policy rollout has no cache of its prompts that is of this policy."""
         if self.scoring.prompt_gradient or rollout.prompt_cache is not None:
             return rollout
+        if rollout.image_features is None:
+            raise ValueError("a rollout scored without the prompt's gradient must keep its image features")
         with self.autocast(), unsharded(self.model):
             cache = prompt_cache(policy, rollout.prompts, rollout.image_features)
         return replace(rollout, prompt_cache=cache)

@@ -125,8 +125,9 @@ def scst_trainer(
         scoring=scoring,
         validation=captioning,
         choice=CaptionChoice(caption_policy, seed),
-        feature_cache=feature_cache
-        and FeatureCache(feature_cache, policy.model, policy.encoder, rows["image_id"]),
+        feature_cache=FeatureCache(feature_cache, policy.model, policy.encoder, rows["image_id"])
+        if feature_cache
+        else None,
         one_step_off_policy=one_step_off_policy,
         cuda_graphs=cuda_graphs,
         streams_weights=streams_weights,

@@ -133,16 +133,18 @@ class Rewarder:
         """Ask for the rewards of all captions in one call of every reward function."""
         logged: list[tuple[str, float]] = []
         state = copy.copy(state) if self.one_step_off_policy else state  # it changes meanwhile
-        question = _question(rollout, columns) | {
-            "trainer_state": state,
-            "log_metric": lambda name, value: logged.append((name, float(value))),
-            "log_extra": None,
-        }
+        completions = [text for group in rollout.captions for text in group] + rollout.greedy_captions
 
         def answer() -> dict[str, list[float]]:
             if is_padding:
                 return {reward.name: [] for reward in self.mixture.rewards}
-            return self.mixture.components(**question)
+            return self.mixture.components(
+                completions=completions,
+                trainer_state=state,
+                log_metric=lambda name, value: logged.append((name, float(value))),
+                log_extra=None,
+                **_per_completion(rollout, columns),
+            )
 
         if self._beside is not None:
             answer = self._beside.submit(answer).result
@@ -245,15 +247,14 @@ def _record(pending: PendingRewards | None) -> dict[str, Any] | None:
     }
 
 
-def _question(rollout: Rollout, columns: Columns) -> dict[str, list[Any]]:
-    """Arguments of a reward: K sampled captions of every image in a row, then all greedy ones."""
+def _per_completion(rollout: Rollout, columns: Columns) -> dict[str, list[Any]]:
+    """One value per completion: the K sampled captions of every image in a row, then all greedy ones."""
     num_samples = rollout.ended_by_eos.shape[1]
     repeated = {
         name: [value for value in values for _ in range(num_samples)] + list(values)
         for name, values in columns.items()
     }
     return {
-        "completions": [text for group in rollout.captions for text in group] + rollout.greedy_captions,
         "completion_ids": _token_ids(rollout),
         "ended_by_eos": rollout.ended_by_eos.flatten().tolist() + rollout.greedy_ended_by_eos.tolist(),
         **repeated,

@@ -250,14 +250,14 @@ class SCSTTrainer(TrainerHooks):
     ) -> list[LossOutput]:
         """Add the gradient of a micro-batch, of as many images at a time as fit into memory."""
         trainable = [p for p in model.parameters() if p.requires_grad]
-        averages = isinstance(model, torch.nn.parallel.DistributedDataParallel)
+        wrapped = model if isinstance(model, torch.nn.parallel.DistributedDataParallel) else None
         advantages = rewarded.advantages.to(policy.device)
         settings = {"epoch": int(self.state.epoch or 0)}
         probes_kl = self._probes_kl()
 
         def backward(images: slice) -> LossOutput:
             columns = {name: values[images] for name, values in rewarded.columns.items()}
-            with model.no_sync() if averages else nullcontext(), gradients_kept_on_error(trainable):
+            with wrapped.no_sync() if wrapped else nullcontext(), gradients_kept_on_error(trainable):
                 output = self.policy_loss(
                     policy,
                     rewarded.rollout.select(images),
@@ -274,7 +274,7 @@ class SCSTTrainer(TrainerHooks):
             return LossOutput(output.losses.detach(), output.metrics)
 
         outputs = self.loss_batches.map(backward, len(rewarded.rollout))
-        if averages and self.accelerator.sync_gradients:
+        if wrapped is not None and self.accelerator.sync_gradients:
             average_gradients(trainable)
         return outputs
 

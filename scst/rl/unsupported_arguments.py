@@ -55,7 +55,8 @@ def _default(args: TrainingArguments, name: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(args)}
     if name not in fields:
         return None
-    if fields[name].default_factory is not dataclasses.MISSING:
-        return fields[name].default_factory()
+    factory = fields[name].default_factory
+    if factory is not dataclasses.MISSING:
+        return factory()
     default = fields[name].default
     return "no" if name == "include_num_input_tokens_seen" and default is False else default

@@ -49,7 +49,7 @@ class CaptionSFTTrainer(TrainerHooks, SFTTrainer):
     ):
         # our collator tokenises: TRL must neither prepare the dataset nor cut a sequence
         args.max_length = None
-        args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
         super().__init__(
             model,
             args,
@@ -82,8 +82,7 @@ class CaptionSFTTrainer(TrainerHooks, SFTTrainer):
         self._held_out = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         loss, tokens = self.accelerator.reduce(self._held_out, reduction="sum").tolist()
-        output.metrics[f"{metric_key_prefix}_loss"] = loss / tokens
-        return output
+        return output._replace(metrics={**(output.metrics or {}), f"{metric_key_prefix}_loss": loss / tokens})
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -58,6 +59,12 @@ class TrainerHooks(Trainer):
         monitors: the monitors among the callbacks.
     """
 
+    # narrower than the library's: this project always has all of them
+    model: torch.nn.Module
+    train_dataset: Any
+    eval_dataset: Any
+    data_collator: Any
+
     has_held_out_loss = False
     """Whether evaluations also have a loss on held-out data."""
     _staging: str | None = None
@@ -91,8 +98,9 @@ class TrainerHooks(Trainer):
         self.metrics = StepMetrics(self.args.device)
         self.guard = NonFiniteGuard(max_skipped_steps)
         self.monitors = [callback for callback in callbacks if isinstance(callback, Monitor)]
+        self.output_dir = Path(str(args.output_dir))
         self.checkpointer = Checkpointer(
-            args.output_dir,
+            self.output_dir,
             process_index=args.process_index,
             limit=args.save_total_limit,
             can_fail=not self.has_collective_forward,
@@ -163,7 +171,7 @@ class TrainerHooks(Trainer):
         return grad_norm
 
     def _divergence(self) -> Diverged:
-        newest = checkpoints.newest_complete(self.args.output_dir)
+        newest = checkpoints.newest_complete(self.output_dir)
         return Diverged(
             f"loss or gradient was NaN or infinite in {self.guard.skipped_in_a_row or 1} steps in a row, "
             f"up to step {self.state.global_step + 1}. Last good checkpoint: {newest or 'none yet'}. "
@@ -331,14 +339,15 @@ class TrainerHooks(Trainer):
         cider_d``) and early stopping see them. ``eval_memory_gb`` is their peak memory.
         """
         if self.has_held_out_loss:
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            output = super().evaluation_loop(*args, **kwargs | {"metric_key_prefix": metric_key_prefix})
         else:
-            output = EvalLoopOutput(None, None, {}, len(self.eval_dataset))
+            output = EvalLoopOutput(np.empty(0), None, {}, len(self.eval_dataset))
         if self.validation is not None:
             with self.accelerator.autocast():
                 metrics = self.validation.run(self.accelerator.unwrap_model(self.model))
             self.validation.keep_within(max(self.metrics.phases.peak_gb.values(), default=0.0))
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+            prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+            output = output._replace(metrics={**(output.metrics or {}), **prefixed})
         return output
 
 

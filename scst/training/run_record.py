@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import time
@@ -37,6 +38,15 @@ def versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[package] = None
     return found
+
+
+def recorded_settings(adapter: str | Path) -> dict[str, Any]:
+    """The settings an adapter was trained with, from the ``run.json`` beside or above it; else none."""
+    for folder in (Path(adapter), Path(adapter).parent):
+        record = folder / RECORD_NAME
+        if record.is_file():
+            return json.loads(record.read_text(encoding="utf-8"))["recipe"]
+    return {}
 
 
 def write_run_record(

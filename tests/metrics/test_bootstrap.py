@@ -18,7 +18,7 @@ from scst.metrics.bootstrap import (
 from scst.metrics.corpus import Corpus, MetricSettings, Scores
 from scst.metrics.signatures import signature
 from scst.metrics.suite import METRICS, _mean
-from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES, TRAINED
+from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES, TRAINED_ON
 
 TEXT = [
     name
@@ -29,7 +29,7 @@ QUALITY = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"]
 
 
 def scored(captions, references, metrics=TEXT, **settings):
-    return score_captions(Corpus(captions, references, settings=TRAINED), metrics, **settings)
+    return score_captions(Corpus(captions, references, settings=TRAINED_ON), metrics, **settings)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -166,7 +166,7 @@ def test_interval_of_a_mean_agrees_with_the_normal_approximation():
 def test_a_resample_is_worth_what_its_captions_are_worth(name):
     """The value of drawn images is the metric of a corpus of just those captions (CIDEr: fixed documents)."""
     table = DocumentFrequencies.from_references(REFERENCES, eos="omitted", split="corpus")
-    settings = MetricSettings(frequencies=table, training_captions=TRAINED.training_captions)
+    settings = MetricSettings(frequencies=table, training_captions=TRAINED_ON.training_captions)
     drawn = np.array([2, 0, 1, 3, 0, 1])
     picked = np.repeat(np.arange(6), drawn)
     whole = METRICS[name].score(Corpus(CAPTIONS, REFERENCES, settings=settings))

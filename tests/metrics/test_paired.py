@@ -20,7 +20,7 @@ from scst.metrics.paired import (
     permutation_p_value,
 )
 from scst.metrics.suite import METRICS, _mean
-from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES, TRAINED
+from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES, TRAINED_ON
 
 QUALITY = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"]
 
@@ -182,8 +182,8 @@ def test_an_exchange_is_worth_what_its_captions_are_worth(name):
     """The corpus value of exchanged captions is the metric of a corpus of just those captions."""
     others = CAPTIONS[::-1]
     score = METRICS[name].score
-    a, b = (score(Corpus(captions, REFERENCES, settings=TRAINED)) for captions in (CAPTIONS, others))
+    a, b = (score(Corpus(captions, REFERENCES, settings=TRAINED_ON)) for captions in (CAPTIONS, others))
     stays = np.array([1, 0, 0, 1, 1, 0])
     mixed = [x if stay else y for x, y, stay in zip(CAPTIONS, others, stays, strict=True)]
     found = a.joined(b)(np.concatenate([stays, 1 - stays])[None])[0]
-    assert found == pytest.approx(score(Corpus(mixed, REFERENCES, settings=TRAINED)).value, abs=1e-12)
+    assert found == pytest.approx(score(Corpus(mixed, REFERENCES, settings=TRAINED_ON)).value, abs=1e-12)

@@ -150,13 +150,17 @@ def test_a_mixture_of_plain_functions():
     assert mixed(completions=["a road"]).total == [-20.0]
 
 
-@pytest.mark.parametrize("entries", [[brevity, brevity], ["bleu", {"name": "bleu", "weight": 2}]], ids=str)
+@pytest.mark.parametrize(
+    "entries", [[brevity, brevity], ["bleu", {"name": "bleu", "weight": 2}]], ids=["functions", "names"]
+)
 def test_two_rewards_of_one_name_are_refused_with_a_remedy(entries):
     with pytest.raises(RewardError, match=r"a name of its own, got \[.*rename one .*WeightedReward\(name, "):
         build_rewards(entries)
 
 
-@pytest.mark.parametrize("rewards", ["cider_d", {"name": "cider_d"}, brevity], ids=str)
+@pytest.mark.parametrize(
+    "rewards", ["cider_d", {"name": "cider_d"}, brevity], ids=["name", "entry", "function"]
+)
 def test_a_single_reward_is_no_list(rewards):
     with pytest.raises(RewardError, match=r"must be a list, got .*: put it into brackets"):
         RewardMixture(rewards)

@@ -6,8 +6,6 @@ import asyncio
 import os
 import random
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -17,8 +15,9 @@ from safetensors.torch import load_file
 
 from rewards.errors import RewardError
 from scst.objective.advantages import advantage_magnitudes
-from tests.support.paths import ROOT
-from tests.support.waiting import PATIENCE_S
+from tests.support.jobs import exit_code
+from tests.support.processes import device_config, environment_of, run_together
+from tests.support.worlds import write_recipe
 
 HERE = "tests.rl.test_rewards"
 FAILS = {"at_step": None, "how": "raises"}
@@ -46,7 +45,7 @@ def losses(trainer):
 
 FAILING = {
     "rewards": [
-        {"import_path": f"{HERE}:noisy_length", "normalize": True, "timeout_s": 10},
+        {"import_path": f"{HERE}:noisy_length", "normalize": True, "timeout_s": 5},
         {"name": "cider_d", "weight": 0.5},
     ],
     "per_device_train_batch_size": 2,
@@ -93,7 +92,7 @@ def test_a_failing_reward_leaves_a_run_to_resume(run_stage, sft_adapter, tmp_pat
 @pytest.mark.parametrize(
     ("how", "message"),
     {
-        "hangs": r"'noisy_length' did not answer within its `timeout_s` of 10 s .*image 'tile_\d+', ",
+        "hangs": r"'noisy_length' did not answer within its `timeout_s` of 5 s .*image 'tile_\d+', ",
         "nan": r"'noisy_length' returned nan for image 'tile_\d+', caption '",
         "infinite": r"'noisy_length' returned inf for image 'tile_\d+', caption '",
         "wrong length": r"one value per completion \(8\), got 7 \(.*image 'tile_\d+', caption '",
@@ -213,8 +212,6 @@ def second_process_fails(completions, trainer_state=None, **columns):
 
 def test_processes_stop_together(world, sft_adapter, tmp_path):
     """One of two fails: both stop with its message, after a checkpoint with statistics over both."""
-    from tests.support.worlds import write_recipe
-
     recipe = write_recipe(
         tmp_path / "recipe.yaml",
         model_name_or_path=str(world / "model"),
@@ -229,21 +226,12 @@ def test_processes_stop_together(world, sft_adapter, tmp_path):
         per_device_train_batch_size=2,
         save_strategy="no",
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "launch/scst.py"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--config", str(recipe)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert done.returncode == 1, done.stdout + done.stderr
-    message = "error: reward 'second_process_fails' raised OSError: no answer here"
-    assert done.stderr.count(message) == 2
-    assert "(in process 1)" in done.stderr
+    folder, environment = tmp_path / "processes", environment_of(device_config("cpu-2"))
+    codes = run_together(exit_code, "scst", "--config", str(recipe), folder=folder, environment=environment)
+    assert codes == [1, 1]
+    said = "".join((folder / f"process-{rank}.log").read_text() for rank in (0, 1))
+    assert said.count("error: reward 'second_process_fails' raised OSError: no answer here") == 2
+    assert "(in process 1)" in said
     checkpoint = tmp_path / "out" / "checkpoint-2"
     assert (checkpoint / "rng_state_1.pth").is_file()
     # 2 steps of 2 processes of 2 images, 2 samples and the greedy caption each: 2 * 2 * 2 * 3 = 24

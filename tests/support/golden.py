@@ -6,6 +6,8 @@ exactly these captions; ``(corpus value, values per caption)``.
 
 from scst.metrics.corpus import MetricSettings
 
+TRAINED_ON = MetricSettings(training_captions=["a river goes by .", "several storage tanks are near a road"])
+"""Settings with the captions of a training split, for metrics of novelty."""
 CAPTIONS = [
     "Two planes are parked next to a long building in an airport.",
     "many buildings and green trees are in a residential area with a",

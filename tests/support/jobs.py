@@ -10,7 +10,8 @@ import torch
 from scst.cli.arguments import Arguments
 from scst.config.reader import build_recipe
 from scst.rollout import distribution
-from tests.support.commands import command_of
+from tests.support.commands import call, command_of
+from tests.support.memory import make_scarce
 from tests.support.stages import run_recipe
 
 
@@ -24,6 +25,19 @@ def launch_script(stage: str, keys: dict[str, Any], positional: list[str] | None
     """Another command, as it runs itself."""
     torch.set_num_threads(1)
     command_of(stage).run(Arguments(build_recipe(stage, keys), positional=positional or []))
+
+
+def exit_code(stage: str, *flags: str) -> int:
+    """A command with these arguments, as a shell sees it."""
+    torch.set_num_threads(1)
+    return call(stage, *flags)
+
+
+def train_short_of_memory(stage: str, keys: dict[str, Any]) -> list[dict[str, Any]]:
+    """The second process has memory for the backward pass of one image at a time."""
+    if os.environ["RANK"] == "1":
+        make_scarce("backward", 1)
+    return train(stage, keys)
 
 
 def brevity(completions: list[str], **columns: Any) -> list[float]:

@@ -107,6 +107,7 @@ def _work(job: Callable[..., Any], arguments: tuple, environment: dict[str, str]
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         os.environ.update(environment)
+        _without_compiling()
         try:
             result = job(*arguments)
             name.with_suffix(".pickle").write_bytes(pickle.dumps(result))
@@ -115,3 +116,10 @@ def _work(job: Callable[..., Any], arguments: tuple, environment: dict[str, str]
             sys.stderr.flush()
             os._exit(1)
     os._exit(0)  # no exit handlers: one process need not wait for another to be torn down
+
+
+def _without_compiling() -> None:
+    """Spare DeepSpeed a minute of compiling: its collectives in shared memory, which training never calls."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

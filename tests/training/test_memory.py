@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from scst.rl.rewarder import Rewarder
 from scst.training.micro_batcher import DoesNotFit, MicroBatcher, is_out_of_memory
 from scst.training.phase_meter import PhaseMeter
 from scst.types import Rollout
+from tests.support.jobs import train_short_of_memory
 from tests.support.memory import (
     ATTEMPTS,
     CUDA,
@@ -24,9 +22,7 @@ from tests.support.memory import (
     make_scarce,
     run_out,
 )
-from tests.support.paths import ROOT
-from tests.support.waiting import PATIENCE_S
-from tests.support.worlds import write_recipe
+from tests.support.processes import device_config, environment_of, run_together
 
 CPU = (
     "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate "
@@ -242,16 +238,7 @@ def test_phases_are_logged(run_stage, sft_adapter, tmp_path):
             assert entry[f"seconds_{phase}"] > 0
 
 
-DISTRIBUTED = """
-import os, sys
-from scst.cli.rl import main
-from tests.support.memory import make_scarce
-if os.environ["RANK"] == "1":
-    make_scarce("backward", 1)
-sys.exit(main())
-"""
-
-
+@pytest.mark.slow
 def test_one_process_short_of_memory_does_not_hang_the_other(run_stage, world, sft_adapter, tmp_path):
     """Two processes of 2 x 2 images, of which one runs out in backward: the adapter of one process with 8."""
     keys = KEYS | {"adapter": str(sft_adapter), "max_steps": 2}
@@ -259,18 +246,8 @@ def test_one_process_short_of_memory_does_not_hang_the_other(run_stage, world, s
     keys |= {"model_name_or_path": str(world / "model"), "dataset": str(world / "data"), "table_steps": 0}
     keys |= {"quantization": "none", "max_new_tokens": 12, "num_samples": 3, "save_strategy": "no", "seed": 3}
     keys |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "precision": "fp32"}
-    recipe = write_recipe(tmp_path / "scst.yaml", **keys, output_dir=str(tmp_path / "two"))
-    script = tmp_path / "run.py"
-    script.write_text(DISTRIBUTED)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, str(script), "--config", str(recipe)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "out of memory with 2 images at a time; from now on 1" in done.stderr
+    folder, environment = tmp_path / "processes", environment_of(device_config("cpu-2"))
+    keys["output_dir"] = str(tmp_path / "two")
+    run_together(train_short_of_memory, "scst", keys, folder=folder, environment=environment)
+    assert "out of memory with 2 images at a time; from now on 1" in (folder / "process-1.log").read_text()
     assert_same_adapter(tmp_path / "two", tmp_path / "one")
