@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
+import inspect
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import scst
 from scst.cli.arguments import EXAMPLES, parse
 from scst.cli.console import COMMANDS
 from scst.config.recipes import RECIPES
@@ -114,6 +117,19 @@ def test_commands_in_a_sentence_exist(path):
         assert command in COMMANDS
     for module in re.findall(r"python -m ([\w.]+)", text):
         assert importlib.util.find_spec(module), module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_python_calls_the_public_api(page):
+    for block in re.findall(r"^```python\n(.*?)^```", text_of(page), re.MULTILINE | re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("scst."):
+                function = getattr(scst, ast.unparse(node.func).removeprefix("scst."))
+                keywords = {keyword.arg: None for keyword in node.keywords}
+                inspect.signature(function).bind(*node.args, **keywords)
+    for name in re.findall(r"`scst\.([A-Za-z_]+)[`(]", text_of(page)):
+        # the last two: the group of entry points; a key of a stage in a matrix
+        assert name in scst.__all__ or name in ("rewards", "learning_rate"), name
 
 
 @pytest.mark.parametrize("command", COMMANDS)
