@@ -91,8 +91,9 @@ def commands(path: Path) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("path", [*PAGES, *RECIPE_FILES], ids=name_of)
-def test_commands_are_accepted(path):
+def test_commands_are_accepted(path, monkeypatch):
     """Every flag is a key of its command, every recipe exists: what ``--dry_run`` checks first."""
+    monkeypatch.chdir(ROOT)
     for command, text in commands(path):
         assert command in COMMANDS
         arguments = shlex.split(text.rstrip("'") if text.count("'") % 2 else text)
