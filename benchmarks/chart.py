@@ -1,6 +1,6 @@
 """Draw the chart of the README from a recorded run of step.py.
 
-python -m benchmarks.chart benchmarks/results/2026-11-21-step-cpu.json docs/step.svg
+python benchmarks/chart.py benchmarks/results/2026-11-21-step-cpu.json docs/step.svg
 """
 
 from __future__ import annotations

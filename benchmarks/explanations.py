@@ -1,7 +1,7 @@
 """Does a map lie on the only object in the picture? By method and occlusion; trained and with random weights.
 
-    python -m benchmarks.explanations --json FILE               (twenty scenes; some minutes on one thread)
-    python -m benchmarks.explanations --scenes 5
+    python benchmarks/explanations.py --json FILE               (twenty scenes; some minutes on one thread)
+    python benchmarks/explanations.py --scenes 5
 
 A tank, court, house, pond or plane stands alone on grass, in one of four corners, 64 x 64 pixels. The
 embedded base model captions it, and the map of the whole caption is asked for the share of its positive mass
@@ -15,6 +15,9 @@ import json
 import sys
 import time
 from pathlib import Path
+
+if not __package__:  # run by path: benchmarks/ would come first, and its rewards.py hide the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 OCCLUSIONS = ("blur", "mean", "gray", "black")
 

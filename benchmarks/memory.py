@@ -1,8 +1,8 @@
 """How much memory does one SCST step take, phase by phase?
 
-    python -m benchmarks.memory
-    python -m benchmarks.memory --shape 3b --quantization nf4 --precision bf16 --gradient_checkpointing
-    python -m benchmarks.memory --device cuda --shape 3b --quantization nf4 --gradient_checkpointing
+    python benchmarks/memory.py
+    python benchmarks/memory.py --shape 3b --quantization nf4 --precision bf16 --gradient_checkpointing
+    python benchmarks/memory.py --device cuda --shape 3b --quantization nf4 --gradient_checkpointing
 
 Steps of ours alone, as ``step.py`` makes them. A phase's peak is the size of the weights and what the process
 grew by over its size with the loaded model: on CUDA what tensors occupied, on the CPU the resident size, and
@@ -16,6 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run by path: benchmarks/ would come first, and its rewards.py hide the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 
 def measure(options: Any, folder: Path) -> dict[str, Any]:
@@ -78,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     write(
         options.json,
-        {"benchmark": "memory", "command": " ".join(["python", "-m", "benchmarks.memory", *argv])}
+        {"benchmark": "memory", "command": " ".join(["python", "benchmarks/memory.py", *argv])}
         | found
         | {name: getattr(options, name) for name in (*sizes, "gradient_checkpointing")}
         | circumstances(),

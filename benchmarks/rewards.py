@@ -1,7 +1,7 @@
 """How much faster is our reward than pycocoevalcap, and what does METEOR cost?
 
-    python -m benchmarks.rewards
-    python -m benchmarks.rewards --captions references.jsonl --repetitions 5 --json FILE
+    python benchmarks/rewards.py
+    python benchmarks/rewards.py --captions references.jsonl --repetitions 5 --json FILE
 
 CIDEr-D of N captions against 5 references each, the usual way and ours in turn, in one run:
 
@@ -26,7 +26,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+if not __package__:  # run by path: benchmarks/ would come first, and its rewards.py hide the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 SIZES = (8, 64, 384, 5000)
 REFERENCES = 5
@@ -224,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.json:
         from benchmarks.record import circumstances, write
 
-        command = "python " + " ".join([str(Path(__file__).relative_to(ROOT)), *(argv or sys.argv[1:])])
+        command = " ".join(["python", "benchmarks/rewards.py", *(argv or sys.argv[1:])])
         write(options.json, {"command": command} | circumstances() | record)
     return 0
 

@@ -1,7 +1,7 @@
 """How much faster is one shared rollout than two `generate` calls?
 
-    python -m benchmarks.rollout                                  (what `make bench` runs)
-    python -m benchmarks.rollout --version 2 --repetitions 5 --json FILE
+    python benchmarks/rollout.py                                  (what `make bench` runs)
+    python benchmarks/rollout.py --version 2 --repetitions 5 --json FILE
 
 The usual way: `generate` once for the greedy captions and once with num_return_sequences=K for the samples.
 Ours: every image encoded and prefilled once, greedy and sampled rows decoded together. Both make B greedy and
@@ -18,6 +18,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run by path: benchmarks/ would come first, and its rewards.py hide the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.models import (
     IMAGE_SIZE,
@@ -164,7 +167,7 @@ def record_of(results: dict[str, Any], options: argparse.Namespace, argv: list[s
     sizes = {name: getattr(options, name) for name in ("images", "samples", "tokens", "width", "threads")}
     return {
         "benchmark": "rollout",
-        "command": " ".join(["python", "-m", "benchmarks.rollout", *argv]),
+        "command": " ".join(["python", "benchmarks/rollout.py", *argv]),
         "ratio": min(result["ratio"] for result in results.values()),
         **results,
         "sizes": sizes

@@ -1,7 +1,7 @@
 """How do a rollout and a whole step grow with K, batch, image tokens, vocabulary and caption length?
 
-    python -m benchmarks.scaling                                  (all sweeps; about 10 minutes on one thread)
-    python -m benchmarks.scaling --sweeps samples --images 8 --json FILE
+    python benchmarks/scaling.py                                  (all sweeps; about 10 minutes on one thread)
+    python benchmarks/scaling.py --sweeps samples --images 8 --json FILE
 
 One size is varied at a time, the others stay at the base. A step is ``SCSTTrainer.training_step`` (rollout,
 reward, scoring, backward) on a random model of PaliGemma's proportions. All captions have the same forced
@@ -15,20 +15,17 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run by path: benchmarks/ would come first, and its rewards.py hide the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.models import MIDDLE_DECODERS, MIDDLE_VISION_LAYERS, PATCH
 from benchmarks.record import circumstances, set_up, write
 
-PATCH = 14
-DECODERS = {
-    1: {"num_hidden_layers": 6, "num_key_value_heads": 1, "mlp": 8},
-    2: {"num_hidden_layers": 10, "num_key_value_heads": 2, "mlp": 4},
-}
-"""As in ``benchmarks/rollout.py``, which says why."""
 SWEEPS = {
     "samples": (1, 2, 4, 8, 16),
     "images": (1, 2, 4, 8),
@@ -71,7 +68,7 @@ def build_model(sizes: dict[str, int], image_size: int) -> tuple[Any, Any]:
     from tests.support.tiny import build_model as build_tiny_model
     from tests.support.tiny import build_processor
 
-    decoder = dict(DECODERS[sizes["version"]])
+    decoder = dict(MIDDLE_DECODERS[sizes["version"]])
     processor = build_processor(image_size=image_size, patch=PATCH)
     model = build_tiny_model(
         processor,
@@ -79,7 +76,7 @@ def build_model(sizes: dict[str, int], image_size: int) -> tuple[Any, Any]:
         image_size=image_size,
         patch=PATCH,
         width=sizes["width"],
-        layers=4,
+        layers=MIDDLE_VISION_LAYERS,
         intermediate_size=decoder.pop("mlp") * sizes["width"],
         vocab_size=sizes["vocabulary"],
         **decoder,
@@ -93,9 +90,8 @@ def build_step(sizes: dict[str, int], output_dir: str) -> tuple[Any, dict[str, A
     from transformers import TrainingArguments
 
     from rewards.mixture import RewardMixture
-    from rewards.registry import build_rewards
     from scst.data.collate import SCSTCollator
-    from scst.rl.trainer import Objective, SCSTTrainer
+    from scst.rl.trainer import SCSTTrainer
     from scst.types import Sampling
     from tests.support.tiny import noise_images
 
@@ -108,13 +104,12 @@ def build_step(sizes: dict[str, int], output_dir: str) -> tuple[Any, dict[str, A
     collator = SCSTCollator(processor, "caption en")
     trainer = SCSTTrainer(
         model,
-        TrainingArguments(output_dir, report_to="none", use_cpu=True, remove_unused_columns=False),
+        TrainingArguments(output_dir, report_to="none", use_cpu=True),
         train_dataset=rows,
         data_collator=collator,
         processor=processor,
         sampling=Sampling(sizes["samples"], max_new_tokens=sizes["tokens"], min_new_tokens=sizes["tokens"]),
-        reward=RewardMixture(build_rewards([{"import_path": "benchmarks.scaling:caption_number"}])),
-        objective=Objective(),
+        rewards=RewardMixture([caption_number]),
     )
     return trainer, collator(rows)
 
@@ -125,21 +120,19 @@ def measure(sizes: dict[str, int], repetitions: int) -> dict[str, float]:
     Raises:
         RuntimeError: when a caption was shorter than asked or not scored.
     """
+    from benchmarks.stopwatch import Stopwatch, TimedMetrics
+
     with tempfile.TemporaryDirectory() as folder:
         trainer, batch = build_step(sizes, folder)
-        rollouts, steps, sample = [], [], trainer.sample
-
-        def timed_sample(*args: Any) -> Any:
-            started = time.process_time()
-            result = sample(*args)
-            rollouts.append(time.process_time() - started)
-            return result
-
-        trainer.sample = timed_sample
+        stopwatch = Stopwatch(trainer.args.device)
+        trainer.metrics = TimedMetrics(trainer.args.device, stopwatch)
+        rollouts, steps = [], []
         for _ in range(repetitions + 1):
-            started = time.process_time()
+            stopwatch.phases.clear()
+            started = stopwatch.now()
             trainer.training_step(trainer.model, dict(batch))
-            steps.append(time.process_time() - started)
+            steps.append(stopwatch.now() - started)
+            rollouts.append(stopwatch.phases["rollout"])
             trainer.model.zero_grad()
         check_work(trainer.last_step, sizes)
     return {"rollout_s": round(min(rollouts[1:]), 4), "step_s": round(min(steps[1:]), 4)}
@@ -189,7 +182,7 @@ def print_table(results: dict[str, list[dict[str, float]]], base: dict[str, int]
 
 def record_of(results: dict[str, Any], base: dict[str, int], argv: list[str]) -> dict[str, Any]:
     """The measurements with what is needed to repeat them."""
-    command = " ".join(["python -m benchmarks.scaling", *argv])
+    command = " ".join(["python benchmarks/scaling.py", *argv])
     record: dict[str, Any] = {"benchmark": "scaling", "command": command}
     if "samples" in results:
         record["step_growth_k16_over_k1"] = results["samples"][-1]["step_growth"]

@@ -1,7 +1,7 @@
 """What do the shared prefix and the language-model head in chunks save in the scoring pass?
 
-    python -m benchmarks.scoring
-    python -m benchmarks.scoring --version 1 --vocabulary 65536 --repetitions 1 --json FILE
+    python benchmarks/scoring.py
+    python benchmarks/scoring.py --version 1 --vocabulary 65536 --repetitions 1 --json FILE
 
 Forward and backward of B images with K captions of exactly --tokens tokens, LoRA on the decoder's attention,
 image features given (the rollout has made them). Ways, each with one optimisation more:
@@ -28,6 +28,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run by path: benchmarks/ would come first, and its rewards.py hide the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.record import circumstances, set_up, write
 
@@ -270,7 +273,7 @@ def record_of(results: dict[str, Any], options: argparse.Namespace, argv: list[s
     ratios = [result["ratio"]["chunked"] for result in results.values() if "chunked" in result["ratio"]]
     return {
         "benchmark": "scoring",
-        "command": " ".join(["python", "-m", "benchmarks.scoring", *argv]),
+        "command": " ".join(["python", "benchmarks/scoring.py", *argv]),
         "ratio": min(ratios, default=None),
         **results,
         "sizes": {name: getattr(options, name) for name in names} | {"image_tokens": 256},

@@ -1,8 +1,8 @@
 """How much faster is our SCST step than the usual one, and than TRL's?
 
-    python -m benchmarks.step
-    python -m benchmarks.step --version 2 --repetitions 3 --json FILE
-    python -m benchmarks.step --device cuda --shape 3b --quantization nf4     (not run yet; needs no network)
+    python benchmarks/step.py
+    python benchmarks/step.py --version 2 --repetitions 3 --json FILE
+    python benchmarks/step.py --device cuda --shape 3b --quantization nf4     (not run yet; needs no network)
 
 One step is everything from B pictures to the updated adapter: B * K sampled captions of exactly --tokens
 tokens, rewards, gradients, AdamW. In turn, in one run, on the same random model and pictures, from the same
@@ -31,6 +31,9 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run by path: benchmarks/ would come first, and its rewards.py hide the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 PHASES = ("rollout", "reward", "loss")
 MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
@@ -78,7 +81,8 @@ def build_world(options: argparse.Namespace, folder: Path) -> Any:
     from accelerate import PartialState
 
     from benchmarks.models import IMAGE_SIZE, ModelShape, write_checkpoint
-    from benchmarks.ways import Stopwatch, World
+    from benchmarks.stopwatch import Stopwatch
+    from benchmarks.ways import World
     from scst.models.pretrained import load_processor
     from scst.types import Sampling
     from tests.support.tiny import noise_images
@@ -264,7 +268,7 @@ def record_of(
     rates = {name: result["images_per_s"] for name, result in results.items()}
     return {
         "benchmark": "step",
-        "command": " ".join(["python", "-m", "benchmarks.step", *argv]),
+        "command": " ".join(["python", "benchmarks/step.py", *argv]),
         "clock": "wall" if options.device == "cuda" else "CPU seconds, child processes included",
         "images_per_s": rates,
         "ratio_naive": ratio("naive"),

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +14,17 @@ from torch.utils.flop_counter import flop_registry
 from transformers import TrainingArguments
 
 from benchmarks.models import load_adapted
-from benchmarks.naive import NaiveSCST
+from benchmarks.naive import NaiveSCST, coco_reward
+from benchmarks.stopwatch import Stopwatch, TimedMetrics
 from benchmarks.trl_paligemma import build_trainer
 from rewards.cider_d import CiderDReward
 from rewards.mixture import RewardMixture
-from rewards.registry import build_rewards
+from rewards.registry import RewardEntry
 from scst.data.collate import SCSTCollator
 from scst.models.policy import Policy
-from scst.models.prompts import PromptEncoder
-from scst.rl.trainer import Objective, SCSTTrainer
+from scst.rl.policy_loss import ScoringSettings
+from scst.rl.sampler import Sampler
+from scst.rl.trainer import SCSTTrainer
 from scst.training.phase_meter import PhaseMeter
 from scst.types import PromptBatch, Rollout, Sampling
 
@@ -34,36 +32,6 @@ PROMPT = "caption en"
 LEARNING_RATE = 1e-3
 """Every step begins at the same adapter, so it need not be one to train with; the 5e-6 of the published run
 would be lost in bfloat16, in which TRL keeps the adapter of a quantised model."""
-
-
-class Stopwatch:
-    """Seconds of a step and of its phases.
-
-    On the CPU these are CPU seconds of this process and of those that it waited for (Java): other work on the
-    machine distorts them least. On a GPU they are wall-clock seconds, after synchronisation.
-
-    Args:
-        device: where the model is.
-    """
-
-    def __init__(self, device: torch.device):
-        self.on_gpu = device.type == "cuda"
-        self.phases: dict[str, float] = defaultdict(float)
-
-    def now(self) -> float:
-        """Seconds since some moment."""
-        if self.on_gpu:
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """What runs inside belongs to a phase."""
-        started = self.now()
-        yield
-        self.phases[phase] += self.now() - started
 
 
 class Arithmetic(TorchDispatchMode):
@@ -196,7 +164,14 @@ class Way:
 
 def naive(world: World) -> Way:
     """:class:`benchmarks.naive.NaiveSCST`."""
-    way = _naive(world, world.load())
+    way = NaiveSCST(
+        world.load(),
+        world.processor,
+        prompt=PROMPT,
+        num_samples=world.sampling.num_samples,
+        tokens=world.sampling.max_new_tokens,
+        dtype=torch.bfloat16 if world.precision == "bf16" else None,
+    )
 
     def step(optimizer: torch.optim.Optimizer) -> Work:
         done = way.step(world.rows, optimizer, world.stopwatch)
@@ -204,17 +179,6 @@ def naive(world: World) -> Way:
         return Work(lengths, [len(row) for row in done.greedy_ids], done.greedy_ids, len(lengths))
 
     return Way("naive SCST", way.model, step)
-
-
-def _naive(world: World, model: Any) -> NaiveSCST:
-    return NaiveSCST(
-        model,
-        world.processor,
-        prompt=PROMPT,
-        num_samples=world.sampling.num_samples,
-        tokens=world.sampling.max_new_tokens,
-        dtype=torch.bfloat16 if world.precision == "bf16" else None,
-    )
 
 
 def trl(kind: str, world: World) -> Way:
@@ -276,31 +240,18 @@ def _watch(trainer: Any, stopwatch: Stopwatch) -> list[list[int]]:
     return made
 
 
-class TimedTrainer(SCSTTrainer):
-    """Our trainer under the benchmark's stopwatch."""
-
-    stopwatch: Stopwatch
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        with self.stopwatch(phase), super()._timed(phase):
-            yield
-
-
-class VisionTwiceTrainer(TimedTrainer):
+class VisionTwiceSampler(Sampler):
     """Scoring encodes the images again."""
 
-    def sample(self, policy: Policy, prompts: PromptBatch, image_ids: Any) -> Rollout:
+    def sample(self, policy: Policy, prompts: PromptBatch, image_ids: Sequence[str], step: int) -> Rollout:
         """The rollout without its image features."""
-        return dataclasses.replace(super().sample(policy, prompts, image_ids), image_features=None)
+        return dataclasses.replace(super().sample(policy, prompts, image_ids, step), image_features=None)
 
 
-class TwoGenerateTrainer(TimedTrainer):
+class TwoGenerateSampler(Sampler):
     """Sampling calls ``generate`` twice."""
 
-    world: World
-
-    def sample(self, policy: Policy, prompts: PromptBatch, image_ids: Any) -> Rollout:
+    def sample(self, policy: Policy, prompts: PromptBatch, image_ids: Sequence[str], step: int) -> Rollout:
         """The rollout of :class:`benchmarks.naive.NaiveSCST`, without log probabilities and features."""
         inputs = {
             "input_ids": prompts.input_ids,
@@ -308,13 +259,18 @@ class TwoGenerateTrainer(TimedTrainer):
             "token_type_ids": torch.zeros_like(prompts.input_ids),
             "pixel_values": prompts.pixel_values,
         }
-        greedy, sampled = _naive(self.world, self.model).generate(inputs)
-        sampled = sampled.unflatten(0, (len(prompts), -1))
-        everything = torch.ones_like(sampled, dtype=torch.bool)
-        texts = PromptEncoder.of(self.processor).decode_captions(
-            sampled.flatten(0, 1), everything.flatten(0, 1)
+        way = NaiveSCST(
+            policy.model,
+            self.encoder.processor,
+            prompt=PROMPT,
+            num_samples=self.sampling.num_samples,
+            tokens=self.sampling.max_new_tokens,
         )
-        num_samples = sampled.shape[1]
+        greedy, sampled = way.generate(inputs)
+        texts = self._texts(sampled)
+        num_samples = self.sampling.num_samples
+        sampled = sampled.unflatten(0, (len(prompts), num_samples))
+        everything = torch.ones_like(sampled, dtype=torch.bool)
         return Rollout(
             prompts=prompts,
             completion_ids=sampled,
@@ -323,13 +279,13 @@ class TwoGenerateTrainer(TimedTrainer):
             greedy_ids=greedy,
             greedy_mask=everything[:, 0],
             captions=[texts[i : i + num_samples] for i in range(0, len(texts), num_samples)],
-            greedy_captions=PromptEncoder.of(self.processor).decode_captions(greedy, everything[:, 0]),
+            greedy_captions=self._texts(greedy),
             ended_by_eos=torch.zeros_like(everything[:, :, 0]),
             greedy_ended_by_eos=torch.zeros_like(everything[:, 0, 0]),
         )
 
-    def _check_logprobs(self, *args: Any) -> None:
-        """There is nothing to compare with."""
+    def _texts(self, ids: torch.Tensor) -> list[str]:
+        return self.encoder.decode_captions(ids, torch.ones_like(ids, dtype=torch.bool))
 
 
 @dataclass(frozen=True)
@@ -337,26 +293,26 @@ class Switch:
     """Our step with one optimisation off (or none).
 
     Attributes:
-        objective: settings of :class:`scst.rl.trainer.Objective`.
+        scoring: how captions are scored.
         reward: an entry of ``rewards:`` in a recipe.
-        trainer: its class.
+        sampler: its class.
         flushes_denormals: on the CPU.
     """
 
-    objective: dict[str, Any] = field(default_factory=dict)
-    reward: dict[str, Any] = field(default_factory=lambda: {"name": "cider_d"})
-    trainer: type[TimedTrainer] = TimedTrainer
+    scoring: ScoringSettings = field(default_factory=ScoringSettings)
+    reward: RewardEntry = "cider_d"
+    sampler: type[Sampler] = Sampler
     flushes_denormals: bool = True
 
 
 SWITCHES: dict[str, Switch] = {
-    "scoring: plain": Switch({"layout": "plain"}),
-    "head: all logits at once": Switch({"head_chunk": 0}),
-    "images: encoded again to score": Switch(trainer=VisionTwiceTrainer),
-    "rollout: two generate calls": Switch(trainer=TwoGenerateTrainer),
-    "gradient: not through the prompt": Switch({"prompt_gradient": False}),
+    "scoring: plain": Switch(ScoringSettings(layout="plain")),
+    "head: all logits at once": Switch(ScoringSettings(head_chunk=0)),
+    "images: encoded again to score": Switch(sampler=VisionTwiceSampler),
+    "rollout: two generate calls": Switch(sampler=TwoGenerateSampler),
+    "gradient: not through the prompt": Switch(ScoringSettings(prompt_gradient=False)),
     "denormal numbers: kept": Switch(flushes_denormals=False),
-    "reward: pycocoevalcap": Switch(reward={"import_path": "benchmarks.naive:coco_reward"}),
+    "reward: pycocoevalcap": Switch(reward=coco_reward),
 }
 """What differs -> how. All but the gradient, an approximation, turn an optimisation off. Merging duplicates
 and leaving out zero advantages are not here: every caption of this benchmark differs from the others and has
@@ -366,10 +322,31 @@ an advantage, so they have nothing to save."""
 def ours(world: World, model: Any, title: str = "ours", switch: Switch | None = None) -> Way:
     """Our trainer's step."""
     switch = switch or Switch()
-    references = [row["references"] for row in world.rows]
-    reward = RewardMixture(build_rewards([switch.reward]))
-    reward.setup({"references": references, "image_id": [row["image_id"] for row in world.rows]})
-    trainer = switch.trainer(
+    trainer = _our_trainer(world, model, switch)
+    metrics = TimedMetrics(trainer.args.device, world.stopwatch)
+    trainer.metrics = metrics
+    trainer.policy_loss.skip_check()  # once per run it scores twice: no part of a step
+
+    def step(optimizer: torch.optim.Optimizer) -> Work:
+        batches = iter([trainer.data_collator(world.rows)])
+        [batch], num_items = trainer.get_batch_samples(batches, 1, trainer.args.device)
+        model.train()
+        trainer.training_step(model, batch, num_items)
+        optimizer.step()
+        optimizer.zero_grad()
+        share = metrics.flush().get("scored_share", 1.0)
+        rollout = trainer.last_step.rollout
+        lengths = rollout.completion_mask.sum(-1).flatten().tolist()
+        greedy = rollout.greedy_mask.sum(-1).tolist()
+        return Work(lengths, greedy, rollout.greedy_ids, round(share * len(lengths)))
+
+    return Way(title, model, step, switch.flushes_denormals, metrics.phases)
+
+
+def _our_trainer(world: World, model: Any, switch: Switch) -> SCSTTrainer:
+    rewards = RewardMixture([switch.reward])
+    rewards.setup({name: [row[name] for row in world.rows] for name in ("references", "image_id")})
+    trainer = SCSTTrainer(
         model,
         TrainingArguments(
             output_dir=str(world.folder / "ours"),
@@ -379,29 +356,14 @@ def ours(world: World, model: Any, title: str = "ours", switch: Switch | None = 
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
-            remove_unused_columns=False,
         ),
         train_dataset=world.rows,
         data_collator=SCSTCollator(world.processor, PROMPT),
         processor=world.processor,
         sampling=world.sampling,
-        reward=reward,
-        objective=Objective(**switch.objective),
+        rewards=rewards,
+        scoring=switch.scoring,
     )
-    trainer.stopwatch, trainer.world = world.stopwatch, world
-    trainer.current_gradient_accumulation_steps = 1
-
-    def step(optimizer: torch.optim.Optimizer) -> Work:
-        trainer._metrics.clear()
-        batch = trainer.data_collator(world.rows)
-        model.train()
-        trainer.training_step(model, batch, torch.tensor(len(world.rows)))
-        optimizer.step()
-        optimizer.zero_grad()
-        rollout = trainer.last_step.rollout
-        share = trainer._metrics.get("scored_share", [1.0])[-1]
-        lengths = rollout.completion_mask.sum(-1).flatten().tolist()
-        greedy = rollout.greedy_mask.sum(-1).tolist()
-        return Work(lengths, greedy, rollout.greedy_ids, round(share * len(lengths)))
-
-    return Way(title, model, step, switch.flushes_denormals, trainer.phases)
+    keep = trainer.sampler.keep_prompt_cache
+    trainer.sampler = switch.sampler(trainer.encoder, world.sampling, keep_prompt_cache=keep)
+    return trainer

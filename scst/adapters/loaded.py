@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from peft import PeftModel
@@ -55,7 +56,7 @@ class LoadedPolicy:
         min_new_tokens: int = 1,
         trainable: bool = True,
         seed: int = 42,
-    ) -> LoadedPolicy:
+    ) -> Self:
         """Load a base model and give it an adapter.
 
         Args:

@@ -22,7 +22,7 @@ R = TypeVar("R", bound=Recipe)
 
 def run_command(
     recipe_class: type[R],
-    run: Callable[[Arguments[R]], None],
+    run: Callable[[Arguments[R]], object],
     *,
     usage: str | None,
     argv: Sequence[str] | None = None,
@@ -34,7 +34,7 @@ def run_command(
 
     Args:
         recipe_class: the keys of the command.
-        run: does the work; called with the parsed arguments.
+        run: does the work; called with the parsed arguments. What it returns is not used.
         usage: the docstring of the command's module, shown by ``--help``.
         argv: arguments; those of the process by default.
     """

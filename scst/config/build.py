@@ -1,4 +1,4 @@
-"""What all commands build from a recipe: libraries and console, data, model.
+"""Builds what all commands need from a recipe: libraries and console, data, model.
 
 Import this after the arguments are parsed: it imports torch.
 """
@@ -28,12 +28,21 @@ from peft import PeftConfig
 from rich.console import Console
 from rich.progress import Progress
 
+from scst.adapters.kinds import Adapter
 from scst.adapters.loaded import LoadedPolicy
 from scst.adapters.loading import check_adapter_exists
 from scst.config.build_adapter import adapter_of
 from scst.config.devices import check_devices
 from scst.config.keys import DataKeys, ModelKeys
-from scst.config.recipes import CaptionRecipe, EvaluateRecipe, ExplainRecipe, SCSTRecipe, SFTRecipe
+from scst.config.recipes import (
+    CaptionRecipe,
+    EvaluateRecipe,
+    ExplainRecipe,
+    MergeRecipe,
+    SCSTRecipe,
+    SFTRecipe,
+    required_dataset,
+)
 from scst.data.collate import SFTCollator
 from scst.data.files import clean_up
 from scst.data.load_splits import LoadedData, load_splits
@@ -52,12 +61,12 @@ Recipe = TypeVar("Recipe", SFTRecipe, SCSTRecipe)
 
 
 def prepare_libraries() -> None:
-    """Leave the screen to this project's own progress and tables; on the CPU take tiny numbers for zero.
+    """Start the processes of a launcher, silence the libraries, and flush denormal numbers to zero.
 
-    Gradients of improbable tokens are full of denormal numbers (below 1e-38), with which a CPU computes a
-    hundred times slower. They are far below the rounding of every sum that they are part of.
+    Gradients of improbable tokens are full of denormal numbers (below 1e-38), which slow a CPU down a hundred
+    times. They are far below the rounding error of every sum that they are part of.
     """
-    torch.set_flush_denormal(True)  # before there are other threads: they inherit it
+    torch.set_flush_denormal(True)  # first: threads inherit the setting from the one that creates them
     start_processes()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
@@ -75,15 +84,15 @@ def make_console(*, quiet: bool = False) -> Console:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes."""
+    """Whether this is the main process, the one that writes files."""
     return PartialState().is_main_process
 
 
-def check_inputs(recipe: ModelKeys) -> str:
-    """Everything that can be wrong before data or model are loaded; returns the base model's name.
+def check_inputs(recipe: ModelKeys | MergeRecipe) -> str:
+    """Check devices, adapter and model of a recipe before anything is loaded; returns the base model's name.
 
     Raises:
-        RecipeError: on a model, adapter or output folder that cannot be used.
+        RecipeError: on a model or adapter that cannot be used, or settings that the devices cannot run.
     """
     if isinstance(recipe, TrainingRecipe):
         check_devices(recipe)
@@ -103,11 +112,14 @@ def _base_of(adapter: str | None) -> str:
 
 
 def load_data(recipe: DataKeys, splits: list[str], console: Console) -> LoadedData:
-    """The splits of a recipe, checked; the main process reads first."""
+    """Load and check the splits of a recipe.
+
+    The main process reads first: the others then find the files that it has cached.
+    """
     limits = {recipe.train_split: recipe.max_train_images, recipe.eval_split: recipe.max_eval_images}
     with PartialState().main_process_first():
         data = load_splits(
-            recipe.dataset,
+            required_dataset(recipe.dataset),
             splits,
             fractions=recipe.split_fractions,
             split_seed=recipe.split_seed,
@@ -125,11 +137,13 @@ def load_data(recipe: DataKeys, splits: list[str], console: Console) -> LoadedDa
 def build_policy(
     recipe: TrainingRecipe | EvaluateRecipe | CaptionRecipe | ExplainRecipe, base: str, *, trainable: bool
 ) -> LoadedPolicy:
-    """The model with its adapter: a new one for the supervised stage without ``adapter``."""
-    is_new = trainable and not recipe.adapter and isinstance(recipe, SFTRecipe)
+    """Load the model with the recipe's adapter; the supervised stage without one gets a new adapter."""
+    adapter: str | Adapter | None = recipe.adapter
+    if trainable and not adapter and isinstance(recipe, SFTRecipe):
+        adapter = adapter_of(recipe)
     return LoadedPolicy.load(
         base,
-        adapter_of(recipe) if is_new else recipe.adapter,
+        adapter,
         quantization=recipe.quantization,
         precision=recipe.precision,
         attn_implementation=recipe.attn_implementation,
@@ -142,12 +156,12 @@ def build_policy(
 
 
 def training_splits(recipe: TrainingRecipe) -> list[str]:
-    """The splits a training stage reads: the evaluation split only when it evaluates."""
+    """The splits that a training stage reads: the evaluation split only when it evaluates."""
     return [recipe.train_split, *([recipe.eval_split] if evaluates(recipe.training) else [])]
 
 
 def preview(recipe: TrainingRecipe, data: LoadedData, policy: LoadedPolicy, console: Console) -> None:
-    """Show what the model will be trained on, and refuse data that cannot be meant."""
+    """Print a preview of the training data, and refuse data that is obviously wrong."""
     train = data.splits[recipe.train_split]
     rows = [train[i] for i in range(0, len(train), max(1, len(train) // 3))][:3]
     choice = CaptionChoice(recipe.caption_policy, recipe.seed)
@@ -166,14 +180,14 @@ def preview(recipe: TrainingRecipe, data: LoadedData, policy: LoadedPolicy, cons
 
 @contextmanager
 def progress_to_stderr(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar beside the results on standard output; yields a function that takes images just done."""
+    """A progress bar on standard error; yields a function to call with the number of images just done."""
     with Progress(console=Console(stderr=True, quiet=not is_main_process()), transient=True) as progress:
         task = progress.add_task(title, total=total)
         yield lambda done: progress.advance(task, done)
 
 
 def open_output_dir(recipe: TrainingRecipe) -> None:
-    """Claim the output folder, on the main process only."""
+    """Create and check the output folder, on the main process only."""
     with PartialState().main_process_first():
         if PartialState().is_main_process:
             claim_output_dir(recipe.output_dir, resume=recipe.resume, overwrite=recipe.overwrite)

@@ -1,13 +1,12 @@
-"""Settings of a new adapter, from a recipe."""
+"""Builds the settings of a new adapter from a recipe."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from scst.adapters import kinds
+from scst.config.recipes import SFTRecipe
 
 
-def adapter_of(recipe: Any) -> kinds.Adapter:
+def adapter_of(recipe: SFTRecipe) -> kinds.Adapter:
     """Type and settings of the new adapter that a recipe describes."""
     if recipe.adapter_type == "lora":
         return kinds.LoRA(
@@ -20,10 +19,9 @@ def adapter_of(recipe: Any) -> kinds.Adapter:
         )
     if recipe.adapter_type == "bottleneck":
         return kinds.Bottleneck(size=recipe.bottleneck_size, places=recipe.bottleneck_places)
-    virtual = {
-        "num_virtual_tokens": recipe.num_virtual_tokens,
-        "init_text": recipe.prompt_init_text,
-        "random_init": recipe.prompt_init == "random",
-    }
     tuning = kinds.PromptTuning if recipe.adapter_type == "prompt_tuning" else kinds.PrefixTuning
-    return tuning(**virtual)
+    return tuning(
+        num_virtual_tokens=recipe.num_virtual_tokens,
+        init_text=recipe.prompt_init_text,
+        random_init=recipe.prompt_init == "random",
+    )

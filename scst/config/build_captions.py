@@ -1,4 +1,4 @@
-"""From a recipe of document frequencies to the table."""
+"""Builds a table of document frequencies from its recipe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rewards.scorers.document_frequencies import DocumentFrequencies
-from scst.config.recipes import DocumentFrequenciesRecipe
+from scst.config.recipes import DocumentFrequenciesRecipe, required_dataset
 from scst.data.load_splits import load_splits
 
 
@@ -15,7 +15,7 @@ def write_document_frequencies(recipe: DocumentFrequenciesRecipe) -> None:
     """Count the references of a recipe's training split and write the table to ``output``."""
     console = Console()
     rows = load_splits(
-        str(recipe.dataset),
+        required_dataset(recipe.dataset),
         [recipe.train_split],
         fractions=recipe.split_fractions,
         split_seed=recipe.split_seed,

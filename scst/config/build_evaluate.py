@@ -1,4 +1,4 @@
-"""From evaluation recipes to evaluations: model and data once, then as many evaluations as are asked for."""
+"""Runs evaluation recipes one after the other; model and data that they share are loaded once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rewards.errors import RewardError
 from scst.config import build
 from scst.config.build_metrics import checked_settings
-from scst.config.reader import build_recipe, read_recipe_file
+from scst.config.reader import read_recipe_file, recipe_of
 from scst.config.recipes import EvaluateRecipe
 from scst.data.files import write_text
 from scst.errors import RunStopped, ScstError
@@ -33,7 +33,7 @@ LOADED = [
     "max_eval_images",
     "on_bad_example",
 ]
-"""Keys that decide which model and which images are in memory."""
+"""Keys of the loaded model and images: recipes that agree in them share both."""
 
 
 class Evaluator:
@@ -48,7 +48,7 @@ class Evaluator:
         self._keys: dict[str, Any] | None = None
 
     def run(self, recipe: EvaluateRecipe) -> None:
-        """Caption and score as the recipe says.
+        """Run one evaluation recipe.
 
         Raises:
             ScstError: on a recipe, model or dataset that cannot be used.
@@ -88,7 +88,7 @@ class Evaluator:
 
 
 def evaluate_files(files: Sequence[str]) -> None:
-    """Evaluate recipe files; one that fails leaves ``error.txt`` in its folder and the others go on.
+    """Evaluate recipe files. When one fails, ``error.txt`` is written to its folder and the others continue.
 
     Raises:
         RunStopped: at the end, when one failed.
@@ -96,7 +96,7 @@ def evaluate_files(files: Sequence[str]) -> None:
     build.prepare_libraries()
     evaluator, failed = Evaluator(build.make_console()), []
     for file in files:
-        recipe = build_recipe("evaluate", read_recipe_file(file))
+        recipe = recipe_of(EvaluateRecipe, read_recipe_file(file))
         try:
             evaluator.run(recipe)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""From an explain recipe to explanations and their files."""
+"""Builds explanations and their files from an explain recipe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BASE = "base"
 
 
 def one_picture(positional: Sequence[str]) -> Path:
-    """The picture that the command line names.
+    """The path of the picture that the command line names.
 
     Raises:
         DataError: when it names none, more than one, or no file.
@@ -38,10 +38,10 @@ def one_picture(positional: Sequence[str]) -> Path:
 
 
 def explanation_settings(recipe: ExplainRecipe) -> Settings:
-    """The effort of an explain recipe.
+    """Build the explanation settings of a recipe.
 
     Raises:
-        RecipeError: on a value that cannot be, or when captum or scikit-image is missing.
+        RecipeError: on a value out of range, or when captum or scikit-image is not installed.
     """
     missing = [name for name in ("captum", "skimage") if importlib.util.find_spec(name) is None]
     if missing:
@@ -50,7 +50,7 @@ def explanation_settings(recipe: ExplainRecipe) -> Settings:
     from scst.explain.explanation import Settings
 
     get_decoding(recipe.decoding)
-    for key in ("shap_permutations", "explain_batch_size"):  # Settings would name them otherwise
+    for key in ("shap_permutations", "explain_batch_size"):  # Settings calls them by other names
         if getattr(recipe, key) < 1:
             raise RecipeError(f"{key}: must be at least 1, got {getattr(recipe, key)}")
     return Settings(
@@ -87,7 +87,7 @@ def models_to_explain(recipe: ExplainRecipe) -> dict[str, ExplainRecipe]:
 def explain_model(
     label: str, recipe: ExplainRecipe, image: Image.Image, settings: Settings, console: Console
 ) -> Explanation:
-    """Load one model, let it caption the picture unless the recipe gives a caption, and explain that."""
+    """Load one model and explain its caption of the picture, or the caption that the recipe gives."""
     from scst.config import build
     from scst.explain.explanation import explain_caption, pictures_to_see
 
@@ -136,7 +136,7 @@ def write_outputs(
     explanations: Sequence[Explanation],
     console: Console,
 ) -> None:
-    """Write overlays, page and numbers, and print how faithful every map is.
+    """Write overlays, page and numbers, and print the faithfulness of every map.
 
     Raises:
         RecipeError: the output folder cannot be written.

@@ -1,9 +1,10 @@
-"""From a matrix recipe to its plan, with everything checked before anything runs, and to its runs."""
+"""Builds the plan of a matrix recipe, checks all of it before anything runs, and runs it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import yaml
@@ -18,7 +19,15 @@ from scst.config.reader import (
     resolved,
     training_argument_names,
 )
-from scst.config.recipes import RECIPES, MatrixRecipe, check_required
+from scst.config.recipes import (
+    RECIPES,
+    EvaluateRecipe,
+    MatrixRecipe,
+    SCSTRecipe,
+    SFTRecipe,
+    check_required,
+    required_dataset,
+)
 from scst.data.sources import check_layout
 from scst.errors import RecipeError
 from scst.experiments import matrix_run
@@ -46,7 +55,7 @@ class RecipeKeys:
         return name in own - {"training"} or ("training" in own and name in training_argument_names())
 
     def complete(self, stage: str, keys: Mapping[str, Any]) -> dict[str, Any]:
-        """All keys of the recipe that these keys make."""
+        """All keys of the recipe that these keys make, defaults included."""
         return resolved(build_recipe(stage, dict(keys)))
 
     def read_file(self, path: str) -> dict[str, Any]:
@@ -54,12 +63,12 @@ class RecipeKeys:
         return read_recipe_file(path)
 
     def trained_with(self, adapter: str) -> dict[str, Any]:
-        """The keys in the record of an adapter's training."""
+        """The keys that an adapter was trained with, from its ``run.json``."""
         return recorded_settings(adapter)
 
 
 def plan_of(recipe: MatrixRecipe) -> Plan:
-    """The plan of a matrix recipe; reads recipe files, loads no model.
+    """Make the plan of a matrix recipe. Reads recipe files; loads no model.
 
     Raises:
         RecipeError: naming the model and the key.
@@ -80,7 +89,7 @@ def _as_list(value: Sequence[int] | int) -> list[int]:
 
 
 def checked_plan(recipe: MatrixRecipe) -> Plan:
-    """The plan of a matrix, with everything checked that needs no model and no training.
+    """Make the plan of a matrix and check all that can be checked without a model or training.
 
     Raises:
         RecipeError, DataError: naming the run and the key.
@@ -99,34 +108,37 @@ def checked_plan(recipe: MatrixRecipe) -> Plan:
 
 
 def _check(run: Run, seen: set[str]) -> None:
-    """One run; what many of them share is looked at once."""
-    recipe = build_recipe(run.stage, dict(run.keys))
+    """Check one run. Checks that several runs share are named in ``seen`` and run once."""
+    recipe = build_recipe(run.stage, run.keys)
     check_required(recipe)
-    checks: dict[str, Callable[[], object]] = {
-        f"dataset {recipe.dataset}": lambda: check_layout(recipe.dataset)
-    }
-    if recipe.model_name_or_path:
-        checks[f"model {recipe.model_name_or_path}"] = lambda: check_model_exists(recipe.model_name_or_path)
-    if recipe.adapter and not run.after:
-        checks[f"adapter {recipe.adapter}"] = lambda: check_adapter_exists(recipe.adapter)
-    if run.stage == "sft":
+    if not isinstance(recipe, SFTRecipe | SCSTRecipe | EvaluateRecipe):
+        raise TypeError(f"a matrix runs the stages sft, scst and evaluate, not {run.stage}")
+    dataset, model = required_dataset(recipe.dataset), recipe.model_name_or_path
+    checks: dict[str, Callable[[], object]] = {f"dataset {dataset}": partial(check_layout, dataset)}
+    if model:
+        checks[f"model {model}"] = partial(check_model_exists, model)
+    if recipe.adapter and not run.after:  # after a training of this matrix the adapter does not exist yet
+        checks[f"adapter {recipe.adapter}"] = partial(check_adapter_exists, recipe.adapter)
+    if isinstance(recipe, SFTRecipe):
         build_sft.check_settings(recipe)
-    elif run.stage == "scst":
+    elif isinstance(recipe, SCSTRecipe):
         build_rl.check_settings(recipe)
         build_rl.build_reward(recipe).close()
     else:
         names = [name for name in recipe.metrics if name not in NOVELTY]
-        checks[f"metrics {names}"] = lambda: check_metrics(
-            names, metric_settings(recipe), columns=("images", "ended_by_eos")
-        )
+        checks[f"metrics {names}"] = partial(_check_metrics, names, recipe)
     for what, check in checks.items():
         if what not in seen:
             check()
             seen.add(what)
 
 
+def _check_metrics(names: Sequence[str], recipe: EvaluateRecipe) -> None:
+    check_metrics(names, metric_settings(recipe), columns=("images", "ended_by_eos"))
+
+
 def print_plan(plan: Plan) -> None:
-    """The plan as YAML: every training and evaluation with its state, and the keys that are not defaults."""
+    """Print the plan as YAML: every run with its state, and with the keys that differ from their defaults."""
     content = {
         "trainings": [_described(run) for run in plan.trainings],
         "evaluations": [_described(run) for run in plan.evaluations],
@@ -149,7 +161,7 @@ def _described(run: Run) -> dict[str, Any]:
 
 
 def run_matrix(recipe: MatrixRecipe, plan: Plan) -> None:
-    """Run what is missing and write everything.
+    """Run the trainings and evaluations that are missing, and write tables, figures and page.
 
     Raises:
         RunStopped: when cells have failed; everything else is done and written.

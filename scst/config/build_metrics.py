@@ -1,4 +1,4 @@
-"""From the metric keys of a recipe to the settings of metrics; shared by all commands that score."""
+"""Builds the settings of metrics from the metric keys of a recipe, for all commands that score."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from scst.config.keys import MetricKeys
-from scst.config.recipes import EvaluateRecipe
+from scst.config.recipes import EvaluateRecipe, required_dataset
 from scst.errors import RecipeError
 from scst.evaluation.caption_files import read_captions
 from scst.evaluation.score_files import compare_files, differences_table
@@ -19,10 +19,10 @@ from scst.metrics.suite import METRICS, NOVELTY, MetricSettings
 
 
 def checked_settings(recipe: EvaluateRecipe) -> MetricSettings:
-    """The settings of the metrics of an evaluation, checked together with its decoding.
+    """Build the metric settings of an evaluation; check them and its decoding.
 
     Raises:
-        RecipeError: unknown decoding, or a metric that is unknown or lacks something.
+        RecipeError: on an unknown decoding or metric, or a metric whose requirements are not met.
     """
     from scst.evaluation.decoding import get_decoding  # imports torch
 
@@ -39,7 +39,7 @@ def _training_captions(recipe: EvaluateRecipe) -> list[str]:
     from scst.data.load_splits import load_splits
 
     train = load_splits(
-        recipe.dataset,
+        required_dataset(recipe.dataset),
         [recipe.train_split],
         fractions=recipe.split_fractions,
         split_seed=recipe.split_seed,
@@ -49,7 +49,7 @@ def _training_captions(recipe: EvaluateRecipe) -> list[str]:
 
 
 def metric_settings(recipe: MetricKeys) -> MetricSettings:
-    """Models and tables of a recipe with metric keys.
+    """Build the models and tables that the metric keys of a recipe name.
 
     Raises:
         DataError: when the file of training captions cannot be used.
@@ -71,19 +71,22 @@ def metric_list() -> str:
 
 
 def print_comparison(recipe: EvaluateRecipe, files: Sequence[str]) -> None:
-    """Paired comparison of two evaluations: a table on standard error, JSON on standard output.
+    """Compare two evaluations, paired by image: a table to standard error, JSON to standard output.
 
     Raises:
-        RecipeError: not two of them. DataError: they are not about the same images.
+        RecipeError: unless ``files`` names exactly two.
+        DataError: when the two are not about the same images.
     """
     if len(files) != 2:
         raise RecipeError(f"compare: expected two output folders or prediction files, got {list(files)}")
+    first, second = files
     differences = compare_files(
-        *files,
+        first,
+        second,
         recipe.metrics,
         settings=metric_settings(recipe),
         bootstrap_samples=recipe.bootstrap_samples,
         seed=recipe.seed,
     )
-    Console(stderr=True).print(differences_table(differences, *files))
+    Console(stderr=True).print(differences_table(differences, first, second))
     print(json.dumps(comparison_json(differences), indent=2, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""From a preparation recipe to a prepared dataset with its page and its record."""
+"""Builds a prepared dataset, with its page and its record, from a preparation recipe."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ def build_preparation(recipe: PrepareRecipe) -> Preparation:
 
 
 def check_settings(recipe: PrepareRecipe) -> None:
-    """Refuse what can be wrong before an image is read.
+    """Check the settings before an image is read.
 
     Raises:
-        RecipeError: on a key that cannot be used. DataError: when input and output lie in each other.
+        RecipeError: on a key that cannot be used.
+        DataError: when the input folder contains the output folder or the reverse.
     """
     build_preparation(recipe).check()
 
 
 def prepare_dataset(recipe: PrepareRecipe) -> None:
-    """Prepare a dataset, and add ``data_report.html`` and ``run.json``."""
+    """Prepare a dataset, and write ``data_report.html`` and ``run.json`` beside it."""
     quiet_libraries()
     started, console = time.time(), Console(width=None if os.isatty(1) else 140)
 
@@ -59,7 +60,7 @@ def prepare_dataset(recipe: PrepareRecipe) -> None:
 
 
 def quiet_libraries() -> None:
-    """Leave the screen to this project's progress, without importing torch for it."""
+    """Silence progress bars and logs of libraries. Unlike ``build.prepare_libraries`` it needs no torch."""
     datasets.disable_progress_bars()
     huggingface_hub.utils.disable_progress_bars()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

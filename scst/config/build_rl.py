@@ -1,4 +1,4 @@
-"""The self-critical stage from its recipe."""
+"""Builds the self-critical stage from its recipe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from scst.types import Sampling
 
 
 def check_settings(recipe: SCSTRecipe) -> None:
-    """The checks that need neither data nor model.
+    """Check a recipe as far as this needs neither data nor model.
 
     Raises:
         RecipeError: on settings that cannot work together.
@@ -59,7 +59,7 @@ def check_settings(recipe: SCSTRecipe) -> None:
 
 
 def check_training_arguments(recipe: SCSTRecipe) -> None:
-    """Refuse arguments of the library that are wrong, or that this stage does not honour.
+    """Refuse training arguments that are wrong, or that this stage does not support.
 
     Raises:
         RecipeError: naming them.
@@ -85,7 +85,7 @@ def _check_sampling(recipe: SCSTRecipe) -> None:
 
 
 def build_reward(recipe: SCSTRecipe) -> RewardMixture:
-    """The reward mixture, not yet set up.
+    """Build the reward mixture. Its reward functions are not set up with training data yet.
 
     Raises:
         RecipeError: naming the reward that cannot be built.
@@ -95,7 +95,7 @@ def build_reward(recipe: SCSTRecipe) -> RewardMixture:
     except RewardError as error:
         raise RecipeError(f"rewards: {error}") from error
     for reward in mixture.rewards:
-        scorer = getattr(reward.function, "scorer", None)  # there already when the recipe names a table
+        scorer = getattr(reward.function, "scorer", None)  # set here only when the recipe names a table
         table = getattr(scorer, "frequencies", None)
         if table is not None and table.split != recipe.train_split:
             raise RecipeError(
@@ -108,13 +108,13 @@ def build_reward(recipe: SCSTRecipe) -> RewardMixture:
 def build_trainer(
     recipe: SCSTRecipe, policy: LoadedPolicy, data: LoadedData, mixture: RewardMixture, console: Console
 ) -> SCSTTrainer:
-    """The trainer that a recipe describes.
+    """Build the trainer that a recipe describes.
 
     Args:
-        recipe: its keys.
-        policy: with the adapter of the supervised stage.
+        recipe: the recipe.
+        policy: model with the adapter of the supervised stage.
         data: the splits of the recipe.
-        mixture: of :func:`build_reward`.
+        mixture: as :func:`build_reward` returns it, set up.
         console: where progress is drawn.
     """
     return scst_trainer(

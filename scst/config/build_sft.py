@@ -1,4 +1,4 @@
-"""The supervised stage from its recipe."""
+"""Builds the supervised stage from its recipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scst.training.training_arguments import training_arguments
 
 
 def check_settings(recipe: SFTRecipe) -> None:
-    """The checks that need neither data nor model.
+    """Check a recipe as far as this needs neither data nor model.
 
     Raises:
         RecipeError: on settings that cannot work together.
@@ -28,7 +28,7 @@ def check_settings(recipe: SFTRecipe) -> None:
 def build_trainer(
     recipe: SFTRecipe, policy: LoadedPolicy, data: LoadedData, console: Console
 ) -> CaptionSFTTrainer:
-    """The trainer that a recipe describes."""
+    """Build the trainer that a recipe describes."""
     return sft_trainer(
         policy,
         data,

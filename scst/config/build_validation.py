@@ -1,4 +1,4 @@
-"""Validation during training, and the record of a run, from a recipe."""
+"""Builds the validation during training, and the description of a run, from a recipe."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from scst.training.validation import ValidationSettings, early_stopping
 
 
 def validation_of(recipe: SFTRecipe | SCSTRecipe) -> ValidationSettings:
-    """What is captioned at every evaluation.
+    """Build the settings of the evaluations during training.
 
     Raises:
-        RecipeError: on early stopping without evaluations.
+        RecipeError: when early stopping is asked for without evaluations.
     """
     settings = ValidationSettings(
         split=recipe.eval_split,

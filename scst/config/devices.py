@@ -1,4 +1,4 @@
-"""What a recipe asks for that the launcher's way of dividing work cannot do."""
+"""Checks that a recipe can run under the launcher's kind of parallelism (DDP, ZeRO, FSDP2)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from scst.errors import RecipeError
 
 
 def check_devices(recipe: SFTRecipe | SCSTRecipe) -> None:
-    """Refuse what cannot be divided among processes in the way the launcher asks for.
+    """Refuse settings that do not work with the parallelism that the launcher asks for.
 
     Raises:
-        RecipeError: naming what to use instead.
+        RecipeError: the message names a setting or launcher configuration that works.
     """
     if uses_fsdp() or uses_zero3():
         _check_adapter_type(recipe)
@@ -30,7 +30,11 @@ def check_devices(recipe: SFTRecipe | SCSTRecipe) -> None:
 
 
 def _check_adapter_type(recipe: SFTRecipe | SCSTRecipe) -> None:
-    """What is trained must lie in layers that are gathered when they are called; that was tested of LoRA."""
+    """Refuse adapters other than LoRA with sharded weights.
+
+    Trained parameters must lie in layers that DeepSpeed and FSDP gather when they are called. Only LoRA was
+    tested for this.
+    """
     new = recipe.adapter_type if isinstance(recipe, SFTRecipe) else "lora"
     kind = check_adapter_exists(recipe.adapter) if recipe.adapter else new
     if kind != "lora":
@@ -51,7 +55,7 @@ def _check_sampling(recipe: SCSTRecipe) -> None:
 
 
 def _check_streaming(recipe: SCSTRecipe) -> None:
-    """While weights are gathered layer by layer, all processes must run the same passes."""
+    """Refuse what would make processes run different passes while weights are gathered layer by layer."""
     if not uses_zero3():
         raise RecipeError("rollout_weights: streamed needs recipes/accelerate/zero3.yaml; leave it out")
     if recipe.training.get("eval_strategy", "no") != "no":

@@ -1,4 +1,4 @@
-"""Recipe keys that several commands share: which model, which data, where results go, which metrics."""
+"""Recipe keys that several commands share: model, data, output, validation, prompts and metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 @dataclass
 class Recipe:
-    """The keys of one command."""
+    """Base class of the recipes: a recipe holds the keys of one command."""
 
     stage: ClassVar[str]
     """The stage's name in run records, matrices and ``RECIPES``."""
@@ -18,7 +18,7 @@ class Recipe:
 
 
 def key(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
-    """A recipe key: its default, one line of help and, where there are any, its allowed values."""
+    """Declare a recipe key: a dataclass field with its default, one line of help and any allowed values."""
     metadata = {"help": help, "choices": tuple(choices) if choices else None}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -26,7 +26,7 @@ def key(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
 
 
 def default_of(recipe_class: type[Recipe], name: str) -> Any:
-    """The default of a recipe's key."""
+    """The default value of a key."""
     found = next(f for f in fields(recipe_class) if f.name == name)
     return found.default_factory() if found.default_factory is not MISSING else found.default
 

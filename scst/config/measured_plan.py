@@ -1,4 +1,4 @@
-"""``--plan``: measure a few steps of a recipe, and of some like it, before hours are spent on it.
+"""``--plan``: measures a few steps of a recipe and of similar ones before hours are spent on it.
 
 The stage is built as for a run, from the same data and model, but writes to a temporary folder. Import this
 after the arguments are parsed: it imports torch.
@@ -26,7 +26,7 @@ from rich.console import Console
 from scst.config.recipes import SCSTRecipe, SFTRecipe
 from scst.data.files import write_json
 from scst.data.load_splits import LoadedData
-from scst.models.policy import trains_prompt, trains_vision
+from scst.models.policy import base_model, trains_prompt, trains_vision
 from scst.training.hooks import TrainerHooks
 from scst.training.micro_batcher import DoesNotFit, is_out_of_memory
 from scst.training.plan import (
@@ -54,7 +54,7 @@ MEASURED_STEPS_OF_ALTERNATIVES = 3
 
 @contextmanager
 def recipe_to_run(recipe: Recipe, plan: bool | str) -> Iterator[Recipe]:
-    """The recipe of a run; for a plan one that touches neither its output folder nor a tracker or the hub."""
+    """Yield the recipe to run. For a plan it writes to a temporary folder, and to no tracker and no hub."""
     if not plan:
         yield recipe
         return
@@ -81,14 +81,14 @@ def print_plan_of(
     *,
     started: float,
 ) -> None:
-    """Measure, print tables, and write JSON to the file or print it.
+    """Make a plan, print its tables to standard error, and write it as JSON.
 
     Args:
-        recipe: of :func:`recipe_to_run`.
-        full_recipe: the recipe as it was given.
-        build_trainer: the stage's trainer of a recipe, on the same data and model every time.
-        data: what is trained on.
-        target: JSON file to write; True prints it.
+        recipe: as :func:`recipe_to_run` yields it.
+        full_recipe: the recipe as the user gave it.
+        build_trainer: builds the stage's trainer for a recipe; data and model are the same every time.
+        data: the training data.
+        target: JSON file to write; True prints the JSON to standard output.
         started: ``time.time()`` at the start of the command.
     """
     is_main = PartialState().is_main_process
@@ -137,7 +137,8 @@ def make_plan(
     if trainer.args.world_size > 1 or trainer.is_deepspeed_enabled:
         console.print("plan: other settings are tried on one process without DeepSpeed only")
         others = []
-    model, trainer = trainer.model, None
+    model = trainer.model
+    del trainer  # its optimizer and gradients must not count in the memory of the alternatives
     measured = [_measure_alternative(recipe, other, model, build_trainer, console) for other in others]
     return Plan(
         stage=recipe.stage,
@@ -155,7 +156,11 @@ def make_plan(
 def alternatives(
     recipe: SFTRecipe | SCSTRecipe, num_images: int, model: torch.nn.Module
 ) -> list[dict[str, Any]]:
-    """Keys to change, one setting at a time. Halved batches make the same optimizer step in more parts."""
+    """The alternatives to a recipe: for each, the keys to change and their values.
+
+    Where the batch size changes, gradient accumulation changes with it so that, where possible, the optimizer
+    step has the same images.
+    """
     batch = recipe.training.get("per_device_train_batch_size", 8)
     accumulation = recipe.training.get("gradient_accumulation_steps", 1)
     found = []
@@ -179,7 +184,7 @@ def alternatives(
 
 
 def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
-    """The recipe with other values of its own keys or of training arguments."""
+    """A copy of the recipe with other values for some of its keys or training arguments."""
     keys = {f.name for f in dataclasses.fields(recipe)}
     own = {name: value for name, value in settings.items() if name in keys}
     training = {name: value for name, value in settings.items() if name not in keys}
@@ -189,13 +194,13 @@ def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
 def _measure_alternative(
     recipe: Recipe,
     settings: dict[str, Any],
-    model: Any,
+    model: torch.nn.Module,
     build_trainer: Callable[[Recipe], TrainerHooks],
     console: Console,
 ) -> Alternative:
     alternative = Alternative(settings, None)
     console.print(f"plan: {1 + MEASURED_STEPS_OF_ALTERNATIVES} steps with {alternative.name}")
-    base = model.get_base_model()
+    base = base_model(model)
     base.gradient_checkpointing_disable()  # the trainer enables it where the setting asks for it
     base.disable_input_require_grads()
     trainer = _quiet(build_trainer(with_settings(recipe, settings)))
@@ -231,7 +236,7 @@ def _evaluation(trainer: TrainerHooks, recipe: SFTRecipe | SCSTRecipe) -> Evalua
 
 
 def _hints(recipe: SFTRecipe | SCSTRecipe, step: StepCost | None, memory_gb: float) -> list[str]:
-    """What was not measured: another quantisation is another model to load."""
+    """Advice about quantisation, which is not measured: it would need another model in memory."""
     if step is None or peak_of(step) > 0.9 * memory_gb:
         return [] if recipe.quantization == "nf4" else ["quantization: nf4 takes less memory (not measured)"]
     if recipe.quantization != "none" and peak_of(step) < 0.5 * memory_gb:

@@ -1,4 +1,4 @@
-"""Recipes and accelerate configurations that come with the package, found by name: ``rsicd/sft``, ``cpu``."""
+"""Finds recipes and accelerate configurations of the package by name: ``rsicd/sft``, ``cpu``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ RECIPES_FOLDER = next(
     (folder for folder in (PACKAGE / "recipes", PACKAGE.parent / "recipes") if folder.is_dir()),
     PACKAGE / "recipes",
 )
-"""``recipes`` in an installed package, ``../recipes`` in a clone."""
+"""The folder of recipes: ``recipes`` in an installed package, ``../recipes`` in a clone."""
 ACCELERATE = "accelerate"
 
 
 def recipe_names() -> list[str]:
-    """Every packaged recipe: its path in the folder of recipes, without ``.yaml``."""
+    """Names of all packaged recipes: paths relative to the folder of recipes, without ``.yaml``."""
     files = (path.relative_to(RECIPES_FOLDER) for path in RECIPES_FOLDER.rglob("*.yaml"))
     return sorted(
         path.with_suffix("").as_posix()
@@ -28,19 +28,19 @@ def recipe_names() -> list[str]:
 
 
 def accelerate_names() -> list[str]:
-    """Every packaged accelerate configuration."""
+    """Names of all packaged accelerate configurations."""
     return sorted(path.stem for path in (RECIPES_FOLDER / ACCELERATE).glob("*.yaml"))
 
 
 def find_recipe(name: str | Path, *, place: str = "--config") -> Path:
-    """The file of that name, else the packaged recipe of that name.
+    """The path of a recipe: the file ``name`` if it exists, else the packaged recipe of that name.
 
     Args:
         name: a file, or a name such as ``rsicd/sft``.
         place: the flag or key that names it, for the error.
 
     Raises:
-        RecipeError: there is neither; the message lists near names.
+        RecipeError: there is neither; the message suggests similar names.
     """
     path, text = Path(name), str(name)
     if path.exists():
@@ -53,7 +53,7 @@ def find_recipe(name: str | Path, *, place: str = "--config") -> Path:
 
 
 def find_accelerate_config(name: str) -> Path:
-    """The file of that name, else the packaged accelerate configuration of that name.
+    """The path of a configuration: the file ``name`` if it exists, else the packaged one of that name.
 
     Raises:
         RecipeError: there is neither; the message lists the packaged ones.
@@ -67,7 +67,7 @@ def find_accelerate_config(name: str) -> Path:
 
 
 def _hint(name: str, known: list[str]) -> str:
-    """The names that are like it, as a whole or in their last part."""
+    """Suggestions for the error: known names that are similar, or that end in the same part."""
     wanted = name.removesuffix(".yaml")
     last = wanted.rpartition("/")[2]
     close = difflib.get_close_matches(wanted, known, n=3)

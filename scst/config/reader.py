@@ -1,9 +1,8 @@
-"""Recipes: flat YAML files whose every key can be overridden on the command line, or by a recipe that extends
-another.
+"""Reads recipes: flat YAML files. The command line, or a recipe that extends another, overrides any key.
 
 The keys are those of :mod:`scst.config.recipes`. Training stages also take every name of
-``transformers.TrainingArguments``; those names are read from the library's source, so that parsing a recipe
-imports neither torch nor transformers and a typo is answered at once.
+``transformers.TrainingArguments``. Those names are parsed from the library's source: importing torch and
+transformers would take seconds before a typo could be reported.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ OWNED_TRAINING_ARGUMENTS = {
     "do_eval": None,
     "do_predict": None,
 }
-"""TrainingArguments that a recipe may not set, and the key to use instead."""
+"""TrainingArguments that a recipe may not set -> the key to use instead; None when the project sets it."""
 
 
 R = TypeVar("R", bound=Recipe)
 
 
 def recipe_of(recipe_class: type[R], settings: Mapping[str, Any]) -> R:
-    """The recipe of a command from flat keys.
+    """Build the recipe of a command from flat keys.
 
     Args:
         recipe_class: a class of :mod:`scst.config.recipes`.
@@ -70,13 +69,13 @@ def recipe_of(recipe_class: type[R], settings: Mapping[str, Any]) -> R:
     return recipe_class(**own, **({"training": training} if is_training else {}))
 
 
-def build_recipe(stage: str, settings: Mapping[str, Any]) -> Any:
-    """The recipe of a stage that is named at run time; see :func:`recipe_of`."""
+def build_recipe(stage: str, settings: Mapping[str, Any]) -> Recipe:
+    """Build the recipe of a stage that is named by text; see :func:`recipe_of`."""
     return recipe_of(RECIPES[stage], settings)
 
 
 def _check_prompts(prompts: list[Any]) -> None:
-    """Instructions are texts, and each is there once: one that stood twice would be drawn twice as often."""
+    """Refuse instructions that are no texts, or repeated: a repeated one would be drawn twice as often."""
     for prompt in prompts:
         if not isinstance(prompt, str):
             raise RecipeError(f"prompts: expected a list of texts, got {prompt!r} in it")
@@ -92,16 +91,16 @@ def _check_trained_prompts(prompts: list[str]) -> None:
 
 
 def read_recipe_file(name: str | Path) -> dict[str, Any]:
-    """The flat keys of a YAML file, over those of the files that it extends.
+    """Read the flat keys of a YAML file, merged over those of the files that it extends.
 
-    ``extends: other.yaml`` (or a list, the last one counting most) begins with the keys of other recipes:
-    files relative to the one that names them, or packaged recipes.
+    ``extends: other.yaml`` takes the keys of another recipe as defaults: a file relative to the one that
+    names it, or a packaged recipe. In a list of files, later ones override earlier ones.
 
     Args:
         name: a file, or the name of a packaged recipe (``rsicd/sft``).
 
     Raises:
-        RecipeError: when a file is missing, no YAML, no flat mapping, or extends itself.
+        RecipeError: when a file is missing, is not YAML or not a flat mapping, or extends itself.
     """
     return _read_recipe_file(find_recipe(name), ())
 
@@ -126,7 +125,7 @@ def _extended(name: str, reader: Path) -> Path:
     try:
         return find_recipe(name, place=f"extends (in {str(reader)!r})")
     except RecipeError:
-        return beside  # the path that was meant is the one to complain about
+        return beside  # reading it fails with an error that names the path the user meant
 
 
 def _read_yaml(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
@@ -147,7 +146,7 @@ def _read_yaml(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
-    """The flat keys of a recipe with all defaults filled in; `build_recipe` of them gives the same recipe."""
+    """The flat keys of a recipe, defaults included. ``build_recipe`` makes the same recipe from them."""
     settings = dataclasses.asdict(recipe)
     return settings | settings.pop("training", {})
 
@@ -191,7 +190,7 @@ def _training_argument(recipe_class: type[Recipe], name: str, value: Any) -> Any
 
 @functools.cache
 def _all_keys() -> frozenset[str]:
-    """Every key that some stage knows."""
+    """Every key of every stage, training arguments included."""
     own = {name for recipe in RECIPES.values() for name in _fields(recipe)} - {"training"}
     return frozenset(own | set(training_argument_names()))
 
@@ -213,7 +212,7 @@ def _fields(recipe_class: type[Recipe]) -> dict[str, dataclasses.Field[Any]]:
 
 
 def _convert(name: str, value: Any, recipe_class: type[Recipe]) -> Any:
-    """The value in the type of its key; YAML reads 1e-5 as text and flags come as text."""
+    """Convert a value to the type of its key: YAML reads 1e-5 as text, and flags are text."""
     annotation = typing.get_type_hints(recipe_class)[name]
     members = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     kinds = [typing.get_origin(member) or member for member in members]  # list of list[str]

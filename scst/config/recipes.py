@@ -1,4 +1,4 @@
-"""The keys of every recipe, with their defaults and help: one dataclass per command."""
+"""The recipes: one dataclass per command, with the keys, their defaults and their help."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class SFTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys, Recipe
     training: dict[str, Any] = key({}, "names of transformers.TrainingArguments")
 
     def __post_init__(self) -> None:
-        """Refuse keys of another adapter type, and sizes that cannot be.
+        """Refuse keys of another adapter type, and sizes below 1.
 
         Raises:
             RecipeError: naming the key.
@@ -95,7 +95,7 @@ ADAPTER_KEYS: dict[str, tuple[str, ...]] = {
     "prefix_tuning": _VIRTUAL,
     "bottleneck": ("bottleneck_size", "bottleneck_places"),
 }
-"""Adapter type -> the keys of a new adapter of that type; with `adapter` they are passed over."""
+"""Adapter type -> the keys of a new adapter of that type; they are ignored with `adapter`."""
 
 
 @dataclass
@@ -410,28 +410,39 @@ RECIPES: dict[str, type[Recipe]] = {
         MatrixRecipe,
     )
 }
-"""Stage -> its recipe. Training stages are those with a field ``training``."""
+"""Stage -> class of its recipe. Training stages are those with a field ``training``."""
 
 TrainingRecipe = SFTRecipe | SCSTRecipe
 DataRecipe = SFTRecipe | SCSTRecipe | EvaluateRecipe | PrepareRecipe | DocumentFrequenciesRecipe
 
 
 def check_required(recipe: Recipe) -> None:
-    """Refuse a recipe that leaves out its model or data: there is no default that would be used by accident.
+    """Refuse a recipe without a model or dataset; a default would be used by accident.
 
     Raises:
         RecipeError: naming the key.
     """
     if isinstance(recipe, EvaluateRecipe) and recipe.compare:
         return
-    if isinstance(recipe, DataRecipe) and recipe.dataset is None:
-        raise RecipeError(
-            "dataset: missing; give a RISC folder, parquet, a saved dataset or a hub id; embedded:scenes are "
-            "the rendered scenes of the package"
-        )
+    if isinstance(recipe, DataRecipe):
+        required_dataset(recipe.dataset)
     needs_model = SFTRecipe | EvaluateRecipe | CaptionRecipe | ExplainRecipe
     if isinstance(recipe, needs_model) and recipe.model_name_or_path is None and recipe.adapter is None:
         raise RecipeError(
             "model_name_or_path: missing; give a PaliGemma checkpoint, or an adapter (--adapter DIR), which "
             "names its own"
         )
+
+
+def required_dataset(dataset: str | None) -> str:
+    """Return the value of the key ``dataset`` of a recipe that reads data.
+
+    Raises:
+        RecipeError: the recipe leaves it out.
+    """
+    if dataset is None:
+        raise RecipeError(
+            "dataset: missing; give a RISC folder, parquet, a saved dataset or a hub id; embedded:scenes are "
+            "the rendered scenes of the package"
+        )
+    return dataset

@@ -1,4 +1,4 @@
-"""Recipe keys and values of earlier releases. Renamed ones are read with a warning for one release."""
+"""Translates recipe keys and values of earlier releases; renamed ones are read for one more release."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ REMOVED_KEYS = {"rollout_backend": "the training process samples all captions it
 
 
 def current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of one source (a file, or the flags) under the names of this release.
+    """Translate the settings of one source (a file, or the flags) to the names of this release.
 
     Raises:
-        RecipeError: on a removed key, or a key under both of its names.
+        RecipeError: on a removed key, or a key that is given under its old and its new name.
     """
     current: dict[str, Any] = {}
     for name, value in settings.items():

@@ -1,4 +1,4 @@
-"""Gradients that are averaged over processes after the last backward pass of a step and not within it."""
+"""Averages gradients over processes after the last backward pass of a step instead of during it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from accelerate.utils import reduce
 
 @contextmanager
 def gradients_kept_on_error(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
-    """Put the gradients back when what is inside fails: half a backward pass has added some of its own."""
+    """Restore the gradients when the block fails: an interrupted backward pass has already changed some."""
     before = [(p, None if p.grad is None else p.grad.clone()) for p in parameters]
     try:
         yield
@@ -22,10 +22,10 @@ def gradients_kept_on_error(parameters: Iterable[torch.nn.Parameter]) -> Iterato
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Mean of the gradients over all processes, in one message, as DistributedDataParallel would make it.
+    """Replace gradients by their mean over all processes, as DistributedDataParallel computes it.
 
-    A parameter without a gradient here counts as zero. Collective: every process calls it equally often,
-    however many backward passes it made.
+    A parameter without a gradient counts as zero. All gradients travel in one message. Collective: every
+    process must call it equally often, however many backward passes it made.
     """
     parameters = list(parameters)
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]

@@ -1,4 +1,4 @@
-"""Starting the processes of a run: what has to be arranged before anything else asks how many there are."""
+"""Sets up the processes of a run, before anything else asks how many there are."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from accelerate.utils import DistributedType
 
 
 def start_processes() -> None:
-    """Let the processes of a launcher meet, with NCCL on GPUs and gloo without them.
+    """Initialise the process group of a launcher: NCCL with GPUs, gloo without.
 
-    ``accelerate`` by itself lets processes without a GPU meet only when it is told that they compute on the
-    CPU, and shards nothing there: FSDP2 is for its GPUs only. Two processes on a CPU are how this project's
-    tests run what many GPUs run.
+    ``accelerate`` initialises gloo only when it is told that the processes compute on the CPU, and it shards
+    no weights there. This project's tests run FSDP2 in two processes on a CPU, so both are arranged here.
     """
     if uses_deepspeed():
         clear_abandoned_builds()
     on_gpu = torch.cuda.is_available()
     state = PartialState(cpu=not on_gpu)
     if not on_gpu and state.num_processes > 1 and uses_fsdp():
+        # AcceleratorState turns MULTI_GPU into FSDP when the launcher asks for it, but not MULTI_CPU
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
@@ -43,19 +43,19 @@ def uses_zero3() -> bool:
 
 
 def clear_abandoned_builds() -> None:
-    """Remove what killed processes left of the extensions that DeepSpeed compiles at their first use.
+    """Remove the lock files that killed processes left in the build folders of DeepSpeed's extensions.
 
-    PyTorch marks a build by a file ``lock``, open in the process that builds. Of a killed process it stays
-    behind, and every later run would wait for it without end and without a word.
+    PyTorch marks a build with a file ``lock``, which the building process keeps open. A killed process leaves
+    the file behind, and every later run would wait for it for ever, without a message.
     """
-    from torch.utils.cpp_extension import get_default_build_root  # takes setuptools along
+    from torch.utils.cpp_extension import get_default_build_root  # imports setuptools: only when needed
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     if not root.is_dir():
         return
     folder = os.open(root, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # two that clear must not take a new build's mark
+        fcntl.flock(folder, fcntl.LOCK_EX)  # else a second process could remove the lock of a new build
         for mark in root.glob("**/lock"):
             if not _is_open(mark):
                 mark.unlink(missing_ok=True)
@@ -64,6 +64,6 @@ def clear_abandoned_builds() -> None:
 
 
 def _is_open(file: Path) -> bool:
-    """Whether a living process has it open."""
+    """Whether a running process has the file open."""
     files = (process.info["open_files"] or () for process in psutil.process_iter(["open_files"]))
     return any(each.path == str(file.resolve()) for opened in files for each in opened)

@@ -1,4 +1,4 @@
-"""What the processes of one run tell each other, so that they continue or stop together.
+"""Exchanges flags, messages and numbers between processes, so that they continue or stop together.
 
 All functions are collective where there are several processes: each must call them equally often.
 """
@@ -13,7 +13,7 @@ from accelerate.utils import gather, gather_object, reduce
 
 
 def any_process(*flags: bool) -> tuple[bool, ...]:
-    """Each flag, true when it is true in any process."""
+    """For each flag, whether it is true in any process."""
     state = PartialState()
     if state.num_processes == 1:
         return flags
@@ -22,10 +22,10 @@ def any_process(*flags: bool) -> tuple[bool, ...]:
 
 
 def first_message(message: str | None) -> str | None:
-    """This process' message, else that of the first process that has one; None when nobody has one."""
+    """The message of this process, else that of the first process with one; None when no process has one."""
     (is_there_one,) = any_process(message is not None)
     if message is not None or not is_there_one:
-        # a process with a message of its own still takes part in the gathering below
+        # collective: a process with a message of its own must take part in the gather below too
         if PartialState().num_processes > 1 and is_there_one:
             gather_object([message])
         return message
@@ -35,7 +35,7 @@ def first_message(message: str | None) -> str | None:
 
 
 def gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
-    """The numbers of every process, in the order of processes; each gives equally many."""
+    """The numbers of every process, in the order of processes; all must pass equally many."""
     state = PartialState()
     if state.num_processes == 1:
         return [list(numbers)]

@@ -1,39 +1,43 @@
-"""One global batch for any number of processes: each takes its shard, and no image is in two shards.
+"""Splits every global batch among processes: each loads its shard, and no image is in two shards.
 
-``accelerate`` deals out whole batches and fills up the end of an epoch with images from its beginning. Here
-the batches are those that one process would make, and every process takes a part of each. An epoch's last
-batch may hold fewer images than there are processes; a process without any then gets a *padding example*: it
-takes part in every collective operation with it, and the example weighs nothing.
+``accelerate`` hands whole batches to processes and fills the last ones with images from the start of the
+epoch. Here the batches are those that a single process would make, and every process takes a part of each.
+The last batch of an epoch may hold fewer images than there are processes. A process without an image then
+gets a *padding example*: with it the process takes part in every collective operation, at weight zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from scst.types import IGNORED_LABEL
 
+Items = TypeVar("Items", list[int], range)
+Result = TypeVar("Result")
+Collator = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+
 PADDING_EXAMPLE = "is_padding_example"
-"""Key of a batch whose images weigh nothing; its process had none of its own."""
+"""Key that marks a batch of a padding example; its images have weight zero."""
 
 
 class PaddingExamples(list):
-    """Indices or rows of a batch that weighs nothing."""
+    """Indices or rows of a padding example. The type is how the mark travels from sampler to collator."""
 
 
 class BatchShards(BatchSampler):
-    """The shard of one process of every batch: consecutive parts whose sizes differ by one at most.
+    """Yields one process's shard of every batch. Shards are consecutive; their sizes differ by one at most.
 
     Args:
-        batch_sampler: the batches that one process would make.
-        num_processes: how many shards a batch is cut into.
-        process_index: which shard this is.
+        batch_sampler: yields the batches that a single process would make.
+        num_processes: number of shards per batch.
+        process_index: which shard to yield.
     """
 
     def __init__(self, batch_sampler: BatchSampler, num_processes: int, process_index: int):
@@ -52,18 +56,21 @@ class BatchShards(BatchSampler):
             yield shard_of(batch, self.num_shards, self.shard) or PaddingExamples(batch[:1])
 
 
-def shard_of(items: Sequence[Any], num_shards: int, shard: int) -> Any:
-    """One of ``num_shards`` consecutive parts of a sequence; together they are the sequence."""
+def shard_of(items: Items, num_shards: int, shard: int) -> Items:
+    """One of ``num_shards`` consecutive parts of a sequence; joined, the parts are the sequence."""
     first, end = (-(-len(items) * number // num_shards) for number in (shard, shard + 1))  # rounded up
     return items[first:end]
 
 
-def map_across_ranks(work: Callable[[range], list[Any]], count: int) -> list[Any]:
-    """Results of ``work`` on numbers 0 to ``count`` - 1, in their order, on every process.
+def map_across_ranks(work: Callable[[range], list[Result]], count: int) -> list[Result]:
+    """Split ``range(count)`` among the processes, call ``work``, and return all results on every process.
 
     Args:
-        work: called once with the numbers of this process, if it has any; gives a result for each.
-        count: how many there are.
+        work: called once with the numbers of this process, unless it has none; returns a result for each.
+        count: length of the whole range.
+
+    Returns:
+        ``count`` results in the order of the numbers. Collective.
     """
     state = PartialState()
     numbers = shard_of(range(count), state.num_processes, state.process_index)
@@ -71,10 +78,18 @@ def map_across_ranks(work: Callable[[range], list[Any]], count: int) -> list[Any
     return gather_object(results) if state.num_processes > 1 else results
 
 
-class _Rows:
-    """A dataset that passes on whether the rows asked for are padding examples."""
+class IndexedRows(Protocol):
+    """Rows by number, such as a ``datasets.Dataset``."""
 
-    def __init__(self, dataset: Any):
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
+
+class _Rows(Dataset[dict[str, Any]]):
+    """A dataset whose rows are :class:`PaddingExamples` when the requested indices are."""
+
+    def __init__(self, dataset: IndexedRows):
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -86,9 +101,12 @@ class _Rows:
 
 
 class _Collator:
-    """Calls the stage's collator. No label of a padding example is trained; without labels it is marked."""
+    """Calls the stage's collator, and gives padding examples no weight.
 
-    def __init__(self, collator: Callable[[Sequence[dict]], dict[str, Any]]):
+    Labels are set to the ignored value; a batch without labels is marked with ``PADDING_EXAMPLE``.
+    """
+
+    def __init__(self, collator: Collator):
         self.collator = collator
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -101,29 +119,29 @@ class _Collator:
 
 
 def sharded_loader(
-    dataset: Any,
-    sampler: Any,
-    collator: Any,
-    accelerator: Any,
+    dataset: IndexedRows,
+    sampler: Sampler[int],
+    collator: Collator,
+    accelerator: Accelerator,
     *,
     batch_size: int,
     drop_last: bool,
     **loading: Any,
-) -> DataLoader:
-    """A loader of this process's shard of every global batch.
+) -> DataLoader[dict[str, Any]]:
+    """Build a loader of this process's shard of every global batch.
 
     Args:
         dataset: rows by index.
-        sampler: order of the rows; a random one is made the same on all processes, epoch by epoch.
-        collator: makes a batch of rows.
-        accelerator: knows the processes.
-        batch_size: images of one process; the global batch is this times their number.
+        sampler: order of the rows; a random one is seeded alike on all processes, anew every epoch.
+        collator: makes a batch from rows.
+        accelerator: gives the number of processes, the index of this one and its device.
+        batch_size: images per process; the global batch is this times the number of processes.
         drop_last: leave out a last batch that is not full.
-        loading: arguments of ``torch.utils.data.DataLoader``.
+        loading: further arguments of ``torch.utils.data.DataLoader``.
     """
     processes = accelerator.num_processes
     batches = BatchSampler(sampler, batch_size * processes, drop_last)
-    loader = DataLoader(
+    loader: DataLoader[dict[str, Any]] = DataLoader(
         _Rows(dataset),
         batch_sampler=BatchShards(batches, processes, accelerator.process_index),
         collate_fn=_Collator(collator),
@@ -132,12 +150,12 @@ def sharded_loader(
     prepared = prepare_data_loader(
         loader,
         accelerator.device,
-        num_processes=1,  # the batches are cut into shards already
+        num_processes=1,  # BatchShards has split the batches already
         process_index=0,
         put_on_device=True,
         use_seedable_sampler=True,
         data_seed=accelerator.dataloader_config.data_seed,
         non_blocking=accelerator.non_blocking,
     )
-    prepared._drop_last = True  # to `gather_for_metrics`: there is nothing to remove
+    prepared._drop_last = True  # else `gather_for_metrics` removes rows from the last batch as duplicates
     return prepared

@@ -1,8 +1,9 @@
-"""Weights that are sharded over processes (DeepSpeed ZeRO-3, FSDP2), gathered for a while.
+"""Gathers weights that are sharded over processes (DeepSpeed ZeRO-3, FSDP2) for the time of a block.
 
 Training passes gather the weights layer by layer, and every gather is collective: all processes must run the
-same layers. A rollout cannot, because captions end at different lengths on each process. So it gathers all
-weights first and samples with full weights on every process. Weights that are not sharded are left alone.
+same layers. In a rollout they cannot, because captions end at different lengths on each process. So a rollout
+gathers all weights first and samples with full weights on every process. Weights that are not sharded are
+left as they are.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether weights of the model are sharded over processes, gathered at this moment or not."""
+    """Whether weights of the model are sharded over processes, even if they are gathered at the moment."""
     return any(hasattr(p, "ds_id") for p in model.parameters()) or bool(_fsdp_modules(model))
 
 
 def is_shard(weight: torch.Tensor) -> bool:
-    """Whether this process holds only a shard of a weight at this moment."""
-    status = getattr(weight, "ds_status", None)  # what DeepSpeed hangs on the parameters of ZeRO-3
+    """Whether this process holds only a shard of a weight at the moment."""
+    status = getattr(weight, "ds_status", None)  # an attribute that ZeRO-3 adds to its parameters
     return isinstance(weight, DTensor) if status is None else status.name != "AVAILABLE"
 
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Gather all weights. Inside, the model or any part of it can be called without gradients.
+    """Gather all weights for the block, in which the model or any part of it can be called without gradients.
 
     Collective on entry; inside, calls are local to the process.
     """
@@ -44,7 +45,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unsharded_weights(model: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None]:
-    """Gather the weights of some modules of a model. Inside, call ``part.forward``: it runs no hooks.
+    """Gather the weights of some modules of a model. In the block call ``part.forward``, which skips hooks.
 
     Collective, unless the weights are gathered already.
     """
@@ -63,7 +64,7 @@ def unsharded_weights(model: nn.Module, parts: Sequence[nn.Module]) -> Iterator[
 
 @contextmanager
 def writable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Gather parameters (ZeRO-3) and keep what is written to them in place. Collective.
+    """Gather parameters (ZeRO-3) and keep in-place changes of them after the block. Collective.
 
     All processes must write the same values. FSDP2 parameters are not gathered: write to the local shard.
     """
@@ -77,7 +78,7 @@ def writable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def local_shard(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    """This process's shard of a full value where FSDP2 shards the parameter; else the value."""
+    """The part of a full value that belongs to this process's shard of an FSDP2 parameter; else the value."""
     if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     return value
@@ -95,7 +96,7 @@ def _unsharded(modules: Sequence[Any]) -> Iterator[None]:
 
 
 def _holders(model: nn.Module, weights: Sequence[torch.Tensor]) -> list[Any]:
-    """The FSDP2 modules that hold some of the weights: the innermost one around each."""
+    """The FSDP2 modules that hold the weights: for each weight the innermost module around it."""
     wanted, found = set(map(id, weights)), []
     for module in reversed(_fsdp_modules(model)):  # inner ones first
         held = {id(p) for p in module.parameters()} & wanted
@@ -104,13 +105,13 @@ def _holders(model: nn.Module, weights: Sequence[torch.Tensor]) -> list[Any]:
     return found
 
 
-def _fsdp_modules(model: nn.Module) -> list[Any]:
+def _fsdp_modules(model: nn.Module) -> list[Any]:  # both nn.Module and FSDPModule: no type says both
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 @contextmanager
 def _without_hooks(model: nn.Module) -> Iterator[None]:
-    """Remove all forward hooks inside: those of DeepSpeed and FSDP would reshard gathered weights."""
+    """Remove all forward hooks for the block: those of DeepSpeed and FSDP would reshard gathered weights."""
     names = ("_forward_pre_hooks", "_forward_hooks")
     saved = [(module, name, getattr(module, name)) for module in model.modules() for name in names]
     for module, name, _ in saved:

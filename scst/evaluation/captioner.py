@@ -29,11 +29,21 @@ Picture = str | Path | Image.Image
 class Captioner(LoadedPolicy):
     """A loaded policy that captions pictures."""
 
+    # A str is also a Sequence[str], so the signatures overlap; the first one wins, and is what happens.
     @overload
-    def caption(self, pictures: Picture, **settings: Any) -> str: ...
+    def caption(  # type: ignore[overload-overlap]
+        self, pictures: Picture, *, decoding: Decoding | str = ..., batch_size: int = ..., seed: int = ...
+    ) -> str: ...
 
     @overload
-    def caption(self, pictures: Sequence[Picture], **settings: Any) -> list[str]: ...
+    def caption(
+        self,
+        pictures: Sequence[Picture],
+        *,
+        decoding: Decoding | str = ...,
+        batch_size: int = ...,
+        seed: int = ...,
+    ) -> list[str]: ...
 
     def caption(
         self,
@@ -108,7 +118,8 @@ def load_policy(
     if isinstance(adapter, str | Path):
         check_adapter_exists(adapter)
         recorded = recorded_settings(adapter)
-        model_name_or_path = model_name_or_path or PeftConfig.from_pretrained(adapter).base_model_name_or_path
+        config = PeftConfig.from_pretrained(str(adapter))
+        model_name_or_path = model_name_or_path or config.base_model_name_or_path
     if model_name_or_path is None:
         raise RecipeError(
             "model_name_or_path: missing; give a PaliGemma checkpoint, or a saved adapter that names its own"

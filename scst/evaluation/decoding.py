@@ -125,7 +125,7 @@ def to_generation_config(
             "expected 0 <= min_new_tokens <= max_new_tokens and max_new_tokens >= 1, "
             f"got min_new_tokens={min_new_tokens}, max_new_tokens={max_new_tokens}"
         )
-    settings = {
+    settings: dict[str, int | float | list[int] | None] = {
         "max_new_tokens": max_new_tokens,
         "num_beams": decoding.num_beams,
         "do_sample": decoding.do_sample,
@@ -154,12 +154,12 @@ def bare_generation_defaults(model: torch.nn.Module) -> Iterator[None]:
     transformers merges ``model.generation_config`` into every unset field of the settings it is given, and
     PEFT hands its own copy down to the base model; both are emptied and put back at the end.
     """
-    holders = [module for module in model.modules() if "generation_config" in vars(module)]
-    kept = [module.generation_config for module in holders]
+    holders = [vars(module) for module in model.modules() if "generation_config" in vars(module)]
+    kept = [attributes["generation_config"] for attributes in holders]
     try:
-        for module in holders:
-            module.generation_config = GenerationConfig()
+        for attributes in holders:
+            attributes["generation_config"] = GenerationConfig()
         yield
     finally:
-        for module, config in zip(holders, kept, strict=True):
-            module.generation_config = config
+        for attributes, config in zip(holders, kept, strict=True):
+            attributes["generation_config"] = config

@@ -181,8 +181,9 @@ def rankings(results: Mapping[str, MetricResult]) -> list[str]:
 
 
 def _extremes_by(report: Report, name: str, pictures: Pictures) -> str:
-    scores = report.results[name].per_caption
-    order = sorted((i for i, score in enumerate(scores) if score is not None), key=lambda i: -scores[i])
+    per_caption = report.results[name].per_caption
+    scores = {i: score for i, score in enumerate(per_caption) if score is not None}
+    order = sorted(scores, key=lambda i: -scores[i])
     count = min(report.examples, (len(order) + 1) // 2)  # no caption is both
     best, worst = order[:count], order[max(count, len(order) - count) :][::-1]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+from rewards.scorers.cider import CiderD
 from scst.adapters.prompt_tuning import encoder_for
 from scst.errors import RecipeError
-from scst.metrics.suite import METRICS, Corpus
+from scst.metrics.corpus import Corpus
 from scst.models.policy import evaluation_mode, policy_for
 from scst.rollout.decode import rollout
 from scst.rollout.distribution import rollout_uniforms
@@ -90,14 +91,20 @@ def sample_captions(
         sampling: the number of samples and their distribution.
         batch_size: images at a time; fewer when memory runs out.
         seed: of the draws, which depend on it and the image id alone.
+
+    Raises:
+        ValueError: the corpus has no images or no image ids.
     """
+    images, image_ids = corpus.images, corpus.image_ids
+    if images is None or image_ids is None:
+        raise ValueError("samples need a corpus with images and image ids")
     policy, encoder = policy_for(model, processor), encoder_for(model, processor)
 
     def sample(part: slice) -> list[tuple[str, list[str]]]:
         here = indices[part]
-        prompts = encoder.prompt_batch([corpus.images[i] for i in here], [prompt] * len(here))
+        prompts = encoder.prompt_batch([images[i] for i in here], [prompt] * len(here))
         uniforms = rollout_uniforms(
-            [str(corpus.image_ids[i]) for i in here],
+            [str(image_ids[i]) for i in here],
             seed=seed,
             step=0,
             num_samples=sampling.num_samples,
@@ -117,10 +124,9 @@ def _scored(corpus: Corpus, indices: Sequence[int], groups: Sequence[Sequence[st
     """CIDEr-D of every caption, with the document frequencies of the evaluation."""
     captions = [caption for group in groups for caption in group]
     references = [corpus.references[i] for i, group in zip(indices, groups, strict=True) for _ in group]
-    settings = replace(corpus.settings, frequencies=corpus.frequencies)
-    scores = METRICS["cider_d"].score(Corpus(captions, references, settings=settings)).per_caption
+    scores = iter(CiderD(corpus.frequencies).scores(captions, references))
     result = []
     for index, (greedy, *samples) in zip(indices, groups, strict=True):
-        first, *others = (scores.pop(0) for _ in range(len(samples) + 1))
+        first, *others = (next(scores) for _ in range(len(samples) + 1))
         result.append(ScoredSamples(index, greedy, first, samples, others))
     return result

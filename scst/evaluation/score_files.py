@@ -58,7 +58,13 @@ def _pictures(pairs: CaptionPairs, folder: str | None) -> PictureFiles | None:
 
 
 def write_per_caption(path: str | Path, corpus: Corpus, results: Mapping[str, MetricResult]) -> None:
-    """One line per caption: its id, its text and its score by every metric that has one."""
+    """Write one line per caption: its id, its text and its score by every metric that has one.
+
+    Raises:
+        ValueError: the corpus has no image ids.
+    """
+    if corpus.image_ids is None:
+        raise ValueError("scores by caption need a corpus with image ids")
     columns = {name: result.per_caption for name, result in results.items() if result.per_caption}
     rows = [
         {"image_id": image_id, "caption": caption, **{name: column[i] for name, column in columns.items()}}
@@ -87,8 +93,8 @@ def compare_files(
     """
     a = read_pairs(first)
     b = in_order_of(read_pairs(second), a.image_ids, of=(second, first))
-    corpora = [_corpus(pairs, None, settings) for pairs in (a, b)]
-    return compare_captions(*corpora, metrics, bootstrap_samples=bootstrap_samples, seed=seed)
+    corpus_a, corpus_b = (_corpus(pairs, None, settings) for pairs in (a, b))
+    return compare_captions(corpus_a, corpus_b, metrics, bootstrap_samples=bootstrap_samples, seed=seed)
 
 
 def in_order_of(pairs: CaptionPairs, image_ids: Sequence[str], *, of: tuple[str, str]) -> CaptionPairs:

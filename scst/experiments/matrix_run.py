@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -23,7 +23,7 @@ def run_matrix(
     plan: Plan,
     output_dir: str | Path,
     *,
-    scripts: Mapping[str, Path],
+    scripts: Mapping[str, Sequence[str]],
     main_metric: str = "cider_d",
     launcher: str = "python",
     console: Console | None = None,
@@ -45,7 +45,7 @@ def run_matrix(
         Interrupted: after SIGTERM or SIGINT.
     """
     console, root = console or Console(), Path(output_dir)
-    runner = Runner(dict(scripts), launcher, console)
+    runner = Runner(scripts, launcher, console)
     outcome = runner.run(plan, root, lambda so_far: write_tables(plan, root, so_far.errors, main_metric))
     results = write_tables(plan, root, outcome.errors, main_metric)
     write_figures(plan, root, results, main_metric)

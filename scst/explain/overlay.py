@@ -33,7 +33,7 @@ def overlay(
     base = 0.45 * picture + 0.55 * grey  # colours of the picture must not be taken for those of the map
     strength = _stretched(_normalised(gaussian_filter(heat, smooth * max(heat.shape))), size)
     alpha = 0.8 * np.abs(strength)[..., None]
-    colours = np.where(strength[..., None] > 0, np.float32(FOR), np.float32(AGAINST))
+    colours = np.where(strength[..., None] > 0, np.array(FOR, np.float32), np.array(AGAINST, np.float32))
     pixels = (1 - alpha) * base + alpha * colours
     if region is not None and region.any():
         pixels = _outlined(pixels, region, size)

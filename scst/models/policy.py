@@ -7,7 +7,7 @@ depends on what a library version infers from missing arguments.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -75,6 +75,8 @@ class Policy:
         self.cuda_graphs = cuda_graphs
         self.lockstep = lockstep
         self.static_steps: dict[Any, Any] = {}
+        # found once: a walk through all modules at every decode step would take milliseconds
+        self._can_checkpoint = [m for m in self.inner.modules() if hasattr(m, "gradient_checkpointing")]
         self._softcapping = _final_softcapping(self.inner)
 
     def any_active(self, active: bool) -> bool:
@@ -218,7 +220,7 @@ class Policy:
     ) -> Any:
         kind = self.text_config._attn_implementation
         # Under gradient checkpointing transformers ignores the cache, with a warning at most.
-        with nullcontext() if cache is None else _checkpointing_off(self.inner):
+        with nullcontext() if cache is None else _checkpointing_off(self._can_checkpoint):
             return module(
                 inputs_embeds=embeddings,
                 attention_mask=masks.for_attention(mask, kind, embeddings.dtype),
@@ -233,11 +235,9 @@ class Policy:
 
 
 @contextmanager
-def _checkpointing_off(model: nn.Module) -> Iterator[None]:
-    """Switch gradient checkpointing off inside."""
-    layers: list[Any] = [
-        module for module in model.modules() if getattr(module, "gradient_checkpointing", False)
-    ]
+def _checkpointing_off(modules: Iterable[Any]) -> Iterator[None]:
+    """Switch gradient checkpointing off inside, where it is on."""
+    layers = [module for module in modules if module.gradient_checkpointing]
     for layer in layers:
         layer.gradient_checkpointing = False
     try:

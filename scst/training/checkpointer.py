@@ -1,15 +1,15 @@
-"""Writing and reading checkpoints with all that a resumed run needs, without losing the last good one.
+"""Writes and reads checkpoints that hold all that a resumed run needs, and never loses the last good one.
 
-``transformers.Trainer`` writes what it always writes - adapter, optimizer, scheduler, scaler, the random
-number generators of every process, its own state. Beside it every *part* that was registered writes its
-``state_dict()``, one file per process, and :mod:`scst.training.checkpoints` publishes the whole.
+``transformers.Trainer`` writes its own files: adapter, optimizer, scheduler, scaler, the random number
+generators of every process, its state. Every *part* that was registered with the checkpointer adds its
+``state_dict()``, in one file per process. :mod:`scst.training.checkpoints` then publishes the folder.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 class Stateful(Protocol):
-    """A part with something to save: plain values and tensors."""
+    """A part of a trainer whose state, plain values and tensors, is saved with every checkpoint."""
 
     def state_dict(self) -> Any:
-        """What a resumed run needs."""
+        """The state that a resumed run needs."""
 
     def load_state_dict(self, state: Any) -> None:
         """Continue from :meth:`state_dict`."""
@@ -38,7 +38,12 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class StepEnd:
-    """What a checkpoint of the last completed step holds and the beginning of the next one changes."""
+    """State at the end of a step that the next step changes as soon as it begins.
+
+    Attributes:
+        generators: states of the global random number generators, by library.
+        parts: state by name of the parts registered with ``rewinds``.
+    """
 
     generators: dict[str, Any]
     parts: dict[str, Any]
@@ -47,18 +52,18 @@ class StepEnd:
 class Checkpointer:
     """Saves and restores a run.
 
-    A checkpoint that cannot be written (full or read-only disk) is reported and given up; the run continues
-    with those it has, and tries again when the next one is due. Not so where the processes meet while they
-    write (DeepSpeed, FSDP): there the error ends the run.
+    When a checkpoint cannot be written (full or read-only disk), a warning says so, the run continues, and
+    tries again when the next checkpoint is due. Under DeepSpeed and FSDP the error ends the run instead:
+    writing is collective there, and the other processes would wait for the one that failed.
 
     Args:
-        output_dir: of the run.
-        process_index: of this process; process 0 publishes.
-        limit: checkpoints to keep; None: all.
-        can_fail: False where a failure to write must end the run.
+        output_dir: output folder of the run.
+        process_index: index of this process; process 0 publishes.
+        limit: number of checkpoints to keep; None: all.
+        can_fail: False when a failure to write must end the run.
 
     Attributes:
-        failed_saves: checkpoints that could not be written.
+        failed_saves: number of checkpoints that could not be written.
     """
 
     def __init__(
@@ -79,21 +84,21 @@ class Checkpointer:
         self._step_end: StepEnd | None = None
 
     def register(self, name: str, part: Stateful, *, rewinds: bool = False) -> None:
-        """Save a part with every checkpoint, under a name.
+        """Save the state of a part with every checkpoint.
 
         Args:
-            name: in the file; of its own.
-            part: has ``state_dict`` and ``load_state_dict``.
-            rewinds: its state changes within a step, and a checkpoint written when a step fails half way must
-                hold that of the step before. ``state_dict`` is then called after every step: it must be
-                cheap.
+            name: key of the state in the file; unique.
+            part: the part.
+            rewinds: True when the state changes within a step. A checkpoint that is written because a step
+                failed must hold the state from before that step. ``state_dict`` is then called after every
+                step, so it must be cheap.
         """
         self._parts[name] = part
         if rewinds:
             self._rewound.add(name)
 
     def folder(self, step: int) -> Path:
-        """Where the checkpoint of a step is."""
+        """The folder of the checkpoint of a step."""
         return self.output_dir / f"{checkpoints.PREFIX}{step}"
 
     def save(
@@ -103,21 +108,21 @@ class Checkpointer:
         *,
         ended: bool = False,
         protected: Collection[int] = (),
-        parts: dict[str, Any] | None = None,
+        parts: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write, publish and prune; a failure to write is reported, on all processes alike. Collective.
+        """Write a checkpoint, publish it and delete the oldest. Collective.
 
         Args:
-            step: optimizer steps so far.
-            write: writes the trainer's own files of all processes into a folder.
-            ended: the run is over by its own rules (early stopping, an alarm), whatever its last step.
-            protected: steps whose checkpoints stay: the best one.
-            parts: states to save in place of the present ones, by name.
+            step: number of optimizer steps so far.
+            write: writes the library's own files into a folder; called on every process.
+            ended: whether the run has ended before its last step (early stopping, an alarm).
+            protected: steps whose checkpoints are never deleted: the best one.
+            parts: name -> state to save instead of the part's present state.
         """
         staged = self.output_dir / STAGING / self.folder(step).name
 
         def write_parts() -> None:
-            states = {name: part.state_dict() for name, part in self._parts.items()} | (parts or {})
+            states = {name: part.state_dict() for name, part in self._parts.items()} | dict(parts or {})
             torch.save(states, staged / _parts_file(self.process_index))
 
         def publish() -> None:
@@ -126,6 +131,7 @@ class Checkpointer:
             checkpoints.prune(self.output_dir, self.limit, protected)
             clean_up(self.output_dir)
 
+        # every stage is attempted on all processes or on none: they agree on a fault before the next begins
         fault = (
             self._attempt(lambda: self._on_main(self._empty_staging))
             or self._attempt(lambda: write(staged))
@@ -136,13 +142,13 @@ class Checkpointer:
             self._report_unsaved(self.folder(step), fault)
 
     def restore(self, checkpoint: str | Path) -> None:
-        """Give every part the state that a checkpoint holds of it.
+        """Load the state of every part from a checkpoint.
 
         Raises:
-            RecipeError: when a part of this run is not in the checkpoint, or a reward refuses its state.
+            RecipeError: when the checkpoint lacks a part of this run, or a reward refuses its state.
         """
         own = Path(checkpoint) / _parts_file(self.process_index)
-        # written by fewer processes: what they hold alike is in the file of the first
+        # a checkpoint of fewer processes has no file for this one; that of process 0 holds what they share
         path = own if own.is_file() else Path(checkpoint) / _parts_file(0)
         states = torch.load(path, map_location="cpu", weights_only=True)
         for name, part in self._parts.items():
@@ -157,28 +163,35 @@ class Checkpointer:
                 raise RecipeError(f"resume: {error}") from error
 
     def end_step(self) -> None:
-        """An optimizer step is complete: remember what a checkpoint written now would hold."""
+        """Record the state at the end of an optimizer step, for :meth:`save_last_step`."""
         rewound = {name: self._parts[name].state_dict() for name in self._rewound}
         self._step_end = StepEnd(_generator_states(), rewound)
 
-    def save_last_step(self, step: int, write: Callable[[Path], None], **settings: Any) -> bool:
-        """A checkpoint of the last completed step, from within a step that failed. Collective.
+    def save_last_step(
+        self,
+        step: int,
+        write: Callable[[Path], None],
+        *,
+        ended: bool = False,
+        protected: Collection[int] = (),
+    ) -> bool:
+        """Save a checkpoint of the last completed step while a later step fails. Collective.
 
-        It is the one that the end of that step would have written: generators are set back first. Nothing is
-        saved where that checkpoint exists, or no step was made.
+        It equals the checkpoint that the end of that step would have written: the random number generators
+        are set back first. Nothing is saved when that checkpoint exists already, or no step was completed.
 
         Args:
-            step, write, settings: as of :meth:`save`.
+            step, write, ended, protected: as of :meth:`save`.
 
         Returns:
             Whether a checkpoint was written.
         """
         is_saved = checkpoints.verify(self.folder(step), sums=False) is None
-        first_message(None)  # every process has looked before one of them begins to write
+        first_message(None)  # a barrier: every process has looked before one of them begins to write
         if self._step_end is None or is_saved:
             return False
         _restore_generators(self._step_end.generators)
-        self.save(step, write, parts=self._step_end.parts, **settings)
+        self.save(step, write, ended=ended, protected=protected, parts=self._step_end.parts)
         return True
 
     def _empty_staging(self) -> None:
@@ -186,7 +199,7 @@ class Checkpointer:
         (self.output_dir / STAGING).mkdir()
 
     def _attempt(self, work: Callable[[], None]) -> str | None:
-        """Do it; the first failure to write of any process, when there is one. All processes meet here."""
+        """Call ``work``; returns the first write failure of any process, or None. Collective."""
         fault = None
         try:
             work()
@@ -204,7 +217,7 @@ class Checkpointer:
         self.failed_saves += 1
         if self.process_index != 0:
             return
-        clean_up(self.output_dir)  # what was written fills the disk
+        clean_up(self.output_dir)  # frees the disk space of the part that was written
         complete = (p for _, p in checkpoints.numbered_checkpoints(self.output_dir))
         newest = next((p.name for p in complete if checkpoints.verify(p, sums=False) is None), "none")
         logger.warning(
@@ -219,7 +232,10 @@ def _parts_file(process_index: int) -> str:
 
 
 def innermost_line(error: BaseException) -> str:
-    """The innermost file error says most; what ``torch.save`` makes of it spans lines."""
+    """The first line of the innermost file error in a chain of exceptions.
+
+    ``torch.save`` wraps such errors in others of many lines that name neither cause nor path.
+    """
     seen: BaseException | None = error
     named = error
     while seen is not None:
@@ -230,7 +246,7 @@ def innermost_line(error: BaseException) -> str:
 
 
 def _generator_states() -> dict[str, Any]:
-    """States of the global random number generators, which rewards may draw from."""
+    """States of the global random number generators by library. Reward functions may draw from them."""
     states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})
 

@@ -1,9 +1,8 @@
-"""Checkpoints on disk: complete or absent, verified before they are trusted, pruned without losing the last.
+"""Checkpoints on disk: published as a whole, verified before use, pruned without losing the last good one.
 
-A checkpoint is written into the staging folder of a run, gets a manifest (a list of its files and their
-SHA-256 sums), is flushed to the disk, and then renamed to ``checkpoint-<step>``. A process that dies on the
-way leaves nothing that looks like a checkpoint; a file that is damaged later no longer agrees with the
-manifest.
+A checkpoint is written into the staging folder of a run, gets a manifest (a list of its files with sizes and
+SHA-256 sums), is flushed to the disk, and then renamed to ``checkpoint-<step>``. A process that dies before
+the rename leaves nothing named like a checkpoint; a file that is damaged later does not match the manifest.
 """
 
 from __future__ import annotations
@@ -22,32 +21,32 @@ from scst.errors import RecipeError
 
 PREFIX = "checkpoint-"
 MANIFEST = "complete.json"
-"""Written last, inside the checkpoint: its files with sizes and sums."""
+"""File name of the manifest, which is written last."""
 FORMAT = 2
-"""Of what a checkpoint holds. 1, of version 0.1.0, had no state by part."""
+"""Version of the layout of a checkpoint. Version 1 (scst 0.1.0) did not store the state of every part."""
 
 _WRITE_FAILURES = (
     "No space left on device",
     "Read-only file system",
-    "PytorchStreamWriter",  # torch.save tells neither errno nor path
+    "PytorchStreamWriter",  # torch.save reports neither errno nor path
     "inline_container",
     "I/O error",  # safetensors
 )
 
 
 def numbered_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
-    """(step, folder) of everything that is called a checkpoint, newest first; nothing is verified."""
+    """(step, folder) of every folder named like a checkpoint, newest first; contents are not verified."""
     folders = [p for p in Path(output_dir).glob(f"{PREFIX}*") if p.is_dir()]
     found = [(re.fullmatch(rf"{PREFIX}(\d+)", p.name), p) for p in folders]
     return sorted(((int(m.group(1)), p) for m, p in found if m), reverse=True)
 
 
 def write_manifest(folder: Path, **record: Any) -> None:
-    """Flush every file of a folder to the disk and write down what it holds.
+    """Flush every file of a folder to the disk and write the manifest.
 
     Args:
-        folder: everything of a checkpoint.
-        record: further plain values to keep in the manifest.
+        folder: folder of a complete checkpoint.
+        record: plain values to store in the manifest as well.
     """
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
@@ -61,7 +60,7 @@ def write_manifest(folder: Path, **record: Any) -> None:
 
 
 def publish(folder: Path, target: Path) -> None:
-    """Move a folder with a manifest to its name, and an earlier one of that name out of the way."""
+    """Rename a folder that has a manifest to ``target``; an older ``target`` is deleted first."""
     if target.exists():
         discard(target)
     os.replace(folder, target)
@@ -69,7 +68,7 @@ def publish(folder: Path, target: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Delete a checkpoint so that no moment shows half of it: it first loses its name."""
+    """Delete a checkpoint. It is renamed first, so that a half-deleted one never looks like a checkpoint."""
     trash = folder.parent / STAGING / f"deleted-{folder.name}"
     trash.parent.mkdir(exist_ok=True)
     shutil.rmtree(trash, ignore_errors=True)
@@ -78,16 +77,16 @@ def discard(folder: Path) -> None:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """What :func:`write_manifest` wrote."""
+    """The content of a manifest: ``files`` (name -> ``bytes``, ``sha256``), ``format`` and the record."""
     return json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
 
 
 def verify(folder: str | Path, *, sums: bool = True) -> str | None:
-    """Why a folder is no complete checkpoint; None when it is one.
+    """Check a folder against its manifest; returns the first fault, or None for a complete checkpoint.
 
     Args:
-        folder: the checkpoint.
-        sums: read every file and compare its sum; else sizes only.
+        folder: folder of the checkpoint.
+        sums: True to read every file and compare its SHA-256 sum; False to compare sizes only.
     """
     folder = Path(folder)
     try:
@@ -110,11 +109,11 @@ def verify(folder: str | Path, *, sums: bool = True) -> str | None:
 def newest_complete(
     output_dir: str | Path, passed_over: Callable[[Path, str], None] = lambda folder, fault: None
 ) -> Path | None:
-    """The newest checkpoint whose files are all there and unchanged.
+    """The newest checkpoint whose files are all there and unchanged; None when there is none.
 
     Args:
-        output_dir: of the run.
-        passed_over: told about every newer one that is not, and why.
+        output_dir: output folder of the run.
+        passed_over: called with every newer folder that is not complete, and its fault.
     """
     for _, folder in numbered_checkpoints(output_dir):
         if (fault := verify(folder)) is None:
@@ -126,12 +125,12 @@ def newest_complete(
 def checkpoint_to_resume(
     output_dir: str, resume: bool | str, say: Callable[[str], None] = lambda line: None
 ) -> str | None:
-    """The checkpoint that ``resume`` asks for; None starts from the beginning.
+    """The checkpoint that ``resume`` asks for; None to start from the beginning.
 
     Args:
-        output_dir: of the run.
-        resume: True for the newest complete checkpoint, False for none, or a folder.
-        say: told about checkpoints that are passed over.
+        output_dir: output folder of the run.
+        resume: True for the newest complete checkpoint, False for none, or the folder of a checkpoint.
+        say: called with a line of text for every checkpoint that is skipped because it is not complete.
 
     Raises:
         RecipeError: when a named checkpoint is not complete, or was written by version 0.1.0.
@@ -159,17 +158,18 @@ def _of_this_format(checkpoint: Path) -> str:
 
 
 def prune(output_dir: str | Path, limit: int | None, protected: Collection[int] = ()) -> list[Path]:
-    """Delete the oldest checkpoints beyond a limit; never the newest complete one, never a protected one.
+    """Delete the oldest checkpoints beyond a limit, but never the newest complete one or a protected one.
 
-    Folders that are no complete checkpoints do not count; those older than the newest complete one go too.
+    Incomplete checkpoints do not count towards the limit. Those older than the newest complete one are
+    deleted too.
 
     Args:
-        output_dir: of the run.
-        limit: checkpoints to keep, protected ones among them; None or 0: all.
-        protected: steps that stay: the best one.
+        output_dir: output folder of the run.
+        limit: number of checkpoints to keep, protected ones included; None or 0: all.
+        protected: steps whose checkpoints are kept: the best one.
 
     Returns:
-        What was deleted.
+        The folders that were deleted.
     """
     if not limit or limit < 0:
         return []
@@ -189,9 +189,9 @@ def prune(output_dir: str | Path, limit: int | None, protected: Collection[int] 
 
 
 def is_write_failure(error: BaseException) -> bool:
-    """Whether an exception says that a disk is full, read-only or broken.
+    """Whether an exception, or one that caused it, says that a disk is full, read-only or broken.
 
-    ``torch.save`` and ``safetensors`` raise exceptions of their own, which only their texts tell apart.
+    ``torch.save`` and ``safetensors`` raise exceptions of other types; they are recognised by their texts.
     """
     seen: BaseException | None = error
     while seen is not None:

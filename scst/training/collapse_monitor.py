@@ -1,4 +1,4 @@
-"""Learning that collapses: the policy writes one thing only, nothing, or the same words over and over."""
+"""Detects a collapsed policy: it samples one caption only, empty captions, or repeats the same words."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from scst.training import checkpoints
 from scst.training.monitor import TRUSTED, Monitor
 
 ENTROPY_SHARE = 0.05
-"""Of the entropy at the beginning; below it the policy no longer draws."""
+"""Alarm when the entropy falls below this share of its first value: sampling is nearly deterministic."""
 LENGTH_SHARE = 0.2
-"""Of the caption length at the beginning."""
+"""Alarm when the caption length falls below this share of its first value."""
 SAME_CAPTION = 0.95
-"""Share of the most frequent caption among all samples of a step."""
+"""Alarm when the most frequent caption reaches this share of all samples of a step."""
 REPETITION_RISE = 0.5
-"""More captions that repeat themselves than at the beginning, as a share of all."""
+"""Alarm when the share of captions that repeat themselves rises by more than this."""
 
 
 @dataclass(frozen=True)
 class Collapse:
-    """A step metric that went where no learning goes, and stayed.
+    """An alarm: a metric had the value of a collapsed policy in several logs in a row.
 
     Attributes:
-        metric: its name in the log.
-        step: of the log that raised the alarm.
-        values: the metric at the beginning and now.
+        metric: name of the metric in the log.
+        step: optimizer step of the log that raised the alarm.
+        values: the metric in the first log of the run, and now.
     """
 
     metric: str
@@ -48,7 +49,7 @@ class Collapse:
 
 
 def has_collapsed(metric: str, first: float, now: float) -> bool:
-    """Whether a value, compared with that at the beginning of the run, is one of a collapsed policy."""
+    """Whether a value is that of a collapsed policy, given the first value of the run."""
     if metric == "entropy":
         return now < ENTROPY_SHARE * first
     if metric == "caption_length":
@@ -65,8 +66,12 @@ METRICS = ("entropy", "caption_length", "most_common_caption", "repetition_rate"
 class CollapseRule:
     """Compares every log with the first one. An alarm is raised once, until the metric has recovered.
 
-    Args:
-        patience: logs in a row before the alarm.
+    Attributes:
+        patience: number of consecutive logs with a collapsed value that raise the alarm.
+        first: metric -> its value in the first log.
+        in_a_row: metric -> number of consecutive logs with a collapsed value, up to now.
+        healthy_step: step of the last log without any collapsed value.
+        alarms: all alarms so far.
     """
 
     patience: int = 5
@@ -76,7 +81,7 @@ class CollapseRule:
     alarms: list[Collapse] = field(default_factory=list)
 
     def observe(self, step: int, values: Mapping[str, float]) -> list[Collapse]:
-        """Take a log in; returns the alarms it raises. Metrics that a log does not have are as they were."""
+        """Process one log; returns the alarms it raises. Metrics that the log lacks keep their state."""
         raised = []
         for metric in METRICS:
             if metric not in values:
@@ -106,10 +111,10 @@ class CollapseRule:
 
 
 class CollapseMonitor(Monitor):
-    """Asks a :class:`CollapseRule` about every log.
+    """Passes every training log to a :class:`CollapseRule`.
 
-    A run that is ended has the adapter of the last evaluation without suspicion (``trusted/``) or, where none
-    is kept, of the newest checkpoint from before the collapse.
+    When an alarm stops the run, the run ends with the adapter in ``trusted/`` (that of the last evaluation
+    without suspicion) or, without that folder, of the newest checkpoint from before the collapse.
     """
 
     name = "collapse_monitor"
@@ -118,15 +123,22 @@ class CollapseMonitor(Monitor):
         super().__init__(rule, console, stop=stop)
         self.rule: CollapseRule = rule
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if logs and "loss" in logs:
             self.report(self.rule.observe(state.global_step, logs), control)
 
     def sound_adapter(self, output_dir: Path) -> tuple[Path, str] | None:
-        """``trusted/``, or a checkpoint."""
+        """``trusted/`` if it exists, else the newest verified checkpoint from before the collapse."""
         if (output_dir / TRUSTED).is_dir():
             return output_dir / TRUSTED, TRUSTED
         steps = checkpoints.numbered_checkpoints(output_dir)
         sound = (folder for step, folder in steps if step <= self.rule.healthy_step)
         found = next((folder for folder in sound if checkpoints.verify(folder) is None), None)
-        return found and (found, found.name)
+        return (found, found.name) if found is not None else None

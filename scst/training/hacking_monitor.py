@@ -1,21 +1,23 @@
-"""Reward hacking: the reward of held-out captions rises while metrics that are not rewarded fall."""
+"""Detects reward hacking: the reward of held-out captions rises while other metrics of them fall."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peft import PeftModel
 from rich.console import Console
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from scst.metrics.bootstrap import resampled_values
 from scst.training.monitor import TRUSTED, Monitor
 from scst.training.validation import CaptionValidation
 
 INTERVAL = (2.5, 97.5)
-"""Percentiles of the paired bootstrap difference: a fall counts when all of the interval is below zero."""
+"""Percentiles of the paired bootstrap difference. A metric has fallen when the interval lies below zero."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Observation:
     Attributes:
         step: optimizer step of the evaluation.
         reward: mean reward of the held-out captions at that step.
-        value: of the metric.
-        resampled: (S,) the metric on resampled images, the same images at every evaluation.
+        value: value of the metric.
+        resampled: (S,) values of the metric on S resamples of the images, the same at every evaluation.
     """
 
     step: int
@@ -37,14 +39,14 @@ class Observation:
 
 @dataclass(frozen=True)
 class Alarm:
-    """A watched metric fell, and kept lower, while the reward rose.
+    """A watched metric fell and stayed lower while the reward rose.
 
     Attributes:
-        metric: its name.
-        step: of the evaluation that raised the alarm.
-        best_step: of the evaluation that it is compared with.
-        values: the metric then and now.
-        rewards: the reward then and now.
+        metric: name of the metric.
+        step: optimizer step of the evaluation that raised the alarm.
+        best_step: optimizer step of the metric's best evaluation, with which it is compared.
+        values: the metric at ``best_step`` and at ``step``.
+        rewards: the reward at ``best_step`` and at ``step``.
     """
 
     metric: str
@@ -70,9 +72,14 @@ class HackingRule:
     evaluation, and the metric is worse by more than its paired bootstrap error over images. After
     ``patience`` suspicious evaluations in a row there is an alarm, once until the metric has recovered.
 
-    Args:
+    Attributes:
         directions: watched metric -> 1 when higher is better, -1 when lower is.
-        patience: M, suspicious evaluations in a row.
+        patience: number of consecutive suspicious evaluations that raise an alarm.
+        best: metric -> its best evaluation so far.
+        suspicious: metric -> number of consecutive suspicious evaluations, up to now.
+        trusted_step: step of the last evaluation that was suspicious for no metric.
+        last_step: step of the last evaluation that was processed.
+        alarms: all alarms so far.
     """
 
     directions: Mapping[str, int]
@@ -84,12 +91,12 @@ class HackingRule:
     alarms: list[Alarm] = field(default_factory=list)
 
     def observe(
-        self, step: int, reward: float, values: Mapping[str, float], resampled: Mapping[str, Sequence[float]]
+        self, step: int, reward: float, values: Mapping[str, float], resampled: Mapping[str, Iterable[float]]
     ) -> list[Alarm]:
-        """Take an evaluation in; returns the alarms it raises.
+        """Process one evaluation; returns the alarms it raises.
 
         Args:
-            step: optimizer step; one that was observed before says nothing (a resumed run evaluates again).
+            step: optimizer step. A step that was processed before is ignored: a resumed run evaluates again.
             reward: mean reward of the held-out captions.
             values: watched metric -> its value.
             resampled: watched metric -> (S,) values on resampled images.
@@ -132,21 +139,21 @@ class HackingRule:
 
 
 def _fell(best: Observation, now: Observation, direction: int) -> bool:
-    """Whether the metric is worse than at its best by more than the paired bootstrap error."""
+    """Whether the metric is worse than in its best evaluation by more than the paired bootstrap error."""
     difference = direction * (np.array(now.resampled) - np.array(best.resampled))
     return bool(np.nanpercentile(difference, INTERVAL[1]) < 0)
 
 
 class HackingMonitor(Monitor):
-    """Asks a :class:`HackingRule` about every evaluation.
+    """Passes every evaluation to a :class:`HackingRule`.
 
-    The adapter of the last evaluation without suspicion is kept in ``trusted/`` of the output folder; a run
-    that is stopped ends with it.
+    With ``stop``, the adapter of the last evaluation without suspicion is kept in ``trusted/`` of the output
+    folder, and a run that an alarm stops ends with it.
 
     Args:
-        rule: decides.
-        validation: made the captions; its metrics include the watched ones, and the reward.
-        console, stop: as of :class:`Monitor`.
+        rule: decides which evaluations are suspicious.
+        validation: computes the watched metrics and the reward; its scores are resampled.
+        console, stop: as in :class:`Monitor`.
     """
 
     name = "hacking_monitor"
@@ -161,13 +168,15 @@ class HackingMonitor(Monitor):
 
     def on_evaluate(
         self,
-        args: Any,
-        state: Any,
-        control: Any,
-        metrics: dict | None = None,
-        model: Any = None,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        model: PeftModel | None = None,
         **kwargs: Any,
     ) -> None:
+        if metrics is None or model is None:
+            raise ValueError("on_evaluate needs the metrics and the model, which the trainer passes")
         resampled = {
             name: resampled_values(self.validation.scores[name], len(self.validation), self.RESAMPLES, seed=0)
             for name in self.rule.directions
@@ -175,9 +184,9 @@ class HackingMonitor(Monitor):
         values = {name: metrics[f"eval_{name}"] for name in self.rule.directions}
         alarms = self.rule.observe(state.global_step, metrics["eval_reward"], values, resampled)
         if self.stop and self.rule.trusted_step == state.global_step and state.is_world_process_zero:
-            model.save_pretrained(Path(args.output_dir) / TRUSTED)
+            model.save_pretrained(str(Path(str(args.output_dir)) / TRUSTED))
         self.report(alarms, control)
 
     def sound_adapter(self, output_dir: Path) -> tuple[Path, str]:
-        """That of the last evaluation without suspicion."""
+        """``trusted/``: the adapter of the last evaluation without suspicion, and its step."""
         return output_dir / TRUSTED, f"step {self.rule.trusted_step}"

@@ -1,4 +1,4 @@
-"""Work on the images of a micro-batch in parts that fit into memory."""
+"""Processes the images of a micro-batch in parts that fit into memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 class DoesNotFit(ScstError):
-    """There is not enough memory, whatever this project can do about it by itself."""
+    """Memory runs out even with the smallest part that the work can be split into."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on any device."""
+    """Whether an exception says that memory ran out, on a GPU or in the machine."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     texts = ("not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -30,16 +30,20 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class MicroBatcher:
-    """Works through the images of a micro-batch in parts that fit into memory.
+    """Processes the images of a micro-batch in parts that fit into memory.
 
-    The whole micro-batch is tried first. When memory runs out the part is halved and tried again; parts that
-    were done stay done, and the size that was found is kept.
+    The whole micro-batch is tried first. When memory runs out, the part is halved and tried again. Finished
+    parts are not repeated, and the size that fits is kept for later micro-batches.
 
     Args:
-        work: what is done, for messages.
-        advice: what else takes less memory, for the case that one image is too much.
-        limit: images at a time to begin with; None: all.
-        can_split: False where the processes meet inside the work, so that none can do it in more parts.
+        work: name of the work, for messages.
+        advice: settings that take less memory, for the error when one image does not fit.
+        limit: images per part to begin with; None: all.
+        can_split: False when the work contains collective operations (DeepSpeed, FSDP): a process that made
+            more parts than the others would wait for them for ever.
+
+    Attributes:
+        limit: images per part from now on; None while the whole micro-batch fits.
     """
 
     def __init__(self, work: str, advice: str, limit: int | None = None, *, can_split: bool = True):
@@ -49,17 +53,17 @@ class MicroBatcher:
         self.can_split = can_split
 
     def size(self, num_images: int) -> int:
-        """Images at a time, for a micro-batch of so many."""
+        """Images per part of a micro-batch of ``num_images``."""
         return min(self.limit or num_images, num_images)
 
     def map(self, work: Callable[[slice], Result], num_images: int) -> list[Result]:
-        """The results of ``work`` on consecutive slices of the images, until all are done.
+        """Call ``work`` on consecutive slices that cover the images; returns the results in order.
 
-        ``work`` may be called again with the first half of a slice that ran out of memory: until it returns,
-        it must leave no trace.
+        When ``work`` runs out of memory it is called again with the first half of the slice. It must
+        therefore change nothing until it is about to return.
 
         Raises:
-            DoesNotFit: when memory runs out with a single image, or where nothing can be split.
+            DoesNotFit: when memory runs out with one image, or when the work cannot be split.
         """
         results: list[Result] = []
         start = 0
@@ -73,7 +77,7 @@ class MicroBatcher:
                 if not is_out_of_memory(error):
                     raise
                 self._shrink(part.stop - part.start, error)
-            # outside of the handler, where nothing refers to the tensors of the failed call any more
+            # after the handler: inside it, the traceback keeps the tensors of the failed call alive
             clear_device_cache(garbage_collection=True)
         return results
 

@@ -1,4 +1,4 @@
-"""What watches a run and may end it: the base of the monitors."""
+"""The base class of callbacks that watch a run and may end it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from peft import load_peft_weights, set_peft_model_state_dict
+import torch
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from rich.console import Console
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 TRUSTED = "trusted"
-"""Folder of a run with the adapter of the last evaluation without suspicion."""
+"""Name of the folder, in the output folder, of the adapter of the last evaluation without suspicion."""
 
 
 class Rule(Protocol):
-    """Decides from what it has observed; remembers it."""
+    """Decides from its observations when to raise an alarm; keeps the state that this needs."""
 
-    alarms: list[Any]
+    @property
+    def alarms(self) -> Sequence[object]:
+        """All alarms so far; ``str`` of one is a line for the console."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as plain values."""
@@ -28,12 +31,12 @@ class Rule(Protocol):
 
 
 class Monitor(TrainerCallback):
-    """Prints the alarms of a rule and, where asked to, ends the run with an adapter from before the alarm.
+    """Prints the alarms of a rule. With ``stop`` it ends the run, with an adapter from before the alarm.
 
     Its state is saved with every checkpoint, under ``name``.
 
     Args:
-        rule: what decides.
+        rule: decides when to raise an alarm.
         console: where alarms are printed.
         stop: whether an alarm ends the run.
 
@@ -48,23 +51,23 @@ class Monitor(TrainerCallback):
         self.stopped = False
 
     @property
-    def alarms(self) -> list[Any]:
+    def alarms(self) -> Sequence[object]:
         """All alarms of the run."""
         return self.rule.alarms
 
     @abstractmethod
     def sound_adapter(self, output_dir: Path) -> tuple[Path, str] | None:
-        """The last adapter from before the alarm, and what it is called; None where there is none."""
+        """Folder and name of the last adapter from before the alarm; None when there is none."""
 
-    def report(self, alarms: Sequence[Any], control: Any) -> None:
-        """Print alarms, and end the run if they do."""
+    def report(self, alarms: Sequence[object], control: TrainerControl) -> None:
+        """Print alarms; with ``stop``, also end the run."""
         for alarm in alarms:
             self.console.print(f"[bold red]ALARM[/bold red] {alarm}")
         if alarms and self.stop:
             self.stopped = control.should_training_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the rule, and whether the run was ended."""
+        """The state of the rule, and whether an alarm has ended the run."""
         return self.rule.state_dict() | {"stopped": self.stopped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -72,10 +75,17 @@ class Monitor(TrainerCallback):
         self.rule.load_state_dict(state)
         self.stopped = state["stopped"]
 
-    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.restore_adapter(model, Path(args.output_dir), state.global_step)
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PeftModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.restore_adapter(model, Path(str(args.output_dir)), state.global_step)
 
-    def restore_adapter(self, model: Any, output_dir: Path, step: int) -> None:
+    def restore_adapter(self, model: torch.nn.Module | None, output_dir: Path, step: int) -> None:
         """If an alarm has ended the run, load the last adapter from before it into the model."""
         sound = self.sound_adapter(output_dir) if self.stopped else None
         if sound is not None:

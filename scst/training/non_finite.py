@@ -1,10 +1,9 @@
-"""Steps whose loss or gradient is not finite: skipped, counted, and too many in a row end the run."""
+"""Skips and counts steps with a loss or gradient that is not finite; too many in a row end the run."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
@@ -25,11 +24,11 @@ class NonFiniteGuard:
     end a run as long as the scale is above 1.
 
     Args:
-        max_skipped_steps: skipped steps in a row that end the run.
+        max_skipped_steps: number of consecutive skipped steps that ends the run.
 
     Attributes:
-        skipped_steps: of the whole run.
-        skipped_in_a_row: up to now.
+        skipped_steps: number of skipped steps of the whole run.
+        skipped_in_a_row: number of consecutive skipped steps, up to now.
     """
 
     def __init__(self, max_skipped_steps: int = 10):
@@ -42,18 +41,19 @@ class NonFiniteGuard:
         self._clipped: list[bool] = []
 
     def observe(self, loss: torch.Tensor) -> None:
-        """Take in the loss (a scalar) of one micro-batch; it stays on its device until the step ends."""
+        """Record the loss (a scalar) of one micro-batch. It stays on its device until the step ends."""
         loss = loss.detach().float()
         self._step_loss = loss if self._step_loss is None else self._step_loss + loss
 
     def step_is_finite(self, grad_norm: float, max_grad_norm: float | None) -> bool:
-        """Whether the step that ends may update the weights. Collective.
+        """Whether the current step may update the weights. Call once per optimizer step. Collective.
 
         Args:
-            grad_norm: norm of its gradient, before clipping.
-            max_grad_norm: at which it was clipped; None or 0: not at all.
+            grad_norm: norm of the gradient before clipping.
+            max_grad_norm: norm that the gradient was clipped to; None or 0: it was not clipped.
         """
-        # the sum is finite when all losses are, as inf - inf is NaN; the only place that waits for the device
+        # The sum of the losses is finite only if all are: inf - inf is NaN, so they cannot cancel. Reading it
+        # waits for the device, which is why it happens once per step.
         loss = float(self._step_loss) if self._step_loss is not None else 0.0
         self._step_loss = None
         bad_loss, bad_norm = any_process(not math.isfinite(loss), not math.isfinite(grad_norm))
@@ -65,15 +65,17 @@ class NonFiniteGuard:
             self.skipped_in_a_row = 0
         return not (bad_loss or bad_norm)
 
-    def skip(self, parameters: Iterable[torch.nn.Parameter], *, scaler: Any = None) -> bool:
-        """Leave the step out: optimizers pass over a parameter without gradient.
+    def skip(
+        self, parameters: Iterable[torch.nn.Parameter], *, scaler: torch.amp.GradScaler | None = None
+    ) -> bool:
+        """Skip the step by removing all gradients: optimizers ignore a parameter without one.
 
         Args:
-            parameters: of the model.
-            scaler: of fp16 training, or None.
+            parameters: parameters of the model.
+            scaler: gradient scaler of fp16 training, or None.
 
         Returns:
-            Whether so many steps were skipped in a row that the run must end.
+            Whether so many consecutive steps were skipped that the run must end.
         """
         self.skipped_steps += 1
         if scaler is None or scaler.get_scale() <= 1.0:
@@ -83,11 +85,11 @@ class NonFiniteGuard:
         return self.skipped_in_a_row >= self.max_skipped_steps
 
     def flush(self) -> dict[str, float]:
-        """What became of the steps since the last flush. Collective.
+        """Numbers for the log about the steps since the last flush. Collective.
 
-        ``loss`` is the mean over the steps whose losses were all finite and over the processes, NaN when
-        there was none; ``grad_clipped`` the share of steps whose gradient was longer than the limit;
-        ``skipped_steps`` counts the whole run.
+        ``loss`` is the mean over processes and over the steps with finite losses, NaN without such a step.
+        ``grad_clipped`` is the share of steps whose gradient norm exceeded the limit. ``skipped_steps``
+        counts the whole run.
         """
         clipped = {"grad_clipped": sum(self._clipped) / len(self._clipped)} if self._clipped else {}
         loss = _mean_over_processes(sum(self._losses), len(self._losses))
@@ -95,11 +97,11 @@ class NonFiniteGuard:
         return {"loss": loss, "skipped_steps": self.skipped_steps} | clipped
 
     def mean_loss(self) -> float:
-        """The mean over all steps with finite losses since training began or was resumed. Collective."""
+        """The mean loss over all steps with finite losses since training began or was resumed. Collective."""
         return _mean_over_processes(*self._all_losses)
 
     def state_dict(self) -> dict[str, int]:
-        """The count: it continues in a resumed run."""
+        """The number of skipped steps, which a resumed run continues to count."""
         return {"skipped_steps": self.skipped_steps}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -108,6 +110,6 @@ class NonFiniteGuard:
 
 
 def _mean_over_processes(total: float, steps: int) -> float:
-    """Mean per step and process; the number of steps is equal in all processes."""
+    """Mean over steps and processes of summed losses; all processes have the same number of steps."""
     totals = [numbers[0] for numbers in gather_numbers([total])]
     return sum(totals) / len(totals) / steps if steps else math.nan

@@ -1,4 +1,4 @@
-"""Time and peak memory of the phases of a step."""
+"""Measures time and peak memory of the phases of a step."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 GB = 2**30
-"""Bytes of what is called a GB here, as in the size of a graphics card."""
+"""Bytes per GB. This project counts binary gigabytes, as the sizes of graphics cards do."""
 
 
 def device_memory_gb(device: torch.device) -> float:
-    """Memory of the card; on the CPU that of the machine."""
+    """Memory of a GPU in GB; for the CPU the memory of the machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / GB
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GB
@@ -26,11 +26,11 @@ def device_memory_gb(device: torch.device) -> float:
 
 @dataclass
 class Usage:
-    """What one pass through a phase took; filled when it ends.
+    """Time and memory of one execution of a phase; filled in when it ends.
 
     Attributes:
-        seconds: wall-clock time, work queued on the device included.
-        peak_gb: most memory in use at any time within the phase.
+        seconds: wall-clock time, including work that was queued on the GPU.
+        peak_gb: peak memory within the phase, in GB.
     """
 
     seconds: float = 0.0
@@ -38,19 +38,20 @@ class Usage:
 
 
 class PhaseMeter:
-    """Time and peak memory of the phases of a step.
+    """Measures time and peak memory of the phases of a step.
 
-    On CUDA the peak is what tensors occupied (``torch.cuda.max_memory_allocated``, reset for every phase). On
-    the CPU it is the largest resident set of the whole process, model and libraries included. On Linux the
-    kernel's high-water mark is set back for it, so what else reads that mark (``ru_maxrss``) sees the peak
-    since the last phase began; elsewhere it is the peak since the process began.
+    On CUDA the peak is the memory that tensors occupied (``torch.cuda.max_memory_allocated``, reset for every
+    phase). On the CPU it is the largest resident set of the whole process, model and libraries included. On
+    Linux the kernel's high-water mark is reset for every phase, so other readers of that mark
+    (``ru_maxrss``) see the peak since the last phase began. On other systems the mark cannot be reset, and
+    the peak is that since the process began.
 
     Args:
-        device: where the model is.
+        device: the model's device.
 
     Attributes:
-        seconds: total by phase.
-        peak_gb: maximum by phase.
+        seconds: total seconds by phase.
+        peak_gb: peak memory by phase, in GB.
     """
 
     def __init__(self, device: torch.device):
@@ -58,13 +59,13 @@ class PhaseMeter:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was measured."""
+        """Set all measurements to zero."""
         self.seconds: dict[str, float] = defaultdict(float)
         self.peak_gb: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[Usage]:
-        """Measure what happens inside as part of a phase."""
+        """Measure the block as one execution of a phase."""
         usage = Usage()
         _reset_peak(self.device)
         started = time.perf_counter()

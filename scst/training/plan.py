@@ -1,4 +1,4 @@
-"""A plan before the hours: a few real steps are measured and the time of the whole run is projected."""
+"""Plans a run: measures a few real steps and projects the time and memory of the whole run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import transformers
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -16,21 +16,21 @@ from scst.training.hooks import TrainerHooks
 from scst.training.phase_meter import PhaseMeter, device_memory_gb
 
 OTHER = "other"
-"""The part of a step outside the measured phases: reading images, optimizer, logging."""
+"""Name of the time of a step outside the measured phases: reading images, optimizer, logging."""
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What an optimizer step takes, as a mean over several.
+    """The cost of one optimizer step, averaged over several.
 
     Attributes:
-        images: of one step, over all processes.
+        images: images of one step, over all processes.
         seconds: wall-clock time from the end of one step to the end of the next.
-        cpu_seconds: of this process, all its threads.
-        first_seconds: from the start of training to the end of the first step.
+        cpu_seconds: CPU time of this process, summed over its threads.
+        first_seconds: wall-clock time from the start of training to the end of the first step.
         phases: seconds by phase, :data:`OTHER` included.
-        peak_gb: most memory by phase (:class:`scst.training.phase_meter.PhaseMeter` says what is counted).
-        micro_batches: images at a time in the phases that did not fit whole.
+        peak_gb: peak memory by phase, in GB as :class:`scst.training.phase_meter.PhaseMeter` counts it.
+        micro_batches: images per pass, for the phases in which the whole micro-batch did not fit.
     """
 
     images: int
@@ -43,19 +43,19 @@ class StepCost:
 
     @property
     def images_per_s(self) -> float:
-        """Training images a second."""
+        """Training images per second."""
         return self.images / self.seconds
 
 
 @dataclass(frozen=True)
 class EvaluationCost:
-    """What validation takes.
+    """The cost of one evaluation.
 
     Attributes:
-        images: that were captioned for the measurement.
-        seconds: of an evaluation of so many.
-        first_seconds: what the first evaluation takes in addition, e.g. to start a scorer.
-        peak_gb: most memory.
+        images: number of images that the measured evaluation captioned.
+        seconds: wall-clock time of that evaluation.
+        first_seconds: additional seconds of the first evaluation, e.g. to start a scorer.
+        peak_gb: peak memory in GB.
     """
 
     images: int
@@ -66,55 +66,62 @@ class EvaluationCost:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a run does: optimizer steps, evaluations (one before the first step included) and checkpoints."""
+    """Number of steps, evaluations (one before the first step included) and checkpoints of a run."""
 
     steps: int
     evaluations: int
     checkpoints: int
 
 
-def schedule_of(args: Any, steps: int, steps_per_epoch: int) -> Schedule:
-    """Evaluations and checkpoints of a run, by asking the callback that decides about them.
+def schedule_of(args: TrainingArguments, steps: int, steps_per_epoch: int) -> Schedule:
+    """Count the evaluations and checkpoints of a run.
 
     Args:
         args: the training arguments.
         steps: optimizer steps of the whole run.
-        steps_per_epoch: of one pass over the training images.
+        steps_per_epoch: optimizer steps of one pass over the training images.
     """
-    flow, state = DefaultFlowCallback(), transformers.TrainerState(max_steps=steps)
+    # The library's own callback decides when to evaluate and save; asking it covers every strategy.
+    flow, state = DefaultFlowCallback(), TrainerState(max_steps=steps)
     state.compute_steps(args, steps)
     evaluations, checkpoints = int(bool(args.eval_on_start)), 0
     for step in range(1, steps + 1):
         state.global_step, state.epoch = step, step / steps_per_epoch
-        controls = [flow.on_step_end(args, state, transformers.TrainerControl())]
+        controls = [flow.on_step_end(args, state, TrainerControl())]
         if step % steps_per_epoch == 0 or step == steps:
-            controls.append(flow.on_epoch_end(args, state, transformers.TrainerControl()))
+            controls.append(flow.on_epoch_end(args, state, TrainerControl()))
         evaluations += sum(control.should_evaluate for control in controls)
         checkpoints += sum(control.should_save for control in controls)
     return Schedule(steps, evaluations, checkpoints)
 
 
-class _StepClock(transformers.TrainerCallback):
-    """Times of step ends; forgets the phases of the steps before ``warm_up`` were done."""
+class _StepClock(TrainerCallback):
+    """Records when steps end, and clears the phase meter after the ``warm_up`` steps.
+
+    Attributes:
+        ends: (wall-clock, CPU) seconds at the end of every step.
+    """
 
     def __init__(self, phases: PhaseMeter, warm_up: int):
         self.phases = phases
         self.warm_up = warm_up
         self.ends: list[tuple[float, float]] = []
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.ends.append((time.perf_counter(), time.process_time()))
         if len(self.ends) == self.warm_up:
             self.phases.clear()
 
 
 def measure_steps(trainer: TrainerHooks, *, steps: int, warm_up: int = 1) -> StepCost:
-    """Train for a few steps; the adapter is afterwards what it was.
+    """Train for a few steps, measure them, and restore the adapter.
 
     Args:
-        trainer: of either stage, not used before. Its arguments are changed: it neither evaluates nor saves.
-        steps: that are measured.
-        warm_up: steps before them.
+        trainer: a new trainer of either stage. Its arguments are changed: it neither evaluates nor saves.
+        steps: number of measured steps.
+        warm_up: number of steps before them, which are not measured.
     """
     args, clock = trainer.args, _StepClock(trainer.metrics.phases, warm_up)
     args.max_steps = warm_up + steps
@@ -139,7 +146,10 @@ def measure_steps(trainer: TrainerHooks, *, steps: int, warm_up: int = 1) -> Ste
 
 
 def measure_evaluation(trainer: TrainerHooks) -> EvaluationCost | None:
-    """Evaluate twice on the trainer's validation images; None when it has none."""
+    """Evaluate twice on the trainer's validation images. Returns None for a trainer without validation.
+
+    The first evaluation also starts scorers; the second is what every later one costs.
+    """
     if trainer.validation is None:
         return None
     meter, seconds = PhaseMeter(trainer.args.device), []
@@ -152,7 +162,7 @@ def measure_evaluation(trainer: TrainerHooks) -> EvaluationCost | None:
 
 
 def measure_checkpoint(trainer: TrainerHooks) -> float:
-    """Seconds of a checkpoint, written to the trainer's output folder. After :func:`measure_steps`."""
+    """Write a checkpoint to the output folder; returns seconds. Call :func:`measure_steps` first."""
     started = time.perf_counter()
     trainer._save_checkpoint(trainer.model, trial=None)
     trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
@@ -161,13 +171,13 @@ def measure_checkpoint(trainer: TrainerHooks) -> float:
 
 @dataclass(frozen=True)
 class Projection:
-    """Seconds of a whole run.
+    """Projected seconds of a whole run, by what they are spent on.
 
     Attributes:
-        startup: until training begins: imports, data, model.
+        startup: imports, data and model, until training begins.
         steps: all optimizer steps, the slower first one included.
         evaluations: all evaluations.
-        checkpoints: all checkpoints and the output at the end.
+        checkpoints: all checkpoints, and the output at the end of the run.
     """
 
     startup: float
@@ -177,12 +187,12 @@ class Projection:
 
     @property
     def training(self) -> float:
-        """What ``train_seconds`` of run.json will be, about."""
+        """The projection of ``train_seconds`` in run.json."""
         return self.steps + self.evaluations + self.checkpoints
 
     @property
     def total(self) -> float:
-        """Everything."""
+        """Seconds from the start of the command to its end."""
         return self.startup + self.training
 
 
@@ -195,15 +205,15 @@ def project(
     checkpoint_seconds: float,
     startup_seconds: float,
 ) -> Projection:
-    """The time of a run from what its parts take.
+    """Project the time of a run from its schedule and measured costs.
 
     Args:
-        schedule: how often.
-        step: how long a step.
-        evaluation: how long an evaluation, of fewer images.
-        evaluation_images: of an evaluation of the run.
-        checkpoint_seconds: how long a checkpoint.
-        startup_seconds: before training begins.
+        schedule: number of steps, evaluations and checkpoints.
+        step: measured cost of a step.
+        evaluation: measured cost of an evaluation, possibly of fewer images than the run evaluates.
+        evaluation_images: images of every evaluation of the run.
+        checkpoint_seconds: measured time of a checkpoint.
+        startup_seconds: time before training begins.
     """
     evaluations = 0.0
     if evaluation is not None and schedule.evaluations:
@@ -219,11 +229,11 @@ def project(
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another setting and what was measured of it; no cost where it ran out of memory.
+    """Another setting of the recipe and its measured cost.
 
     Attributes:
-        settings: keys that differ from the recipe.
-        cost: of its steps.
+        settings: keys that differ from the recipe, and their values.
+        cost: cost of a step; None when it ran out of memory.
     """
 
     settings: dict[str, Any]
@@ -236,23 +246,23 @@ class Alternative:
 
 
 NOTABLE = 1.1
-"""Ratio of speeds below which a difference of a few steps is taken for noise."""
+"""Smallest ratio of speeds that is reported; below it the difference over a few steps is noise."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that was measured and what follows from it.
+    """The measurements of a recipe and its alternatives, with the projection and advice made from them.
 
     Attributes:
         stage: "sft" or "scst".
-        device: its name.
-        device_gb: its memory.
-        schedule: what the run does.
-        step: what a step takes; None when it does not fit into memory.
-        evaluation: what an evaluation takes; None without evaluations.
-        projection: of the whole run; None when it does not fit.
-        alternatives: other settings.
-        hints: settings that were not measured.
+        device: name of the device.
+        device_gb: memory of the device in GB.
+        schedule: number of steps, evaluations and checkpoints of the run.
+        step: cost of a step; None when it does not fit into memory.
+        evaluation: cost of an evaluation; None without evaluations.
+        projection: time of the whole run; None when a step does not fit into memory.
+        alternatives: other settings that were measured.
+        hints: advice about settings that were not measured.
     """
 
     stage: str
@@ -267,17 +277,18 @@ class Plan:
 
     @property
     def peak_gb(self) -> float | None:
-        """Most memory of a step or an evaluation."""
-        return peak_of(self.step, self.evaluation)
+        """Peak memory in GB of a step or an evaluation; None when a step does not fit."""
+        return peak_of(self.step, self.evaluation) if self.step else None
 
     @property
     def fits(self) -> bool:
-        """Whether steps and evaluations ran, within the memory that there is."""
-        return self.step is not None and self.peak_gb <= self.device_gb
+        """Whether a step ran, and steps and evaluations stay within the memory of the device."""
+        peak = self.peak_gb
+        return peak is not None and peak <= self.device_gb
 
     @property
     def advice(self) -> list[str]:
-        """What to change for speed, or to fit."""
+        """Lines of advice: which settings are faster, or which fit when the recipe does not."""
         if self.step is None:
             fitting = [other.name for other in self.alternatives if other.cost]
             return [f"{name} fits" for name in fitting] + self.hints
@@ -290,11 +301,14 @@ class Plan:
 
     @property
     def clock(self) -> str:
-        """What speeds are compared by."""
+        """The unit of time that speeds are compared in."""
         return "CPU second" if self.device == "CPU" else "second"
 
     def speed_of(self, other: Alternative) -> float:
-        """Images per second over the recipe's. On the CPU by CPU time: the machine may have other work."""
+        """Images per second of another setting divided by the recipe's; 0 when either does not fit.
+
+        On the CPU speeds are per second of CPU time, because other programs may use the machine meanwhile.
+        """
         if other.cost is None or self.step is None:
             return 0.0
         recipe, others = (
@@ -326,7 +340,7 @@ class Plan:
                     "fits": other.cost is not None,
                     "images_per_s": other.cost.images_per_s if other.cost else None,
                     "ratio": self.speed_of(other),
-                    "peak_gb": peak_of(other.cost),
+                    "peak_gb": peak_of(other.cost) if other.cost else None,
                     "step": asdict(other.cost) if other.cost else None,
                 }
                 for other in self.alternatives
@@ -335,10 +349,8 @@ class Plan:
         }
 
 
-def peak_of(step: StepCost | None, evaluation: EvaluationCost | None = None) -> float | None:
-    """Most memory of a step or an evaluation; None when the step did not fit."""
-    if step is None:
-        return None
+def peak_of(step: StepCost, evaluation: EvaluationCost | None = None) -> float:
+    """Peak memory of a step and, if given, an evaluation, in GB."""
     return max([*step.peak_gb.values(), evaluation.peak_gb if evaluation else 0.0])
 
 
@@ -347,6 +359,6 @@ def _shares(step: StepCost) -> dict[str, float]:
 
 
 def device_of(device: torch.device) -> tuple[str, float]:
-    """Name and memory of a device."""
+    """Name of a device and its memory in GB."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return name, device_memory_gb(device)

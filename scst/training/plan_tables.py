@@ -1,4 +1,4 @@
-"""The tables of a plan on the screen."""
+"""Prints a plan as tables."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ import math
 from rich.console import Console
 from rich.table import Table
 
-from scst.training.plan import Alternative, Plan, peak_of
+from scst.training.plan import Alternative, Plan, Projection, Schedule, StepCost, peak_of
 
 
 def print_plan(plan: Plan, evaluation_images: int, console: Console) -> None:
-    """Tables of the step, the run and the alternatives, and what follows."""
-    if plan.step is None:
+    """Print tables of the step, the run and the alternatives, then the advice."""
+    if plan.step is None or plan.projection is None:
         console.print(f"[bold red]does not fit[/bold red] into {plan.device_gb:.1f} GB on {plan.device}")
     else:
-        console.print(step_table(plan))
-        console.print(projection_table(plan, evaluation_images))
+        console.print(step_table(plan, plan.step))
+        console.print(projection_table(plan.schedule, plan.projection, evaluation_images))
     if plan.alternatives:
         console.print(alternatives_table(plan))
     for line in plan.advice or ["none of the other settings is clearly faster"]:
         console.print(f"- {line}")
 
 
-def step_table(plan: Plan) -> Table:
+def step_table(plan: Plan, step: StepCost) -> Table:
     """Time and memory of a step by phase."""
-    step = plan.step
     table = Table(title=f"one step of {step.images} images on {plan.device}", title_justify="left")
     for column in ("phase", "seconds", "share", "peak memory"):
         table.add_column(column, justify="left" if column == "phase" else "right")
@@ -39,9 +38,8 @@ def step_table(plan: Plan) -> Table:
     return table
 
 
-def projection_table(plan: Plan, evaluation_images: int) -> Table:
-    """Time of the whole run by what it is spent on."""
-    schedule, projection = plan.schedule, plan.projection
+def projection_table(schedule: Schedule, projection: Projection, evaluation_images: int) -> Table:
+    """Projected time of the whole run by what it is spent on."""
     table = Table(title="the whole run", title_justify="left")
     table.add_column("what")
     table.add_column("time", justify="right")
@@ -58,7 +56,7 @@ def projection_table(plan: Plan, evaluation_images: int) -> Table:
 
 
 def alternatives_table(plan: Plan) -> Table:
-    """Other settings beside the recipe's own."""
+    """Speed and memory of the alternatives, with the recipe as the first row."""
     table = Table(title="other settings", title_justify="left")
     for column in ("setting", "images/s", "s/step", f"images per {plan.clock}", "peak memory"):
         table.add_column(column, justify="left" if column == "setting" else "right")
@@ -73,7 +71,7 @@ def alternatives_table(plan: Plan) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds as one reads them."""
+    """Seconds as text in readable units: ``1.5 s``, ``3 min 20 s``, ``2 h 5 min``."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(math.floor(seconds), 60)

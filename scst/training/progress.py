@@ -1,4 +1,4 @@
-"""What a person sees while a stage runs."""
+"""The progress bar and the lines on the console while a stage runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 SHOWN_METRICS = (
     "loss",
@@ -28,10 +28,10 @@ SHOWN_METRICS = (
 
 
 class RichProgress(TrainerCallback):
-    """One progress bar with the latest metrics, and a line for every evaluation. Only the main process draws.
+    """Draws a bar with the latest metrics and prints a line per evaluation, on the main process only.
 
     Args:
-        console: where to draw.
+        console: where the bar is drawn.
         title: name of the stage.
     """
 
@@ -40,7 +40,9 @@ class RichProgress(TrainerCallback):
         self.title = title
         self.progress: Progress | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if not state.is_world_process_zero:
             return
         self.progress = Progress(
@@ -58,11 +60,20 @@ class RichProgress(TrainerCallback):
             self.title, total=state.max_steps, completed=state.global_step, metrics=""
         )
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.progress:
             self.progress.update(self.task, completed=state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not self.progress or not logs:
             return
         shown = {name: float(logs[name]) for name in SHOWN_METRICS if name in logs}
@@ -72,7 +83,12 @@ class RichProgress(TrainerCallback):
                 self.console.print(f"{self.title} step {state.global_step}/{state.max_steps}  {_line(shown)}")
 
     def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: dict | None = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
         if self.progress and metrics:
             names = (
@@ -85,7 +101,9 @@ class RichProgress(TrainerCallback):
             shown = {name: metrics[name] for name in names if name in metrics}
             self.console.print(f"{self.title} step {state.global_step}: validation  {_line(shown)}")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.progress:
             self.progress.stop()
             self.progress = None

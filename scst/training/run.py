@@ -31,15 +31,16 @@ from scst.training.signals import SaveAndStop, StopSignals
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is, beside its trainer.
+    """The description of a run that its trainer does not hold.
 
     Attributes:
         stage: "sft" or "scst".
-        settings: plain keys and values for ``run.json``; what a recipe holds.
-        data_fingerprint: of the data that is trained on.
-        images: of every split.
-        resume: True for the newest complete checkpoint of the output folder, or a checkpoint folder.
-        save_minutes: wall-clock minutes between checkpoints; 0: none by the clock.
+        settings: plain keys and values that ``run.json`` records; those of the recipe where there is one.
+        data_fingerprint: fingerprint of the training data.
+        images: split -> number of images.
+        resume: True to resume from the newest complete checkpoint of the output folder, or a checkpoint
+            folder to resume from.
+        save_minutes: wall-clock minutes between checkpoints; 0: only as ``save_strategy`` says.
         started: ``time.time()`` at the start of the command.
     """
 
@@ -60,7 +61,7 @@ class Run:
         settings: Mapping[str, Any],
         **run: Any,
     ) -> Run:
-        """The run of a policy that was loaded without a recipe; its settings are recorded by name."""
+        """The run of a policy that was loaded without a recipe; ``settings`` are recorded as plain values."""
         recorded = {
             "model_name_or_path": policy.base,
             "quantization": policy.quantization,
@@ -75,7 +76,7 @@ class Run:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON holds it; a function by its name."""
+    """A setting as a JSON value; functions and other objects become their names."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, list | tuple):
@@ -88,13 +89,13 @@ def _plain(value: Any) -> Any:
 
 
 def run_training(trainer: TrainerHooks, run: Run, console: Console) -> None:
-    """Train, resume when asked, and leave a complete folder: adapter, processor, state, ``run.json``.
+    """Train, or resume, and write the output folder: adapter, processor, trainer state, ``run.json``.
 
     Raises:
-        Interrupted: after SIGTERM or SIGINT, when a checkpoint was saved.
+        Interrupted: after SIGTERM or SIGINT; the message says whether a checkpoint was saved.
         RunStopped: when the output cannot be written.
     """
-    output_dir = Path(trainer.args.output_dir)
+    output_dir = trainer.output_dir
     checkpoint = checkpoints.checkpoint_to_resume(str(output_dir), run.resume, console.print)
     if run.resume and checkpoint is None:
         console.print(f"resume: no complete checkpoint in {output_dir}; starting from the beginning")
@@ -132,14 +133,18 @@ def run_training(trainer: TrainerHooks, run: Run, console: Console) -> None:
 
 
 def _train(trainer: TrainerHooks, run: Run, checkpoint: str | None) -> float:
-    """Seconds of training; interrupted runs end here."""
+    """Train; returns seconds.
+
+    Raises:
+        Interrupted: after SIGTERM or SIGINT.
+    """
     with StopSignals().installed() as signals:
         stop = SaveAndStop(signals, run.save_minutes)
         trainer.add_callback(stop)
         result = trainer.train(resume_from_checkpoint=checkpoint)
     if stop.interrupted_by is None:
         return result.metrics["train_runtime"]
-    newest = checkpoints.newest_complete(trainer.args.output_dir)
+    newest = checkpoints.newest_complete(trainer.output_dir)
     saved = f"{newest} is complete; go on with --resume true" if newest else "no checkpoint could be written"
     raise Interrupted(
         f"{signal.Signals(stop.interrupted_by).name}: stopped at step {trainer.state.global_step} of "
@@ -149,7 +154,7 @@ def _train(trainer: TrainerHooks, run: Run, checkpoint: str | None) -> float:
 
 
 def _results(trainer: TrainerHooks, run: Run, seconds: float) -> dict[str, Any]:
-    """What ``run.json`` says about the run's end."""
+    """The results that ``run.json`` records."""
     parts = count_parameters(trainer.model)
     trainable, total = sum(part.trainable for part in parts), sum(part.total for part in parts)
     alarms = [str(alarm) for monitor in trainer.monitors for alarm in monitor.alarms]
@@ -169,12 +174,14 @@ def _results(trainer: TrainerHooks, run: Run, seconds: float) -> dict[str, Any]:
 
 
 def save_output(trainer: TrainerHooks) -> None:
-    """Adapter, processor and state into the output folder: each file is the old one or the new one.
+    """Write adapter, processor and state into the output folder.
+
+    The files are written to a staging folder and moved, so that none of them is ever half written.
 
     Raises:
         RunStopped: when they cannot be written.
     """
-    output_dir = Path(trainer.args.output_dir)
+    output_dir = trainer.output_dir
     staged = output_dir / STAGING / "output"
     try:
         if trainer.args.should_save:
@@ -199,7 +206,11 @@ def save_output(trainer: TrainerHooks) -> None:
 
 
 def total_steps(trainer: TrainerHooks) -> int:
-    """Optimizer steps of the whole run; `transformers` would add one to a run that is resumed at its end."""
+    """Optimizer steps of the whole run.
+
+    Computed before training, because ``transformers`` would train one step more when it resumes a run that
+    has already made its last step.
+    """
     args = trainer.args
     if args.max_steps > 0:
         return args.max_steps
@@ -208,21 +219,21 @@ def total_steps(trainer: TrainerHooks) -> int:
 
 
 def has_ended(checkpoint: str, steps: int) -> bool:
-    """Whether a run was over when the checkpoint was written: all steps, early stopping or an alarm."""
+    """Whether the run had ended when the checkpoint was written: all steps, early stopping or an alarm."""
     return newest_step(checkpoint) >= steps or bool(checkpoints.read_manifest(checkpoint).get("ended"))
 
 
 def newest_step(checkpoint: str) -> int:
-    """The step a checkpoint was written at."""
+    """The optimizer step at which a checkpoint was written."""
     return json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"]
 
 
 def restore_finished(trainer: TrainerHooks, checkpoint: str) -> None:
-    """State and adapter of a run that was stopped after its last step, before its output was complete."""
+    """Load state and adapter of a run that ended, but was killed before its output was written."""
     trainer.state = transformers.TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     best = best if best and os.path.isdir(best) else checkpoint
     set_peft_model_state_dict(trainer.model, load_peft_weights(best, device="cpu"))
     trainer.checkpointer.restore(checkpoint)
     for monitor in trainer.monitors:
-        monitor.restore_adapter(trainer.model, Path(trainer.args.output_dir), trainer.state.global_step)
+        monitor.restore_adapter(trainer.model, trainer.output_dir, trainer.state.global_step)

@@ -1,4 +1,4 @@
-"""The record of a run (``run.json``), and what its output folder holds to resume or to protect."""
+"""Writes the record of a run (``run.json``), and protects an output folder from a second run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that decide a result."""
+    """Versions of Python and of the packages that can change a result; None for one not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -41,7 +41,7 @@ def versions() -> dict[str, str | None]:
 
 
 def recorded_settings(adapter: str | Path) -> dict[str, Any]:
-    """The settings an adapter was trained with, from the ``run.json`` beside or above it; else none."""
+    """The settings of a training, from ``run.json`` in the adapter's folder or the one above; else ``{}``."""
     for folder in (Path(adapter), Path(adapter).parent):
         record = folder / RECORD_NAME
         if record.is_file():
@@ -58,13 +58,13 @@ def write_run_record(
     started: float,
     results: dict[str, Any],
 ) -> None:
-    """Write ``run.json``, the last file of a run: where it is, the run is complete.
+    """Write ``run.json``. It is the last file of a run: a folder that has it holds a complete run.
 
     Args:
         output_dir: the run's folder.
         stage: "sft" or "scst".
-        recipe: the resolved flat keys.
-        data_fingerprint: of the data that was trained on.
+        recipe: flat keys of the recipe, defaults included.
+        data_fingerprint: fingerprint of the training data.
         started: ``time.time()`` at the start of the run.
         results: timings and final numbers.
     """
@@ -81,7 +81,7 @@ def write_run_record(
 
 
 def claim_output_dir(output_dir: str, *, resume: bool | str, overwrite: bool) -> None:
-    """Make the output folder, and never mix two runs in one.
+    """Create the output folder, and refuse to mix two runs in one folder.
 
     Raises:
         RecipeError: when it holds an earlier run that is neither resumed nor overwritten, or cannot be

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and the clock: save at the end of the step, and leave when told to."""
+"""Checkpoints by the clock, and a clean end of training after SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from scst.distributed.processes import any_process
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_UNDER_LAUNCHER = 25.0
-"""torchrun kills what is still there 30 s after its SIGTERM."""
+"""A process under torchrun exits this long after SIGTERM: torchrun sends SIGKILL after 30 s."""
 
 
 class StopSignals:
-    """Remembers the first SIGTERM or SIGINT instead of dying of it. A second SIGINT ends the process at once.
+    """Records the first SIGTERM or SIGINT instead of ending the process. A second SIGINT ends it at once.
 
     Attributes:
-        received: number of the signal, or None.
+        received: number of the first signal, or None.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,7 @@ class StopSignals:
 
     @contextmanager
     def installed(self) -> Iterator[StopSignals]:
-        """Handle the signals inside; afterwards they do what they did before. Main thread only."""
+        """Handle the signals inside the block; restore the previous handlers afterwards. Main thread only."""
         before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         try:
             with _leaving_with_launcher():
@@ -41,8 +42,8 @@ class StopSignals:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _handle(self, number: int, frame: Any) -> None:
-        if os.getpid() != self._owner:  # a forked helper: its parent ends it, with SIGTERM
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a forked child: it inherits the handler, but must end on SIGTERM
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
@@ -54,19 +55,20 @@ class StopSignals:
             self.received = number
             again = "; again to leave at once" if number == signal.SIGINT else ""
             text = f"\n{signal.Signals(number).name}: saving at the end of this step{again}\n"
-            os.write(2, text.encode())  # print is not safe within a handler
+            os.write(2, text.encode())  # print is not reentrant, and so not safe in a signal handler
 
 
 class SaveAndStop(TrainerCallback):
-    """Checkpoints by the clock, and the last one of a run that is told to stop; all processes together.
+    """Requests checkpoints by the clock, and after a signal a last checkpoint and the end of training.
 
-    Both wait for the end of the optimizer step; in the last step of an epoch for what the epoch's end brings
-    (evaluation), so that the checkpoint holds it and a resumed run goes on with the next epoch.
+    Checkpoints are written at the end of an optimizer step. After the last step of an epoch they wait for the
+    evaluation at the end of the epoch, so that they hold its result and a resumed run begins with the next
+    epoch. All processes decide together.
 
     Args:
-        signals: what was received.
+        signals: records the signals of this process.
         save_minutes: wall-clock minutes between checkpoints; 0: none by the clock.
-        clock: seconds.
+        clock: returns the time in seconds.
 
     Attributes:
         interrupted_by: the signal that ended training early, or None.
@@ -85,22 +87,29 @@ class SaveAndStop(TrainerCallback):
         self._epoch_is_over = False
         self._saved_at = clock()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._saved_at = self.clock()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._epoch_is_over = False
         told = bool(self.signals.received)
         told, due = any_process(told, self._is_due(state))
         if told and not control.should_training_stop:
-            self.interrupted_by = self.signals.received or signal.SIGTERM  # another process was told
-            control.should_epoch_stop = True  # training is not over: a checkpoint may say so
+            self.interrupted_by = self.signals.received or signal.SIGTERM  # another process received it
+            # not should_training_stop: the checkpoint would then record that the run has ended
+            control.should_epoch_stop = True
         if due and not _ends_epoch(state):
             control.should_save = True
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if control.should_training_stop:
-            self.interrupted_by = None  # an evaluation of this step has ended training by its own rules
+            self.interrupted_by = None  # early stopping or an alarm has ended training in this very step
         self._epoch_is_over = True
         if self.interrupted_by:
             if not _ends_epoch(state):
@@ -110,33 +119,37 @@ class SaveAndStop(TrainerCallback):
         elif not control.should_save:
             (control.should_save,) = any_process(self._is_due(state))
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._saved_step, self._saved_at = state.global_step, self.clock()
         if control.should_training_stop:
             self.interrupted_by = None
         elif self.interrupted_by and self._epoch_is_over:
             control.should_training_stop = True
 
-    def _is_due(self, state: Any) -> bool:
+    def _is_due(self, state: TrainerState) -> bool:
         return state.is_world_process_zero and 0 < self.seconds <= self.clock() - self._saved_at
 
 
-def _ends_epoch(state: Any) -> bool:
-    return abs(state.epoch - round(state.epoch)) < 1e-6
+def _ends_epoch(state: TrainerState) -> bool:
+    epoch = state.epoch or 0.0
+    return abs(epoch - round(epoch)) < 1e-6
 
 
 @contextmanager
 def _leaving_with_launcher() -> Iterator[None]:
-    """Under torchrun, leave in time after SIGTERM even when the main thread cannot answer.
+    """Under torchrun, exit in time after SIGTERM even when the main thread is blocked.
 
-    torchrun sends SIGTERM to all processes when one of them dies. The others may wait for the dead one within
-    an operation on the GPU, where no handler of Python's runs; a thread hears of the signal through a pipe.
+    torchrun sends SIGTERM to all processes when one of them dies. The others may be waiting for the dead one
+    in a collective operation on the GPU, where Python runs no signal handlers. So a thread waits for the
+    signal on a pipe (``signal.set_wakeup_fd``).
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
     ours, theirs = os.pipe()
-    os.set_blocking(theirs, False)
+    os.set_blocking(theirs, False)  # set_wakeup_fd requires it
     before = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
     over = threading.Event()
     threading.Thread(target=_leave_when_told, args=(ours, over), daemon=True).start()
@@ -149,6 +162,7 @@ def _leaving_with_launcher() -> Iterator[None]:
 
 
 def _leave_when_told(pipe: int, over: threading.Event) -> None:
+    """Wait for signal numbers on a pipe; after SIGTERM exit, unless ``over`` is set in time."""
     while numbers := os.read(pipe, 1):
         if numbers[0] == signal.SIGTERM and not over.wait(SECONDS_UNDER_LAUNCHER):
             os._exit(128 + signal.SIGTERM)

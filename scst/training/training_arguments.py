@@ -1,4 +1,4 @@
-"""Training arguments, with what this project decides itself."""
+"""Builds the library's training arguments, with the values that this project sets itself."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ DEFAULTS: dict[str, Any] = {
     "save_strategy": "steps",
     "report_to": "none",
     "gradient_checkpointing": False,
-    "restore_callback_states_from_checkpoint": True,  # the patience of early stopping
+    "restore_callback_states_from_checkpoint": True,  # else early stopping would forget its patience
 }
-"""Defaults that differ from the library's."""
+"""Defaults that differ from those of the library."""
 
 
 def training_arguments(
@@ -32,15 +32,16 @@ def training_arguments(
     """``cls`` (TrainingArguments or a subclass) with this project's defaults and decisions.
 
     Args:
-        cls: the class.
-        output_dir: of the run.
-        settings: names of its fields; evaluation uses the training batch size unless it says otherwise, and
-            so stays within the memory of training.
-        seed: of everything.
+        cls: the class to construct.
+        output_dir: output folder of the run.
+        settings: field -> value. Without ``per_device_eval_batch_size``, evaluation uses the batch size of
+            training, and so fits into the memory that training needs.
+        seed: seed of data order, initialisation and sampling.
         precision: ``auto``, ``bf16``, ``fp16`` or ``fp32``.
 
     Raises:
-        RecipeError: on a name, value or combination that the library refuses, or a tracker that is missing.
+        RecipeError: on a name, value or combination that the library refuses, or a tracker that is not
+            installed.
     """
     dtype = compute_dtype(precision)
     on_gpu = torch.cuda.is_available()
@@ -67,7 +68,7 @@ def training_arguments(
 
 
 def _check_report_to(report_to: str | Sequence[str]) -> None:
-    """Refuse a tracker that is not installed now, not after the model is loaded."""
+    """Refuse a tracker that is not installed; the library would do so only after the model is loaded."""
     available = get_available_reporting_integrations()
     for name in [report_to] if isinstance(report_to, str) else report_to:
         if name not in ("none", "all", *available):
@@ -85,7 +86,7 @@ def evaluates(settings: Mapping[str, Any]) -> bool:
 def split_settings(
     function: Callable[..., Any], settings: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings that are arguments of a function, and the rest, which are training arguments."""
+    """Split settings into those that are parameters of ``function`` and the rest (training arguments)."""
     names = set(inspect.signature(function).parameters) - {
         "training",
         "console",

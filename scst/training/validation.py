@@ -1,4 +1,4 @@
-"""Generation metrics during training: caption a fixed held-out set and score it, in bounded memory."""
+"""Computes generation metrics during training: captions a fixed held-out set and scores the captions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, ProcessorMixin, TrainerCallback, TrainingArguments
 
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from rewards.scorers.text import caption_statistics
@@ -29,28 +30,31 @@ from scst.types import Caption
 logger = logging.getLogger(__name__)
 
 MEMORY_TOLERANCE = 1.01
-"""Of the resident size of a process, which also counts what an allocator keeps for later."""
+"""Ratio by which an evaluation may exceed the peak memory of training before its batches are halved.
+
+Above 1, because the resident size of a process also counts memory that an allocator keeps for later.
+"""
 
 
 class CaptionValidation:
-    """Greedy captions of a held-out set and their metrics.
+    """Captions a held-out set greedily and computes metrics of the captions.
 
     Args:
         processor: the checkpoint's processor, or a prompt encoder of it.
         dataset: rows with ``image``, ``references`` and ``image_id`` to caption.
         metrics: names in ``scst.metrics.suite.METRICS``.
-        settings: what they need, e.g. document frequencies over the references of the whole split.
-        reward: gives the captions' mean reward from the columns of a reward call; None to leave it out.
+        settings: models and tables of the metrics, e.g. document frequencies of the whole split.
+        reward: returns the mean reward of captions, called with the columns of a reward call; None: none.
         prompt: the instruction.
-        max_new_tokens: length limit.
-        min_new_tokens: captions cannot end earlier.
-        batch_size: images captioned together.
+        max_new_tokens: length limit in tokens, the end-of-sequence token included.
+        min_new_tokens: captions cannot end before this many tokens.
+        batch_size: number of images captioned together; halved when memory runs out.
     """
 
     def __init__(
         self,
-        processor: Any,
-        dataset: Any,
+        processor: ProcessorMixin | PromptEncoder,
+        dataset: datasets.Dataset,
         *,
         metrics: Sequence[str],
         settings: MetricSettings,
@@ -70,13 +74,13 @@ class CaptionValidation:
         self.settings = settings
         self.reward = reward
         self.scores: dict[str, Scores] = {}
-        """Of the last evaluation, by metric: to resample them."""
+        """Scores of the last evaluation by metric, for the bootstrap of the monitors."""
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def run(self, model: torch.nn.Module) -> dict[str, float]:
-        """Metrics by name, and ``memory_gb``, the peak of the evaluation.
+        """Return metrics by name, and ``memory_gb``, the peak memory of the evaluation. Collective.
 
         Every process captions its shard of the images and returns the same metrics.
         """
@@ -88,10 +92,10 @@ class CaptionValidation:
         return metrics | {"memory_gb": usage.peak_gb}
 
     def keep_within(self, training_gb: float) -> None:
-        """Caption fewer images at a time from now on, when the last run took more memory than training does.
+        """Halve the images per batch when the last evaluation needed more memory than training does.
 
         Args:
-            training_gb: peak memory of a training step; 0 when it is not known.
+            training_gb: peak memory of a training step in GB; 0 when it is not known.
         """
         too_much = training_gb and self._peak_gb > training_gb * MEMORY_TOLERANCE
         if too_much and self.batches.limit != 1:
@@ -130,14 +134,15 @@ class CaptionValidation:
 
 @dataclass(frozen=True)
 class ValidationSettings:
-    """What is captioned at every evaluation.
+    """Which images every evaluation during training captions, and when training stops early.
 
     Attributes:
-        split: held-out images.
-        images: so many of them, a fixed random subset.
-        batch_size: captioned together; 0: as many as in a training micro-batch.
-        seed: of the subset.
-        early_stopping_patience: stop after so many evaluations without a better ``metric_for_best_model``.
+        split: name of the held-out split.
+        images: size of the fixed random subset that is captioned.
+        batch_size: images captioned together; 0: as many as in a training micro-batch.
+        seed: seed of the subset.
+        early_stopping_patience: stop after this many evaluations without an improvement of
+            ``metric_for_best_model``; None: never.
     """
 
     split: str = "val"
@@ -155,7 +160,7 @@ class ValidationSettings:
         metrics: Sequence[str] = ("cider_d",),
         reward: Callable[..., float] | None = None,
     ) -> CaptionValidation | None:
-        """The validation of a trainer; None when its arguments ask for no evaluation."""
+        """Build the validation of a trainer; None when its arguments ask for no evaluation."""
         if args.eval_strategy == "no":
             return None
         rows = data.splits[self.split]
@@ -176,10 +181,10 @@ class ValidationSettings:
 
 
 def early_stopping(validation: ValidationSettings, training: Mapping[str, Any]) -> list[TrainerCallback]:
-    """The callback that stops a run without progress, when it is asked for.
+    """The callback of early stopping in a list, which is empty when the settings do not ask for it.
 
     Raises:
-        RecipeError: when there is no evaluation to be patient with.
+        RecipeError: when the training arguments ask for no evaluation.
     """
     if validation.early_stopping_patience is None:
         return []

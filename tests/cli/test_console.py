@@ -22,21 +22,10 @@ from scst.config.packaged import accelerate_names, find_accelerate_config, find_
 from scst.config.reader import read_recipe_file
 from scst.config.recipes import RECIPES
 from scst.errors import RecipeError
+from tests.support.commands import start
 from tests.support.paths import ROOT
 
 SCRIPTS = sorted((ROOT / "launch").glob("*.py"))
-
-
-def start(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    """Run Python on this project, from any folder."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 # --- scripts and the console command

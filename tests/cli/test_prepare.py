@@ -6,32 +6,18 @@ import csv
 import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.cli.prepare import main
 from scst.data.load_splits import load_splits
-from tests.support.paths import ROOT
-from tests.support.waiting import PATIENCE_S
+from tests.support.commands import start
 from tests.support.worlds import write_risc
 
 
 def call(*flags: str) -> int:
     return main(["--agreement", "[]", *flags])
-
-
-def start(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE_S,
-    )
 
 
 @pytest.fixture

@@ -10,16 +10,11 @@ import pytest
 
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.metrics.suite import METRICS
-from tests.support.commands import call
+from tests.support.commands import call, start
 from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES
 from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE_S
 from tests.support.worlds import write_risc
-
-
-def start(script: str, *flags: str, stdin: str | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, f"launch/{script}.py", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, input=stdin, timeout=PATIENCE_S)
 
 
 def jsonl(rows) -> str:
@@ -38,7 +33,7 @@ def files(tmp_path):
 
 def test_scores_of_files_are_the_golden_ones(files):
     done = start(
-        "score",
+        "launch/score.py",
         *("--predictions", str(files / "p.jsonl"), "--references", str(files / "r.jsonl")),
         *("--metrics", "cider_d,bleu_4,rouge_l", "--per_caption", str(files / "each.jsonl")),
     )
@@ -55,7 +50,7 @@ def test_scores_of_files_are_the_golden_ones(files):
 
 def test_captions_come_through_a_pipe_and_json_goes_out(files):
     flags = ("--predictions", "-", "--references", str(files / "r.jsonl"), "--metrics", "cider_d")
-    done = start("score", *flags, stdin=(files / "p.jsonl").read_text())
+    done = start("launch/score.py", *flags, stdin=(files / "p.jsonl").read_text())
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["cider_d"]["value"] == pytest.approx(EXPECTED["cider_d"][0], abs=1e-12)
 
@@ -80,7 +75,7 @@ def test_plain_text_with_a_file_per_reference(tmp_path, capsys):
 
 
 def test_the_list_names_every_metric():
-    done = start("score", "--list")
+    done = start("launch/score.py", "--list")
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == list(METRICS)
 
@@ -197,7 +192,7 @@ def test_what_cannot_be_compared_is_refused(evaluations, capsys):
 def test_document_frequencies_are_those_that_training_would_count(tmp_path):
     data = write_risc(tmp_path / "data")
     output = tmp_path / "new" / "df.json"
-    done = start("prepare", "document-frequencies", "--dataset", str(data), "--output", str(output))
+    done = start("launch/prepare.py", "document-frequencies", "--dataset", str(data), "--output", str(output))
     assert done.returncode == 0, done.stderr
     table = DocumentFrequencies.load(output)
     assert (table.num_images, table.split, table.eos) == (12, "train", "emitted")
@@ -221,7 +216,7 @@ def test_document_frequencies_are_those_that_training_would_count(tmp_path):
     ],
 )
 def test_wrong_preparations_exit_2(flags, message):
-    done = start("prepare", *flags)
+    done = start("launch/prepare.py", *flags)
     assert done.returncode == 2
     assert message in done.stderr
 

@@ -17,6 +17,7 @@ from rewards.errors import RewardError
 from scst.objective.advantages import advantage_magnitudes
 from tests.support.jobs import exit_code
 from tests.support.processes import device_config, environment_of, run_together
+from tests.support.stages import losses
 from tests.support.worlds import write_recipe
 
 HERE = "tests.rl.test_rewards"
@@ -37,10 +38,6 @@ def noisy_length(completions, trainer_state=None, **columns):
         values[1] = {"nan": float("nan"), "infinite": float("inf")}.get(FAILS["how"], values[1])
         values = values[1:] if FAILS["how"] == "wrong length" else values
     return values
-
-
-def losses(trainer):
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 FAILING = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +24,17 @@ def call(stage: str, *flags: str) -> int:
     return int(command_of(stage).main(list(flags)))
 
 
-def start(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    """Run Python in the project's root."""
+def start(
+    *arguments: str, cwd: Path = ROOT, stdin: str | None = None, **environment: str
+) -> subprocess.CompletedProcess:
+    """Run Python on this project, from any folder; what it writes is kept as text."""
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_S
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
     )

@@ -64,6 +64,14 @@ def adapter_weights(folder):
     return load_file(folder / "adapter_model.safetensors")
 
 
+def assert_same_adapter(actual, expected, tolerance: float = 1e-6) -> None:
+    """The weights in two output folders agree to a tolerance."""
+    before, after = adapter_weights(expected), adapter_weights(actual)
+    assert set(after) == set(before)
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=tolerance)
+
+
 def bits(tensor):
     """The bytes of a tensor: packed 4-bit weights look like NaN to a comparison of numbers."""
     return tensor.contiguous().flatten().view(torch.uint8)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from scst.rl.rewarder import Rewarder
 from scst.training.micro_batcher import DoesNotFit, MicroBatcher, is_out_of_memory
@@ -23,6 +22,7 @@ from tests.support.memory import (
     run_out,
 )
 from tests.support.processes import device_config, environment_of, run_together
+from tests.support.stages import adapter_weights, assert_same_adapter
 
 CPU = (
     "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate "
@@ -49,16 +49,6 @@ def captions(monkeypatch):
 
     monkeypatch.setattr(Rewarder, "__call__", recording)
     return seen
-
-
-def adapter_weights(folder):
-    return load_file(folder / "adapter_model.safetensors")
-
-
-def assert_same_adapter(actual: Path, expected: Path, tolerance: float = 1e-6) -> None:
-    before, after = adapter_weights(expected), adapter_weights(actual)
-    for name in before:
-        torch.testing.assert_close(after[name], before[name], rtol=0, atol=tolerance)
 
 
 KEYS = {"max_steps": 3, "learning_rate": 1.0, "optim": "sgd", "max_grad_norm": 0.0}

@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from scst.config.build_rl import check_settings
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
 from scst.training.hacking_monitor import HackingRule
+from tests.support.stages import adapter_weights
 
 
 def observe(watch: HackingRule, step: int, reward: float, value: float, spread: float = 0.01):
@@ -136,10 +136,6 @@ def gamed(adapter, output_dir, **keys):
     }
 
 
-def adapter_of(folder):
-    return load_file(folder / "adapter_model.safetensors")
-
-
 def test_a_run_that_games_the_length_reward_is_stopped_and_restored(run_stage, untrained, tmp_path, capsys):
     trainer = run_stage("scst", **gamed(untrained, tmp_path / "out", watch_action="stop"))
     shown = " ".join(capsys.readouterr().out.split())
@@ -150,7 +146,7 @@ def test_a_run_that_games_the_length_reward_is_stopped_and_restored(run_stage, u
     assert history[last]["eval_reward"] > history[0]["eval_reward"]
     assert history[last]["eval_repetition_rate"] > history[0]["eval_repetition_rate"]
     assert any("reward hacking" in alarm for alarm in record["alarms"])
-    kept, final = adapter_of(tmp_path / "out" / "trusted"), adapter_of(tmp_path / "out")
+    kept, final = adapter_weights(tmp_path / "out" / "trusted"), adapter_weights(tmp_path / "out")
     assert all(torch.equal(kept[name], final[name]) for name in final)
     assert f"stopped at step {last}; the adapter is that of step" in shown
 
