@@ -41,3 +41,14 @@ def test_entropy_is_that_of_the_policy_and_not_of_the_captions_with_an_advantage
     assert skips["entropy"] == scores_all["entropy"] > 0
     assert skips["zero_advantage_share"] > 0
     assert skips["scored_share"] < scores_all["scored_share"]
+
+
+def logs_twice(completions, log_metric=None, **columns):
+    for value in (1.0, 3.0):
+        log_metric("spoken", value)
+    return [float(len(text)) for text in completions]
+
+
+def test_every_value_that_a_reward_logs_counts(run_stage, sft_adapter, tmp_path):
+    rewards = [{"import_path": "tests.rl.test_logged_numbers:logs_twice"}]
+    assert first_log(run_stage, sft_adapter, tmp_path / "out", rewards=rewards)["spoken"] == 2.0
