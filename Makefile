@@ -28,7 +28,7 @@ BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 .PHONY: help quickstart test test-fast chaos lint bench clean install browser
 
 help:
-	@echo "make quickstart   base -> SFT -> SCST on data and a model that come along; minutes on two cores"
+	@echo "make quickstart   base -> SFT -> SCST on the included data and model; minutes on two cores"
 	@echo "make test         every test, offline, $(WORKERS) at a time"
 	@echo "make test-fast    those that start no process and train nothing: two minutes"
 	@echo "make chaos        faults injected into real runs: kills, full disk, dying process, ...; minutes"

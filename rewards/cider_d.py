@@ -44,7 +44,7 @@ class CiderDReward:
         return {"fingerprint": self.scorer and self.scorer.frequencies.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Check that the run goes on with the document frequencies it began with.
+        """Check that the run continues with the document frequencies that it began with.
 
         Raises:
             RewardError: when they differ.

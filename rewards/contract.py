@@ -43,7 +43,7 @@ class RewardFunction(Protocol):
 
 
 class OptionalMethods(Protocol):
-    """What a reward may have beside the call, each method for itself.
+    """Methods that a reward may have beside the call; each is optional by itself.
 
     In worker processes (``workers`` above 0) every worker has a copy: ``setup``, ``load_state_dict`` and
     ``close`` reach all of them, ``state_dict`` and ``write_tables`` the first one.
@@ -71,7 +71,7 @@ class OptionalMethods(Protocol):
         """Write files that say what the reward counts with (document frequencies) into a run's folder."""
 
     def close(self) -> None:
-        """End what the reward has started itself, such as processes."""
+        """End what the reward has started, such as processes."""
 
 
 def check_contract(name: str, function: Any) -> None:

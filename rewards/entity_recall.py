@@ -12,7 +12,8 @@ from rewards.scorers.text import caption_texts
 class EntityRecallReward:
     """Entity recall as a reward function, 0 to 1; None where the references share no entity.
 
-    A list of nouns reaches the maximum: mix it with a reward that minds the sentence, such as CIDEr-D.
+    A list of nouns reaches the maximum: mix it with a reward that depends on the whole sentence, such as
+    CIDEr-D.
     """
 
     __name__ = "entity_recall"  # TRL names a reward by it

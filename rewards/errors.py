@@ -2,7 +2,7 @@
 
 
 class RewardError(Exception):
-    """A reward or scorer cannot be built, or gave something that is no score; the message says what to do."""
+    """A reward or scorer cannot be built, or gave a wrong answer; the message says what to do."""
 
 
 class NamedRewardError(RewardError):

@@ -1,4 +1,4 @@
-"""A wanted number of words as a reward. Optimised alone, it is satisfied by one sentence for every image."""
+"""A target number of words as a reward. Optimised alone, one sentence for all images satisfies it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rewards.scorers.text import caption_texts, words
 
 
 class LengthReward:
-    """Minus how far a caption is from a wanted length, in parts of it: -1 to 0.
+    """Minus the distance of a caption's length from a target, relative to the target: -1 to 0.
 
     0 within ``target ± tolerance`` words; from there it falls by 1 / ``target`` per word, down to -1.
 

@@ -35,11 +35,11 @@ class RewardMixture:
 
     A reward with ``normalize`` contributes ``weight * (value - mean) / std`` with mean and population
     standard deviation of all values it gave since the run began, greedy captions and the present batch
-    included. They are part of the state: a resumed run goes on with them. They move with every call, so with
-    gradient accumulation the micro-batches of a step see slightly different ones.
+    included. They are part of the state: a resumed run continues with them. They move with every call, so
+    with gradient accumulation the micro-batches of a step see slightly different ones.
 
     Args:
-        rewards: names, functions, entries of a recipe or :class:`WeightedReward`, mixed as you like; see
+        rewards: names, functions, entries of a recipe or :class:`WeightedReward`, in any combination; see
             :func:`rewards.registry.build_rewards`.
 
     Attributes:

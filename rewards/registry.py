@@ -86,7 +86,7 @@ def known_rewards() -> dict[str, Callable[..., RewardFunction]]:
 
 
 def build_rewards(entries: Sequence[RewardEntry]) -> list[WeightedReward]:
-    """Ready rewards from what recipes and notebooks say.
+    """Build rewards from the entries of a recipe or a notebook.
 
     Args:
         entries: each a registered name ("cider_d"); a function or object that can be called, named by its
@@ -202,7 +202,7 @@ def _announced(point: EntryPoint) -> Callable[..., RewardFunction]:
 
 
 def _constructor(target: Any) -> Callable[..., RewardFunction]:
-    """A class builds its reward; a function or a ready object is the reward, with ``kwargs`` bound to it."""
+    """What builds the reward: a class itself; for a function or an object, a binding of ``kwargs`` to it."""
     if inspect.isclass(target):
         return target  # type: ignore[return-value]  # a class is called
 

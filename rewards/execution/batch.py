@@ -1,4 +1,4 @@
-"""What one call of a reward function is given, and the check of what it answers."""
+"""The arguments of one call of a reward function, and the check of its answer."""
 
 from __future__ import annotations
 

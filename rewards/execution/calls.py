@@ -1,4 +1,4 @@
-"""Calls reward functions together, waits no longer than each is allowed, and says who failed on what.
+"""Calls reward functions concurrently, each with its time limit, and names the reward and caption at fault.
 
 Asynchronous functions run in an event loop, those with ``workers`` in their processes, and meanwhile the
 others one after the other in a thread, in the recipe's order (so that random draws and logs can be repeated).
@@ -165,7 +165,7 @@ class RewardCalls:
         return None
 
     def _abandon(self, reward: WeightedReward) -> None:
-        """Leave a call behind that does not answer: its processes end; its thread cannot be ended."""
+        """Give up a call that does not answer: its processes are ended; its thread cannot be."""
         if reward.name in self.pools:
             self.pools[reward.name].kill()
         self._threads.clear()

@@ -1,4 +1,4 @@
-"""Threads that a call can be left behind in: a reward that hangs does not keep the process alive.
+"""Daemon threads for reward calls, so that a reward that hangs does not keep the process alive.
 
 The threads of ``concurrent.futures`` are joined when the interpreter exits; a reward that never answers would
 hold it forever.
@@ -37,7 +37,7 @@ class CallThread:
 
 
 class LoopThread:
-    """An event loop in a daemon thread: it lasts over calls, so that connections can be kept open.
+    """An event loop in a daemon thread: it stays between calls, so that connections can be kept open.
 
     Works beside the running loop of a notebook.
     """
@@ -67,7 +67,7 @@ def _work(jobs: queue.SimpleQueue, gpu: int | None) -> None:
 
 
 def _current_gpu() -> int | None:
-    """The GPU of this thread: a new thread would begin on the first one, also in the process of the second.
+    """The GPU of this thread, for a new thread, which would otherwise use the first GPU in every process.
 
     A reward without a model needs no torch, so it is not imported for this.
     """

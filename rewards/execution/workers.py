@@ -1,9 +1,10 @@
 """A reward function in processes of its own, beside the training process.
 
-Processes are spawned, never forked: the training process has threads (CUDA, OpenMP, data loading) that a fork
-would tear. Each holds one end of a pipe and answers one request after the other. It ends when the pipe closes
-and when the training process is gone, even by SIGKILL and even while the reward hangs; the pools of
-``concurrent.futures`` stay behind then, and cannot end a worker that hangs.
+Processes are spawned, never forked: the training process has threads (CUDA, OpenMP, data loading), which a
+forked process would lack while their locks may be held. Each holds one end of a pipe and answers one request
+after the other. It ends when the pipe closes and when the training process is gone, even by SIGKILL and even
+while the reward hangs; the pools of ``concurrent.futures`` stay behind then, and cannot end a worker that
+hangs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class WorkerPool:
     """Copies of one reward function in N processes; a batch is split over them and put together in order.
 
     Every copy sees a part of the batch, so the function must reward a completion by itself; one that compares
-    the completions of a batch wants a single worker. Nothing starts before :meth:`setup` or the first call.
+    the completions of a batch needs a single worker. Nothing starts before :meth:`setup` or the first call.
 
     Args:
         name: of the reward, for messages.
@@ -189,7 +190,7 @@ def _pickled(name: str, value: Any, what: str) -> bytes:
 
 
 def _sendable(batch: Batch) -> dict[str, Any]:
-    """The columns without what lives in the training process: log functions become markers."""
+    """The columns in a form that can be sent: functions of the training process become markers."""
     columns = dict(batch.columns)
     for name in LOG_FUNCTIONS:
         if columns.get(name) is not None:
@@ -220,7 +221,7 @@ def _serve(connection: Connection, pickled: bytes) -> None:
 
 
 def _end_with_parent() -> None:
-    """The pipe tells a waiting worker that the training process is gone; this tells one that hangs."""
+    """End this worker with the training process even while a call hangs; otherwise the pipe tells it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -248,7 +249,7 @@ def _log(logged: list[LogCall], which: str, /, *arguments: Any, **keywords: Any)
 
 
 def _portable(error: Exception) -> Exception:
-    """The exception with its traceback as a note; one of a class that cannot travel becomes a plain one."""
+    """The exception with its traceback as a note; one that cannot be pickled becomes a plain one."""
     error.add_note("in a worker process:\n" + "".join(traceback.format_exception(error)))
     try:
         pickle.loads(pickle.dumps(error))

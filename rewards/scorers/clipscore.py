@@ -11,8 +11,8 @@ Which number is it? Three are in use, and none can be compared with another:
   (It serves as the reference of our tests only: 1.9 does not run with transformers 5, cuts the end-of-text
   token off captions that are too long, and encodes an image once per caption.)
 
-As a reward it is blind to grammar and repetition and likes vacuous captions: mix it with another, and watch
-the metrics that are not optimised.
+As a reward it ignores grammar and repetition and favours vacuous captions: mix it with another reward, and
+watch the metrics that are not optimised.
 """
 
 from __future__ import annotations

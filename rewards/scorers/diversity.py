@@ -33,7 +33,7 @@ def caption_ngrams(caption: str, n: int) -> list[tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class TrainingText:
-    """What a captioner may have learned by heart.
+    """The training captions, which a captioner may have memorised.
 
     Attributes:
         words: all words of the training references.

@@ -21,7 +21,7 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def require_package(scorer: str, package: str, project: str) -> None:
-    """Refuse, without importing it, to go on without a package.
+    """Check that a package is installed, without importing it.
 
     Raises:
         RewardError: ``package`` is not installed; the message says which ``project`` to install.
@@ -33,7 +33,7 @@ def require_package(scorer: str, package: str, project: str) -> None:
 
 
 def find_model(scorer: str, model: str | None, example: str) -> str:
-    """Check that a checkpoint can be there, without loading it and without a word to the network.
+    """Check that a checkpoint can exist, without loading it and without using the network.
 
     Args:
         scorer: who asks, for messages.
@@ -111,7 +111,7 @@ def pick_device(device: str | None) -> Any:
 
 @contextlib.contextmanager
 def inference(device: Any) -> Iterator[None]:
-    """No gradients, and no autocast of a trainer around us: scores have the precision they state."""
+    """Without gradients and without a trainer's autocast, so that scores have the precision they state."""
     import torch
 
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""Java, which METEOR and SPICE need: finding it, talking to it."""
+"""Java, which METEOR and SPICE need: finding it, and exchanging lines with it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def find_java() -> str:
 
 
 class JavaDied(Exception):
-    """Java ended by itself or was killed from outside; the message says how and holds its last words."""
+    """Java ended by itself or was killed from outside; the message says how and has its last output."""
 
 
 class JavaLines:
@@ -172,7 +172,7 @@ def run_java(name: str, command: Sequence[str], folder: Path, timeout_s: float, 
 
 
 def tail(stderr: bytes, characters: int = 500) -> str:
-    """The last words of a process, for an error message; without the places of a Java stack trace."""
+    """The last output of a process, for an error message; without the lines of a Java stack trace."""
     lines = stderr.decode("utf-8", "replace").splitlines()
     told = [line for line in lines if not line.startswith("\tat ")]
     return "\n".join(told).strip()[-characters:] or "(it said nothing)"

@@ -18,7 +18,7 @@ NUMBER_BITS = 32
 
 
 class _Words(dict[str, int]):
-    """Lasting numbers of words; others have one until ``unknown`` is cleared."""
+    """Permanent numbers of words; other words have a number until ``unknown`` is cleared."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class _Words(dict[str, int]):
 
 
 class _Pairs:
-    """Lasting numbers of pairs of numbers, in the order in which they came."""
+    """Permanent numbers of pairs of numbers, in the order in which they were first seen."""
 
     def __init__(self) -> None:
         self._keys = np.array([np.iinfo(np.int64).max])  # every key has a place before it
@@ -39,7 +39,7 @@ class _Pairs:
         return len(self._keys) - 1
 
     def numbers(self, first: np.ndarray, second: np.ndarray, lasting: bool) -> np.ndarray:
-        """Numbers of pairs. New pairs get the next ones, for good or, if not ``lasting``, for this call."""
+        """Numbers of pairs. New pairs get the next ones, permanently or (not ``lasting``) for this call."""
         keys, which = np.unique((first << NUMBER_BITS) | second, return_inverse=True)
         row = np.searchsorted(self._keys, keys)
         numbers = self._numbers[row]
@@ -60,7 +60,7 @@ class NgramIndex:
 
     @property
     def sizes(self) -> np.ndarray:
-        """(4,) how many n-grams of each order have a lasting number: those from 0 on."""
+        """(4,) how many n-grams of each order have a permanent number; these are the numbers from 0."""
         return np.array([len(self._words), *map(len, self._pairs)])
 
     def numbers(

@@ -1,10 +1,10 @@
-"""Does a caption name what is in the scene, and how many: entity recall and count accuracy.
+"""Whether a caption names what is in the scene, and how many: entity recall and count accuracy.
 
-The share of the references' objects that a caption names is among the rewards that helped most in a
-published remote-sensing system (github.com/zhu-xlab/SCST_4_RS: "object proportion"), where a language model
-parses every caption. Here rules and word lists do it, without a model; they were made on the words of RSICD,
-UCM-, Sydney- and NWPU-Captions. What they do not know: synonyms (plane, airplane), misspellings, nouns that
-are adjectives or verbs elsewhere (square, runs), negation ("no cars").
+The share of the references' objects that a caption names is among the rewards that helped most in a published
+remote-sensing system (github.com/zhu-xlab/SCST_4_RS: "object proportion"), where a language model parses
+every caption. Here rules and word lists do it, without a model; they were made on the words of RSICD, UCM-,
+Sydney- and NWPU-Captions. Not covered are synonyms (plane, airplane), misspellings, nouns that are adjectives
+or verbs elsewhere (square, runs), negation ("no cars").
 
 - **Entity**: a noun, in the singular. A word is one unless it stands in one of the lists below or ends as
   adverbs and participles do (-ly, -ing, -ed), but for listed exceptions.

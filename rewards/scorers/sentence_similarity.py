@@ -2,8 +2,8 @@
 
 Reimers and Gurevych 2019, arXiv:1908.10084, through sentence-transformers. With
 ``sentence-transformers/all-mpnet-base-v2`` it is the "Geo-Sim" of a published remote-sensing captioner, "the
-cosine similarity between sentence embeddings". The report does not say what becomes of several references. By
-default the best one counts, as in RefCLIPScore and BERTScore: a caption that repeats a reference scores 1.
+cosine similarity between sentence embeddings". The report does not say how several references are combined.
+By default the best one counts, as in RefCLIPScore and BERTScore: a caption that repeats a reference scores 1.
 ``aggregate="mean"`` asks for the consensus. With one reference there is no difference.
 """
 

@@ -6,7 +6,7 @@ that
 
 - nothing is written into site-packages, and no cache of parsed references is kept, whose native library is
   missing on ARM;
-- what Java says is passed on, and there is a deadline;
+- the output of Java is part of error messages, and there is a deadline;
 - a Java that is too new is refused before minutes of parsing: the jar writes its results through a JavaScript
   engine that was removed with Java 15, and ends in a NullPointerException without it.
 """
@@ -63,7 +63,7 @@ def spice_scores(
     folder: str | Path | None = None,
     timeout_s: float | None = None,
 ) -> list[float]:
-    """SPICE of N captions in 0-1; the corpus value is the mean. A caption that states nothing scores 0.
+    """SPICE of N captions in 0-1; the corpus value is the mean. A caption without tuples scores 0.
 
     Args:
         captions: N texts.

@@ -1,4 +1,4 @@
-"""What can go wrong in the text of captions, counted. Plain Python: training logs these at every step."""
+"""Faults in the text of captions, counted. Plain Python, because training logs these at every step."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def words(caption: str) -> tuple[str, ...]:
     """Lower-case words of a caption: the one definition of logs, reports, rewards and data preparation.
 
     They are the tokens that CIDEr counts (:func:`rewards.scorers.tokenizer.tokenize`), those with a letter or
-    a digit in them. A symbol or a bracket is a token and no word: "with a |" ends on "a", "( ." is empty.
+    a digit in them. A symbol or a bracket is a token but not a word: "with a |" ends on "a", "( ." is empty.
     """
     return tuple(token for token in tokenize(caption) if any(map(str.isalnum, _BRACKET.sub("", token))))
 

@@ -61,7 +61,7 @@ class BottleneckLayer(AdapterLayer):
     adapter_layer_names = ("bottleneck_network",)
 
     def new_weights(self, config: BottleneckConfig) -> BottleneckNetwork:
-        """A bottleneck that changes nothing yet."""
+        """A new bottleneck, whose output equals its input."""
         return BottleneckNetwork(config.width, config.bottleneck_size)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -74,7 +74,7 @@ class BottleneckLayer(AdapterLayer):
 
 
 class BottleneckTuner(LayerTuner):
-    """PEFT's side of it."""
+    """The tuner that PEFT calls to wrap the layers."""
 
     prefix = "bottleneck_"
     tuner_layer_cls = BottleneckLayer

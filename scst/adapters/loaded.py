@@ -1,4 +1,4 @@
-"""A model with its adapter and all that is needed to caption with it."""
+"""A model with its adapter and everything that captioning with it needs."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def check_adapter_exists(adapter: str | Path) -> str:
 
     Raises:
         RecipeError: naming the folder and what it holds, a setting that would run code, or a type whose
-            weights the forward passes of this project would pass by.
+            weights the forward passes of this project would not use.
     """
     folder = Path(adapter)
     if not (folder / "adapter_config.json").is_file():
@@ -62,7 +62,7 @@ def check_adapter_exists(adapter: str | Path) -> str:
 
 
 def _adapter_settings(config: Path) -> dict[str, Any]:
-    """PEFT imports the module that ``megatron_core`` names if ``megatron_config`` is set: of no use here."""
+    """Settings of an adapter; refuses ``megatron_config``, which makes PEFT import a module by name."""
     try:
         settings = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -76,7 +76,7 @@ def _adapter_settings(config: Path) -> dict[str, Any]:
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout of a model to 0: captions are sampled in eval mode and scored in train mode."""
+    """Set every dropout of a model to 0, because captions are sampled in eval and scored in train mode."""
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0

@@ -38,9 +38,9 @@ def check_mergeable(adapter: str) -> None:
 def merged_model(base: str, adapter: str, *, precision: str) -> tuple[Any, list[str]]:
     """The base model with the adapter in its weights, and the virtual tokens that prompts must begin with.
 
-    Never merged into quantised weights: they would be rounded once more. LoRA is added to the weights; the
-    rows of virtual tokens replace those of reserved tokens, in the language-model head too where it is tied
-    to the embeddings (captions are forbidden to hold such tokens).
+    The base model is loaded unquantised, because quantised weights would be rounded once more. LoRA is added
+    to the weights; the rows of virtual tokens replace those of reserved tokens, in the language-model head
+    too where it is tied to the embeddings (such tokens are forbidden in captions).
 
     Args:
         base: name or folder of the base model.
@@ -61,7 +61,7 @@ def write_merged(base: str, adapter: str, output_dir: str | Path, *, precision: 
     output_dir.mkdir(parents=True, exist_ok=True)
     for left in output_dir.glob(f"{_STAGING}*"):
         shutil.rmtree(left, ignore_errors=True)
-    # Half a checkpoint must never carry the name of a whole one: write beside, then move file by file.
+    # A half-written checkpoint must never have the name of a complete one: write it elsewhere first.
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=_STAGING) as staging:
         model.save_pretrained(staging)
         load_processor(base).save_pretrained(staging)

@@ -64,7 +64,7 @@ class PrefixedCache:
 
     Args:
         prefix: of the layer.
-        cache: the real cache; None: there is none.
+        cache: the real cache, or None.
     """
 
     def __init__(self, prefix: Prefix, cache: Any | None):
@@ -86,7 +86,7 @@ class PrefixLayer(AdapterLayer):
     adapter_layer_names = ("virtual_prefix",)
 
     def new_weights(self, config: PrefixConfig) -> Prefix:
-        """Keys and values that :func:`add_prefix_tuning` or a checkpoint fills."""
+        """Empty keys and values, to be filled by :func:`add_prefix_tuning` or from a checkpoint."""
         return Prefix(config.num_heads, config.num_virtual_tokens, config.head_dim)
 
     def forward(
@@ -112,7 +112,7 @@ class PrefixLayer(AdapterLayer):
         return output, weights if weights is None else weights[..., length:], *others
 
     def _implied_mask(self, states: torch.Tensor, cache: Any | None) -> torch.Tensor | None:
-        """The mask that sdpa implies when there is none: causal for several queries. Other kernels: none."""
+        """The mask that sdpa implies when given none: causal for several queries. None for other kernels."""
         length = states.shape[1]
         if length == 1 or self.base_layer.config._attn_implementation != "sdpa":
             return None
@@ -122,7 +122,7 @@ class PrefixLayer(AdapterLayer):
 
 
 class PrefixTuner(LayerTuner):
-    """PEFT's side of it."""
+    """The tuner that PEFT calls to wrap the layers."""
 
     prefix = "virtual_prefix"
     tuner_layer_cls = PrefixLayer
@@ -134,12 +134,13 @@ register(PrefixConfig, PrefixTuner, PEFT_TYPE)
 def add_prefix_tuning(model: nn.Module, token_ids: torch.Tensor) -> PeftModel:
     """Wrap a frozen model with a new prefix (Li and Liang 2021, arXiv:2101.00190) in its decoder.
 
-    The rows are trained themselves, not through a network that makes them; they begin as the keys and values
-    of real tokens, which that paper found to matter most with little data (section 7.4).
+    The keys and values are trained directly, not through a network that produces them. They are initialised
+    with those of real tokens, which that paper found to matter most with little data (section 7.4).
 
     Args:
         model: a PaliGemma.
-        token_ids: (N,) tokens whose keys and values, as the model computes them, the prefix begins with.
+        token_ids: (N,) tokens; the prefix is initialised with the keys and values that the model computes for
+            them.
     """
     states = keys_and_values(model, token_ids)
     num_heads, num_virtual_tokens, head_dim = states[0][0].shape

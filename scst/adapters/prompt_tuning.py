@@ -1,7 +1,7 @@
 """Prompt tuning: reserved tokens of the vocabulary, placed in the prompt, with trained embeddings.
 
 PaliGemma's processors always have ``<seg000>`` ... ``<seg127>`` and ``<loc0000>`` ... ``<loc1023>``, which
-captions never hold. They are ordinary prompt tokens, so forward passes, masks and caches need no changes.
+never occur in captions. They are ordinary prompt tokens, so forward passes, masks and caches need no changes.
 PEFT's ``TrainableTokens`` would copy the whole embedding matrix (1 GB) at every call and train the tied
 language-model head too; here the trained rows are looked up beside the matrix and the head stays frozen.
 """
@@ -61,7 +61,7 @@ class VirtualTokens(nn.Module):
         self.register_buffer("token_ids", torch.tensor(token_ids), persistent=False)
 
     def forward(self, ids: torch.Tensor, embeddings: torch.Tensor, scale: Any) -> torch.Tensor:
-        """``embeddings`` (..., D) of ``ids`` (...), other ones at the virtual tokens."""
+        """``embeddings`` (..., D) of ``ids`` (...), replaced by the trained ones at virtual tokens."""
         places = ids.unsqueeze(-1).eq(self.token_ids)
         rows = nn.functional.embedding(places.int().argmax(-1), self.weight)
         return torch.where(places.any(-1, keepdim=True), (rows * scale).to(embeddings.dtype), embeddings)
@@ -73,11 +73,11 @@ class PromptLayer(AdapterLayer):
     adapter_layer_names = ("virtual_prompt_rows",)
 
     def new_weights(self, config: PromptConfig) -> VirtualTokens:
-        """Rows that :func:`add_prompt_tuning` or a checkpoint fills."""
+        """Empty rows, to be filled by :func:`add_prompt_tuning` or from a checkpoint."""
         return VirtualTokens(config.token_ids, config.width)
 
     def update_layer(self, adapter_name: str, config: PromptConfig) -> None:
-        """As for every layer. The base class casts buffers to float32; token ids must stay integers."""
+        """Add the weights, but keep token ids integers: the base class casts buffers to float32."""
         super().update_layer(adapter_name, config)
         rows = self._weights()[adapter_name]
         rows.token_ids = torch.tensor(config.token_ids, device=rows.weight.device)
@@ -102,7 +102,7 @@ class PromptLayer(AdapterLayer):
 
 
 class PromptTuner(LayerTuner):
-    """PEFT's side of it."""
+    """The tuner that PEFT calls to wrap the layers."""
 
     prefix = "virtual_prompt_"
     tuner_layer_cls = PromptLayer
@@ -111,7 +111,7 @@ class PromptTuner(LayerTuner):
         return []
 
     def _check_tied_modules(self, *args: Any, **kwargs: Any) -> None:
-        """PEFT would warn that the head is tied to what is adapted: it is tied to what is frozen."""
+        """No warning of PEFT is needed: the head is tied to the frozen matrix, not to the trained rows."""
 
 
 register(PromptConfig, PromptTuner, PEFT_TYPE)
@@ -125,7 +125,7 @@ def add_prompt_tuning(model: nn.Module, processor: Any, token_ids: torch.Tensor)
     Args:
         model: a PaliGemma.
         processor: its processor.
-        token_ids: (N,) tokens whose embeddings the virtual ones begin with.
+        token_ids: (N,) tokens with whose embeddings the virtual tokens are initialised.
 
     Raises:
         RecipeError: when the vocabulary has fewer reserved tokens.

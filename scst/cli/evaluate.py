@@ -2,7 +2,7 @@
 
     scst evaluate --adapter DIR --dataset D --eval_split val --output_dir OUT
     scst evaluate --model_name_or_path MODEL --dataset D --output_dir OUT     (zero-shot)
-    scst evaluate --compare OUT_A OUT_B                                       (paired bootstrap)
+    scst evaluate --compare OUT_A OUT_B                                       (paired test)
     python launch/evaluate.py ...                                             (from a clone)
 
 Without --config the keys come from the run that made the adapter: base model, dataset, prompt, length

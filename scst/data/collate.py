@@ -37,8 +37,8 @@ class SFTCollator(_EpochOfAllWorkers):
 
     Args:
         processor: a PaliGemma processor, or a prompt encoder that knows the virtual tokens of an adapter.
-        prompt: the instruction; that of evaluations where there are ``prompts``.
-        choice: which caption of an image is trained on; its seed is that of the prompts too.
+        prompt: the instruction; with ``prompts`` it is used in evaluations only.
+        choice: which caption of an image is trained on; its seed also draws the prompts.
         max_new_tokens: captions are cut to this many tokens.
         prompts: instructions to train on, one drawn per caption and epoch; none: ``prompt``.
     """
@@ -69,7 +69,7 @@ class SFTCollator(_EpochOfAllWorkers):
         )
 
     def for_evaluation(self) -> SFTCollator:
-        """A collator of the captions of epoch 0 and ``prompt``: every evaluation sees the same batches."""
+        """A collator with the captions of epoch 0 and ``prompt``: every evaluation sees the same batches."""
         evaluating = copy.copy(self)
         evaluating._epoch = torch.zeros((), dtype=torch.long)
         evaluating.prompts = PromptChoice((self.prompt,))
@@ -96,7 +96,7 @@ class SCSTCollator(_EpochOfAllWorkers):
         self.prompts = PromptChoice(tuple(prompts) or (prompt,), seed)
 
     def for_evaluation(self) -> SCSTCollator:
-        """The same: evaluations of this stage caption, and read no training batches."""
+        """This collator: evaluations of this stage caption images and use no training batches."""
         return self
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

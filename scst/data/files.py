@@ -1,4 +1,4 @@
-"""Files that are complete or absent: written to a staging place, flushed to the disk, then renamed."""
+"""Files that are complete or absent: written to a staging folder, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def move_files(folder: Path, target: Path) -> None:
 
 
 def clean_up(output_dir: str | Path) -> None:
-    """Remove the staging folder that a process which died has left behind."""
+    """Remove the staging folder that a killed process has left behind."""
     shutil.rmtree(Path(output_dir) / STAGING, ignore_errors=True)
 
 
 def flush_folder(folder: Path) -> None:
-    """Make renames inside a folder last: on most file systems the folder is flushed by itself."""
+    """Flush a folder, so that renames inside it survive a crash; flushing its files does not do that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

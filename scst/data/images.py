@@ -60,8 +60,8 @@ def read_image_file(path: Path) -> bytes:
     """Return the bytes of an image file that has a plausible size.
 
     Raises:
-        OSError: it is missing or unreadable, no regular file (a pipe or device would never end), or absurdly
-            large.
+        OSError: it is missing or unreadable, no regular file (reading a pipe or device may never end), or
+            absurdly large.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):

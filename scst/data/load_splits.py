@@ -70,9 +70,9 @@ def load_splits(
         split_seed: seed of the fractions and of ``limit``.
         on_bad_example: ``"error"``, or ``"skip"`` to leave bad examples out and list them in
             ``bad_examples``.
-        limit: at most so many images of every split, or of the splits named: a seeded random subset, and a
-            smaller limit takes a part of a larger one's images (rows are often sorted by category: the first
-            N are no sample).
+        limit: at most so many images of every split, or of the splits named: a seeded random subset
+            (rows are often sorted by category, so the first N are no sample). The images of a smaller limit
+            are a subset of those of a larger one.
         console: where progress is drawn.
 
     Raises:

@@ -46,7 +46,7 @@ class Preview:
         captions: how many training captions the shares below are over.
         cut_share: share of captions that with their ``<eos>`` are longer than the limit.
         longest: tokens of the longest caption, ``<eos>`` included.
-        known_share: share of the captions' words that the references know.
+        known_share: share of the captions' words that occur in the references.
         batch_known_share: the same for the trained part of the batch, decoded from token ids.
         eos_share: share of the batch's examples whose trained part ends in ``<eos>``.
     """
@@ -76,7 +76,7 @@ def training_preview(
     max_examples: int = 3,
     console: Console | None = None,
 ) -> Preview:
-    """Print what will be trained on, and refuse captions that the references do not know.
+    """Print what will be trained on, and refuse captions whose words do not occur in the references.
 
     Args:
         train: the rows trained on, after ``CaptionChoice.expand``.

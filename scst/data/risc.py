@@ -138,7 +138,7 @@ def refuse_outside_path(name: str, where: str, folder: str) -> None:
 def refuse_links_outside(folder: Path, images: Iterable[Path]) -> None:
     """Raise DataError when a symbolic link on the way to an image leads out of the dataset's folder.
 
-    The folder itself may be a link: that is its owner's doing, and what is in it came with the data.
+    The dataset's folder itself may be a link: its owner made it, while links inside it came with the data.
     """
     root = os.path.realpath(folder)
     real_parents: dict[Path, str] = {}

@@ -257,7 +257,7 @@ def _check_hub(dataset: str) -> dict:
 
 
 def hub_error(dataset: str, error: Exception) -> DataError:
-    """What a name that is neither a path here nor a hub id is answered with."""
+    """The error for a name that is neither an existing path nor a hub id."""
     return DataError(
         f"{dataset!r} is no file or folder here, and loading it as a hub id failed: "
         f"{type(error).__name__}: {error}. "

@@ -8,5 +8,5 @@ from scst.metrics.suite import Metric
 
 
 def signature(metric: Metric, scores: Scores) -> str:
-    """E.g. ``ROUGE-L|refs:5|tok:ptb|beta:1.2|v:0.1.0``."""
+    """E.g. ``ROUGE-L|refs:5|tok:ptb|beta:1.2|v:0.2.0``."""
     return "|".join(part for part in (metric.title, scores.details, f"v:{__version__}") if part)

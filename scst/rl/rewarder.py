@@ -163,7 +163,7 @@ class Rewarder:
         rewards = RewardOutput(sampled.view(counted, num_samples), greedy, components)
         advantages = compute_advantages(self.baseline, rewards.sampled, rewards.greedy)
         metrics = {
-            **{name: Mean(value * counted, counted) for name, value in pending.logged},
+            **_logged_by_rewards(pending.logged, counted),
             **reward_metrics(rewards, advantages),
             **self._shares(mixed, counted, num_samples),
         }
@@ -229,6 +229,14 @@ class Rewarder:
     def has_pending(self) -> bool:
         """Whether a rollout of an earlier policy waits for its rewards."""
         return self._pending is not None
+
+
+def _logged_by_rewards(logged: Sequence[tuple[str, float]], num_images: int) -> dict[str, Statistic]:
+    """Values of ``log_metric`` by name: the mean of those of a micro-batch, which counts by its images."""
+    values: dict[str, list[float]] = {}
+    for name, value in logged:  # one per call, and per worker of the reward
+        values.setdefault(name, []).append(value)
+    return {name: Mean(num_images * sum(v) / len(v), num_images) for name, v in values.items()}
 
 
 def _record(pending: PendingRewards | None) -> dict[str, Any] | None:

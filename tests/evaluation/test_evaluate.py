@@ -139,7 +139,7 @@ def test_truncation_is_counted(scripted, dataset, tmp_path):
     scripted([Caption("a road", True, 3)] * 4 + [Caption("a road with", False, 3)])
     summary = evaluate(None, None, dataset, output_dir=tmp_path, console=quiet(), **SETTINGS)
     assert summary["truncation_rate"]["value"] == summary["bad_ending_rate"]["value"] == 0.2
-    assert summary["truncation_rate"]["signature"] == "truncated|v:0.1.0"
+    assert summary["truncation_rate"]["signature"] == "truncated|v:0.2.0"
 
 
 def test_images_and_training_captions_reach_their_metrics(scripted, dataset, tmp_path, monkeypatch):

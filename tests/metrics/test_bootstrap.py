@@ -177,14 +177,14 @@ def test_a_resample_is_worth_what_its_captions_are_worth(name):
 
 
 def test_signatures(golden_results):
-    assert golden_results["bleu_4"].signature == "BLEU-4|refs:2|tok:ptb|smooth:none|v:0.1.0"
+    assert golden_results["bleu_4"].signature == "BLEU-4|refs:2|tok:ptb|smooth:none|v:0.2.0"
     head, df, tail = golden_results["cider_d"].signature.partition("df:corpus,image,")
     assert head == "CIDEr-D|refs:2|"
     assert df
-    assert tail[6:] == "|tok:ptb|eos:no|sigma:6|n:4|v:0.1.0"
+    assert tail[6:] == "|tok:ptb|eos:no|sigma:6|n:4|v:0.2.0"
     int(tail[:6], 16)
     mixed = scored(["a", "b"], [["a"], ["b", "c", "d"]], ["rouge_l"])
-    assert mixed["rouge_l"].signature == "ROUGE-L|refs:1-3|tok:ptb|beta:1.2|v:0.1.0"
+    assert mixed["rouge_l"].signature == "ROUGE-L|refs:1-3|tok:ptb|beta:1.2|v:0.2.0"
     titles = [metric.title for metric in METRICS.values()]
     assert len(set(titles)) == len(titles)
 
@@ -245,4 +245,4 @@ def test_a_metric_that_lacks_something_is_refused_before_any_work():
 
 
 def test_a_signature_without_details():
-    assert signature(METRICS["length"], Scores(0, [], [], lambda rows: np.asarray, "")) == "words|v:0.1.0"
+    assert signature(METRICS["length"], Scores(0, [], [], lambda rows: np.asarray, "")) == "words|v:0.2.0"

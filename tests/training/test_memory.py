@@ -80,7 +80,7 @@ def test_step_is_the_same_in_smaller_parts(
     assert (cut.batchers[phase].limit, cut.batchers[other].limit) == (1, None)
     assert [entry[f"micro_batch_{phase}"] for entry in logged(cut)] == [1, 1, 1]
     assert [entry[f"micro_batch_{other}"] for entry in logged(cut)] == [4, 4, 4]
-    for name in ("loss", "kl", "grad_norm"):
+    for name in ("loss", "kl", "grad_norm", "entropy", "logprob_gap", "most_common_caption"):
         values, wanted = ([entry[name] for entry in logged(run)] for run in (cut, whole))
         assert values == pytest.approx(wanted, rel=1e-3, abs=1e-5), name
 

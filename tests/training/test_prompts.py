@@ -127,8 +127,7 @@ def caption_logprobs(model, batch):
 def test_evaluations_keep_their_prompt_and_captions(tiny_processor, rows):
     collator = SFTCollator(tiny_processor, "caption en", CaptionChoice("random", 3), 10, PROMPTS[1:])
     collator.epoch = 5
-    with collator.evaluating():
-        held_out = collator(rows)
+    held_out = collator.for_evaluation()(rows)
     plain = SFTCollator(tiny_processor, "caption en", CaptionChoice("random", 3), 10)(rows)
     assert torch.equal(held_out["input_ids"], plain["input_ids"])
     assert not torch.equal(collator(rows)["input_ids"], held_out["input_ids"])

@@ -11,8 +11,6 @@ from transformers import TrainerControl
 
 from scst.training.signals import SaveAndStop, StopSignals
 
-ONE_PROCESS = SimpleNamespace(num_processes=1)
-
 
 def state(step, epoch):
     return SimpleNamespace(global_step=step, epoch=epoch, is_world_process_zero=True)
@@ -30,7 +28,7 @@ def test_the_first_signal_is_remembered_and_handlers_come_back():
 def test_checkpoints_by_the_clock():
     """Every two minutes: the count begins with every checkpoint, whoever asked for it."""
     now = [0.0]
-    callback, control = SaveAndStop(ONE_PROCESS, StopSignals(), 2.0, lambda: now[0]), TrainerControl()
+    callback, control = SaveAndStop(StopSignals(), 2.0, lambda: now[0]), TrainerControl()
     due = []
     for minute in range(1, 8):
         now[0], control.should_save = minute * 60.0, minute == 3  # save_steps has one at minute 3
@@ -43,7 +41,7 @@ def test_checkpoints_by_the_clock():
 
 
 def test_at_the_end_of_an_epoch_the_clock_waits_for_the_evaluation():
-    callback, control = SaveAndStop(ONE_PROCESS, StopSignals(), 1.0, lambda: 61.0), TrainerControl()
+    callback, control = SaveAndStop(StopSignals(), 1.0, lambda: 61.0), TrainerControl()
     callback._saved_at = 0.0
     callback.on_step_end(None, state(3, 1.0), control)
     assert not control.should_save
@@ -55,7 +53,7 @@ def test_at_the_end_of_an_epoch_the_clock_waits_for_the_evaluation():
 def test_a_signal_saves_once_and_stops_after_it(epoch):
     """Training stops after the checkpoint and not before: else it would say that training had ended."""
     signals = StopSignals()
-    callback, control = SaveAndStop(ONE_PROCESS, signals), TrainerControl()
+    callback, control = SaveAndStop(signals), TrainerControl()
     signals.received = signal.SIGTERM
     callback.on_step_end(None, state(3, epoch), control)
     assert (control.should_epoch_stop, control.should_training_stop) == (True, False)
@@ -70,7 +68,7 @@ def test_a_signal_saves_once_and_stops_after_it(epoch):
 
 def test_training_that_ends_by_itself_is_not_interrupted():
     signals = StopSignals()
-    callback, control = SaveAndStop(ONE_PROCESS, signals), TrainerControl()
+    callback, control = SaveAndStop(signals), TrainerControl()
     signals.received, control.should_training_stop = signal.SIGTERM, True  # the last step
     callback.on_step_end(None, state(8, 2.0), control)
     callback.on_epoch_end(None, state(8, 2.0), control)

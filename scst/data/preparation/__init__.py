@@ -1,4 +1,4 @@
-"""From a dataset as people have it to one that is worth training on: inspected, cleaned, split, written.
+"""Prepare a dataset for training: inspect it, clean captions, choose one, split, write a new dataset.
 
 What does not belong here: the page of the report (``scst.report.data_page``) and the record of the run, which
 the caller adds; loading data for training (``scst.data.load_splits``).

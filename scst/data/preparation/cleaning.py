@@ -1,4 +1,4 @@
-"""Cleaning of captions as a declared list of steps, each of them counted, and none trusted.
+"""Cleaning of captions as a declared list of steps; each is counted, and its result is checked.
 
 A step takes captions to captions: ``lowercase``, ``nfkc``, ``ascii``, ``collapse-spaces`` rewrite one,
 ``length 5-20`` and ``drop-degenerate`` leave some out, ``dedupe`` leaves out what an image says twice,
@@ -98,7 +98,7 @@ def parse_steps(entries: Sequence[str], synonyms: CaptionStep | None = None) -> 
         synonyms: what ``synonyms`` does; it needs an embedding of words and so comes from outside.
 
     Raises:
-        RecipeError: a step is not known, or cannot be had.
+        RecipeError: a step is not known or cannot be imported.
     """
     return [_parse(str(entry).strip(), synonyms) for entry in entries]
 
@@ -144,7 +144,7 @@ def _imported(entry: str) -> Callable[[str], str | None]:
 
 
 def ascii_caption(caption: str) -> str:
-    """The caption in ASCII: accents off, typographic punctuation made plain, anything else left out."""
+    """The caption in ASCII: without accents, with plain punctuation, without any other character."""
     plain = unicodedata.normalize("NFKD", caption.translate(PUNCTUATION))
     return plain.encode("ascii", "ignore").decode()
 

@@ -1,6 +1,6 @@
 """Reading a dataset once, in order: what is kept of every row, and what cannot be used.
 
-Text, hash and size stay in memory; of the pixels only a sample of small pictures for the report.
+Text, hash and size stay in memory, and a sample of small pictures for the report; other pixels do not.
 """
 
 import heapq

@@ -1,7 +1,7 @@
-"""From a dataset to a prepared one: split, clean, choose captions, write. No image is held.
+"""From a dataset to a prepared one: split, clean, choose captions, write. Images are not kept in memory.
 
 What scores captions comes from outside. Only the training split is changed unless asked otherwise: the
-references of the other splits are what people wrote, or scores on them could not be compared with anybody's.
+references of the other splits stay as people wrote them, so that scores on them can be compared with others.
 """
 
 from collections import Counter

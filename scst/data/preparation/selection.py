@@ -1,4 +1,4 @@
-"""One caption of an image's own, chosen once: the first, one at random, the longest, or the best by a score.
+"""Choose one caption of every image, once: the first, one at random, the longest, or the best by a score.
 
 Scores come from outside (CIDEr-D to the sibling captions, CLIPScore to the image): this room knows captions.
 """
@@ -85,7 +85,8 @@ def with_chosen_first(captions: Sequence[str], chosen: int) -> list[str]:
 def consensus_first(rows: Dataset, score: CaptionScores, seed: int = 0) -> Dataset:
     """Return the rows with the caption of highest consensus first among an image's references.
 
-    Supervision then takes the first caption; rewards and metrics, which no order concerns, see all of them.
+    Supervision then takes the first caption; rewards and metrics, which do not depend on the order, see all
+    of them.
     """
     references = rows["references"][:]
     chosen = choose_captions(
