@@ -297,47 +297,78 @@ def test_the_quickstart_names_its_recipes():
 # --- the wheel
 
 
-def test_a_wheel_holds_all_that_commands_need(tmp_path):
-    """Built from the tracked files, installed into an empty folder, run from another one."""
-    source, site = tmp_path / "source", tmp_path / "site"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from the tracked files alone."""
+    folder = tmp_path_factory.mktemp("wheel")
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     for name in listed.stdout.splitlines():
         if (ROOT / name).is_file() and name.split("/")[0] in ("scst", "rewards", "recipes", *TOP_FILES):
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    build = [
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "-q",
-        "-w",
-        str(tmp_path),
-        str(source),
-    ]
-    done = subprocess.run([sys.executable, *build], capture_output=True, text=True, timeout=300)
+            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "source" / name).write_bytes((ROOT / name).read_bytes())
+    build = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(folder)]
+    done = subprocess.run(
+        [sys.executable, *build, str(folder / "source")], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory):
+    """The wheel, installed into an empty folder."""
+    folder = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def installed(site, code, cwd):
+    """Run code with the installed wheel, from another folder."""
+    found = f"import scst; assert {str(site)!r} in scst.__file__\n"
+    done = start("-c", found + code, cwd=cwd, PYTHONPATH=str(site))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_wheel_holds_all_that_commands_need(wheel, site, tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     for name in recipe_names():
         assert f"scst/recipes/{name}.yaml" in names
     assert "scst/assets/scenes-paligemma/model.safetensors" in names
-    assert "scst/py.typed" in names
+    assert {"scst/py.typed", "rewards/py.typed"} <= set(names)
     assert {name.split("/")[0] for name in names} == {"scst", "rewards", f"scst-{__version__}.dist-info"}
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
-    for argv in (
-        ["sft", "--config", "quickstart/sft", "--dry_run"],
-        ["matrix", "--config", "quickstart/matrix", "--dry_run"],
-    ):
-        code = f"import scst, sys; assert {str(site)!r} in scst.__file__; from scst.cli.console import main; "
-        done = start("-c", code + f"sys.exit(main({argv!r}))", cwd=tmp_path, PYTHONPATH=str(site))
-        assert done.returncode == 0, done.stderr
     entry = next(name for name in names if name.endswith("entry_points.txt"))
     assert "scst = scst.cli.console:main" in zipfile.ZipFile(wheel).read(entry).decode()
+    argv = ["matrix", "--config", "quickstart/matrix", "--dry_run"]
+    installed(site, f"import sys; from scst.cli.console import main; sys.exit(main({argv!r}))", tmp_path)
+
+
+SCRIPT = """
+data = scst.load_dataset("embedded:scenes", splits=["train"], limit=8)
+lora = scst.LoRA(rank=4)
+policy = scst.load_policy("embedded:scenes-paligemma", lora, quantization="none", max_new_tokens=8)
+short = {"max_steps": 1, "per_device_train_batch_size": 4, "save_strategy": "no"}
+scst.finetune(policy, data, "sft", **short)
+scst.refine(policy, data, "scst", rewards=["cider_d"], num_samples=2, **short)
+print(policy.caption(data["train"][0]["image"]))
+"""
+
+
+def test_both_stages_train_from_the_wheel_by_script_and_by_command(site, tmp_path):
+    assert installed(site, SCRIPT, tmp_path).strip()
+    short = ["--max_steps", "1", "--max_train_images", "8", "--save_strategy", "no", "--eval_strategy", "no"]
+    for argv in (
+        ["sft", "--config", "quickstart/sft", "--output_dir", "command/sft"],
+        ["rl", "--config", "quickstart/scst", "--adapter", "sft", "--output_dir", "command/scst"],
+    ):
+        code = f"import sys; from scst.cli.console import main; sys.exit(main({argv + short!r}))"
+        installed(site, code, tmp_path)
+    for folder in ("sft", "scst", "command/sft", "command/scst"):
+        assert (tmp_path / folder / "adapter_model.safetensors").is_file()
 
 
 TOP_FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
