@@ -24,8 +24,8 @@ from tests.support.tiny import build_model, build_processor, noise_images
 
 torch.set_num_threads(1)
 
-SET_BY_LIBRARIES = {"PYTEST_CURRENT_TEST", "KMP_DUPLICATE_LIB_OK"}
-"""Not changed by tests: pytest sets the first variable, the import of scikit-learn the other."""
+SET_BY_LIBRARIES = {"PYTEST_CURRENT_TEST", "KMP_DUPLICATE_LIB_OK", "PYTORCH_NVML_BASED_CUDA_CHECK"}
+"""Not changed by tests: pytest sets the first, the imports of scikit-learn and DeepSpeed the others."""
 
 pytest_plugins = ["tests.support.stages"]
 
