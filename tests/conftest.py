@@ -24,8 +24,8 @@ from tests.support.tiny import build_model, build_processor, noise_images
 
 torch.set_num_threads(1)
 
-SET_BY_LIBRARIES = {"PYTEST_CURRENT_TEST", "KMP_DUPLICATE_LIB_OK", "PYTORCH_NVML_BASED_CUDA_CHECK"}
-"""Not changed by tests: pytest sets the first, the imports of scikit-learn and DeepSpeed the others."""
+SET_BY_LIBRARIES = ("PYTEST_CURRENT_TEST", "KMP_", "PYTORCH_NVML_BASED_CUDA_CHECK")
+"""How variables begin that no test changes: set by pytest, by the import of scikit-learn, by accelerate."""
 
 pytest_plugins = ["tests.support.stages"]
 
@@ -46,12 +46,13 @@ def _global_state_is_left_alone() -> Iterator[None]:
     before = _global_state()
     yield
     after = _global_state()
-    assert after == before, f"left behind: {[name for name in before if before[name] != after[name]]}"
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert not changed, f"left behind: {sorted(changed)}"
 
 
 def _global_state() -> dict[str, Any]:
     return {
-        "environment": {name: value for name, value in os.environ.items() if name not in SET_BY_LIBRARIES},
+        **{f"${name}": v for name, v in os.environ.items() if not name.startswith(SET_BY_LIBRARIES)},
         "default dtype": torch.get_default_dtype(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),

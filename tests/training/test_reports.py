@@ -22,9 +22,9 @@ SMALLER = {
     "report_to": "none",
 }
 WITHOUT_A_GPU = {"fp16": "bf16"}
-NAMES = sorted(str(path.relative_to(REPORTS).with_suffix("")) for path in REPORTS.rglob("[!_]*.yaml"))
+NAMES = sorted(path.relative_to(REPORTS).with_suffix("").as_posix() for path in REPORTS.rglob("[!_]*.yaml"))
 PUBLISHED = [name for name in NAMES if "-rsicd-" not in name]
-"""Those of the reports; beside each stands a variant for the small real model, which differs in size alone."""
+"""Those of the reports; the variant of each for the small real model differs in size alone."""
 
 
 def settings_of(name):
