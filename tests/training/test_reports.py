@@ -68,7 +68,7 @@ def test_supervised_stage_runs(run_stage, world, tmp_path, name):
 
 @pytest.mark.parametrize("name", distinct("scst"))
 def test_second_stage_runs(run_stage, world, tmp_path, name):
-    run(run_stage, "sft", name.replace("scst", "sft"), world, tmp_path / "sft")
+    run(run_stage, "sft", name.removesuffix("scst") + "sft", world, tmp_path / "sft")
     trainer = run(run_stage, "scst", name, world, tmp_path / "out", adapter=str(tmp_path / "sft"))
     assert trainer.state.global_step == 2
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
