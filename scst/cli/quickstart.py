@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.time()
     for command in commands(flags):
         print(f"\n$ scst {shlex.join(command)}", flush=True)
-        code = run_child([sys.executable, "-m", "scst", *command], environment)
+        code = run_child([sys.executable, "-m", "scst.cli", *command], environment)
         if code:
             print(f"error: this command ended with exit code {code}", file=sys.stderr)
             return code

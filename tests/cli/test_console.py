@@ -106,7 +106,7 @@ def test_a_wrong_recipe_is_answered_without_torch():
     assert done.stderr == "error: num_sample: unknown key; did you mean num_samples?\n"
 
 
-@pytest.mark.parametrize("how", [["-m", "scst", "rl"], ["-m", "scst.cli.rl"]])
+@pytest.mark.parametrize("how", [["-m", "scst.cli", "rl"], ["-m", "scst.cli.rl"]])
 def test_both_modules_answer_a_dry_run_from_another_folder(how, tmp_path):
     done = start(*how, "--config", "quickstart/scst", "--dry_run", "--seed", "7", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -208,7 +208,7 @@ def test_processes_are_started_and_their_exit_code_returned(config, flags, tmp_p
     """A recipe that is wrong in a way that only the processes find out."""
     launch = ["--accelerate_config", config, *flags, "--output_dir", str(tmp_path)]
     wrong = ["--config", "quickstart/sft", "--model_name_or_path", str(tmp_path / "nowhere")]
-    done = start("-m", "scst", "sft", *launch, *wrong, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    done = start("-m", "scst.cli", "sft", *launch, *wrong, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
     assert done.returncode == 2, done.stderr
     assert "no model configuration found at" in done.stderr
 

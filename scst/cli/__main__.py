@@ -1,4 +1,4 @@
-"""``python -m scst``: the command ``scst``."""
+"""``python -m scst.cli``: the command ``scst``."""
 
 import sys
 
