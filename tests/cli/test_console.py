@@ -106,6 +106,7 @@ def test_a_wrong_recipe_is_answered_without_torch():
     assert done.stderr == "error: num_sample: unknown key; did you mean num_samples?\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [["-m", "scst.cli", "rl"], ["-m", "scst.cli.rl"]])
 def test_both_modules_answer_a_dry_run_from_another_folder(how, tmp_path):
     done = start(*how, "--config", "quickstart/scst", "--dry_run", "--seed", "7", cwd=tmp_path)
@@ -203,6 +204,7 @@ def test_commands_of_one_process_know_no_launch_flags(capsys):
     assert "num_processes: unknown key" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "flags"), [("cpu", []), ("cpu-2", ["--num_processes", "2"])])
 def test_processes_are_started_and_their_exit_code_returned(config, flags, tmp_path):
     """A recipe that is wrong in a way that only the processes find out."""
@@ -249,6 +251,7 @@ def test_a_child_that_a_signal_ends_has_the_exit_code_of_a_shell():
     assert run_child(killed, os.environ) == 137
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_reaches_the_processes_of_a_launch(processes, tmp_path):
     """One process replaces the command; several are told by the agent."""
@@ -335,6 +338,7 @@ def installed(site, code, cwd):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_all_that_commands_need(wheel, site, tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     for name in recipe_names():
@@ -359,6 +363,7 @@ print(policy.caption(data["train"][0]["image"]))
 """
 
 
+@pytest.mark.slow
 def test_both_stages_train_from_the_wheel_by_script_and_by_command(site, tmp_path):
     assert installed(site, SCRIPT, tmp_path).strip()
     short = ["--max_steps", "1", "--max_train_images", "8", "--save_strategy", "no", "--eval_strategy", "no"]

@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow  # an import of torch in a process of its own takes seconds
+
 RARE = ("scst.explain", "scst.experiments", "scst.data.scenes", "captum", "skimage", "matplotlib")
 """Rooms and packages of single commands."""
 CORE = ("scst.sft.trainer", "scst.rl.trainer", "scst.training.run", "scst.training.validation")
