@@ -80,7 +80,8 @@ def scst_trainer(
         objective: baseline and weights.
         scoring: how captions are scored.
         prompts: instructions to train on, one drawn per image and epoch; none: that of the policy.
-        caption_policy: human caption for the objective's cross-entropy term.
+        caption_policy: human caption for the objective's cross-entropy term. ``consensus`` takes the first
+            of rows that ``consensus_first`` has ordered; the commands order them, this function does not.
         validation: captions held-out images at every evaluation; needs ``eval_strategy`` in ``training``.
         watched_metrics: held-out metrics that must not fall while the reward rises; empty: no monitors.
         watch_patience: evaluations in a row before the alarm.

@@ -43,7 +43,8 @@ def sft_trainer(
         output_dir: of the run.
         train_split: name of the split.
         caption_policy: the caption an image is trained on: ``first``, ``random``, ``longest``, ``consensus``
-            or ``all`` (one row per caption).
+            or ``all`` (one row per caption). ``consensus`` takes the first of rows that ``consensus_first``
+            has ordered; the commands order them, this function does not.
         prompts: instructions to train on, one drawn per example and epoch; none: that of the policy.
         validation: captions held-out images at every evaluation; needs ``eval_strategy`` in ``training``.
         max_skipped_steps: steps in a row without a finite loss and gradient that end the run.

@@ -123,7 +123,9 @@ def test_the_limit_follows_the_rounding_of_the_model_and_has_a_ceiling():
 def test_a_policy_that_is_certain_of_its_tokens_is_no_reason_to_stop():
     """A relative gap of nothing says nothing."""
     sampled, known = torch.full((1, 1, 4), -1e-8), torch.ones(1, 1, 4, dtype=torch.bool)
-    check_logprobs(logprob_gap(sampled * 2, sampled, sampled, known, torch.float32))
+    gap = logprob_gap(sampled * 2, sampled, sampled, known, torch.float32)
+    assert gap.relative > gap.limit
+    check_logprobs(gap)
 
 
 def test_no_number_is_no_agreement():
