@@ -24,6 +24,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 import datasets
 import transformers
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from peft import PeftConfig
 from rich.console import Console
 from rich.progress import Progress
@@ -45,12 +46,13 @@ from scst.config.recipes import (
 )
 from scst.data.collate import SFTCollator
 from scst.data.files import clean_up
-from scst.data.load_splits import LoadedData, load_splits
+from scst.data.load_splits import LoadedData, load_again, load_splits
 from scst.data.preparation.caption_scorers import consensus_scores
 from scst.data.preparation.selection import consensus_first
 from scst.data.preview import training_preview
 from scst.data.supervision import CaptionChoice
 from scst.distributed.launching import start_processes
+from scst.distributed.main_process import on_main_process
 from scst.errors import RecipeError
 from scst.models.pretrained import check_model_exists
 from scst.training.run_record import claim_output_dir
@@ -114,19 +116,29 @@ def _base_of(adapter: str | None) -> str:
 def load_data(recipe: DataKeys, splits: list[str], console: Console) -> LoadedData:
     """Load and check the splits of a recipe.
 
-    The main process reads first: the others then find the files that it has cached.
+    The main process does it; the others open what it has left in the dataset's cache folder, and check only
+    where they do not find that (another machine without a shared file system).
     """
+    dataset = required_dataset(recipe.dataset)
     limits = {recipe.train_split: recipe.max_train_images, recipe.eval_split: recipe.max_eval_images}
-    with PartialState().main_process_first():
-        data = load_splits(
-            required_dataset(recipe.dataset),
+
+    def load() -> LoadedData:
+        return load_splits(
+            dataset,
             splits,
             fractions=recipe.split_fractions,
             split_seed=recipe.split_seed,
             on_bad_example=recipe.on_bad_example,
             limit={name: count for name, count in limits.items() if name in splits and count is not None},
+            check=recipe.check,
             console=console,
         )
+
+    data = on_main_process(load)
+    key = [data.key if data else ""]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(key)
+    data = data or load_again(dataset, key[0]) or load()
     if isinstance(recipe, TrainingRecipe) and recipe.caption_policy == "consensus":
         rows = data.splits[recipe.train_split]
         first = consensus_first(rows, consensus_scores(rows["references"], recipe.train_split), recipe.seed)

@@ -68,6 +68,12 @@ class DataKeys:
     on_bad_example: str = key(
         "error", "what to do with a missing image, empty captions and the like", ["error", "skip"]
     )
+    check: str = key(
+        "remembered",
+        "which images to decode before training: remembered: new and changed ones; sampled: 1,000 of every "
+        "split; full: all",
+        ["remembered", "sampled", "full"],
+    )
     prompt: str = key("caption en", "text instruction that follows the image")
     max_new_tokens: int = key(32, "maximum length of a caption in tokens, the end-of-sequence token included")
     min_new_tokens: int = key(1, "minimum length of a caption in tokens")

@@ -3,7 +3,7 @@
 Further columns are kept as they are.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,30 @@ EXPECTED = {
     "image_id": "a string",
     "split": "a string",
 }
+
+
+TEXT_BATCH = 10_000
+"""Rows whose text is in memory at once while a column is read."""
+
+
+def text_batches(rows: Any, *names: str) -> Iterator[tuple[list[Any], ...]]:
+    """Read columns from the first row to the last, many rows at a time.
+
+    Args:
+        rows: a dataset, or one that is streamed.
+        names: columns.
+
+    Yields:
+        A list of values per column.
+    """
+    for batch in rows.select_columns(list(names)).iter(batch_size=TEXT_BATCH):
+        yield tuple(batch[name] for name in names)
+
+
+def values_of(column: Sequence[Any]) -> Iterator[Any]:
+    """The values of a list or a column of a dataset; one by one, a dataset's take ten times as long."""
+    for start in range(0, len(column), TEXT_BATCH):
+        yield from column[start : start + TEXT_BATCH]
 
 
 def check_columns(names: Iterable[str], where: str) -> None:

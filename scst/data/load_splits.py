@@ -1,20 +1,38 @@
 """Load a dataset by name, as checked splits."""
 
+from __future__ import annotations
+
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
+import numpy as np
 from rich.console import Console
 
-from scst.data.sources import read_rows
-from scst.data.splits import check_leakage, parse_fractions, seeded_hash, select_splits
-from scst.data.validate import BadExample, Inspection, check_policy, inspect_examples, refuse_bad
+from scst.data.columns import text_batches, values_of
+from scst.data.content_hashes import ContentHashes
+from scst.data.data_source import DataSource, seeded_subset
+from scst.data.image_files import ImageFiles
+from scst.data.load_record import LoadRecord, LoadRecords, record_key
+from scst.data.sources import open_rows
+from scst.data.splits import check_leakage, parse_fractions, split_rows
+from scst.data.validate import (
+    BadExample,
+    check_mode,
+    check_policy,
+    inspect_examples,
+    refuse_bad,
+    without_blank_captions,
+)
 from scst.errors import DataError, RecipeError
 
 OWN_SPLITS = ("train", "val", "test")
 """Splits that fractions make; two fractions make the first two."""
+EVERYTHING = "all rows"
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,7 @@ class LoadedData:
         counts: per split: ``images``, ``captions``, ``distinct_captions`` (summed over images),
             ``duplicates``.
         blank_captions: blank captions that were removed from otherwise good examples.
+        key: names the record of this load in the dataset's cache folder, for other processes; ``""``: none.
     """
 
     splits: dict[str, datasets.Dataset]
@@ -39,6 +58,7 @@ class LoadedData:
     duplicates: int
     counts: dict[str, dict[str, int]]
     blank_captions: int = 0
+    key: str = ""
 
     def __getitem__(self, split: str) -> datasets.Dataset:
         """The rows of a split.
@@ -59,6 +79,7 @@ def load_splits(
     split_seed: int = 0,
     on_bad_example: str = "error",
     limit: Mapping[str, int] | int | None = None,
+    check: str = "remembered",
     console: Console | None = None,
 ) -> LoadedData:
     """Read, split, check and count a dataset, before any model is loaded.
@@ -73,6 +94,9 @@ def load_splits(
         limit: at most so many images of every split, or of the splits named: a seeded random subset
             (rows are often sorted by category, so the first N are no sample). The images of a smaller limit
             are a subset of those of a larger one.
+        check: ``"remembered"`` decodes the images that were not checked before or have changed since (by
+            size or modification time), ``"full"`` decodes all again, ``"sampled"`` decodes 1,000 of every
+            split and only looks whether the others are there.
         console: where progress is drawn.
 
     Raises:
@@ -80,20 +104,48 @@ def load_splits(
         RecipeError: an argument cannot be used.
     """
     check_policy(on_bad_example)
-    limits = _limits(limit, splits)
-    rows = read_rows(dataset)
+    limits, now = _limits(limit, splits), time.time_ns()
+    check_mode(check, fractions)
+    source = DataSource.open(dataset)
     if fractions is None:
-        chosen = _limited(select_splits(rows, splits, None, split_seed), limits, split_seed)
-        inspected = {name: inspect_examples(part, console) for name, part in chosen.items()}
-        bad = [example for inspection in inspected.values() for example in inspection.bad]
-    else:
-        # Inspected before the split: bad images must not count in exact fractions.
-        everything = inspect_examples(rows, console)
-        inspected = _split_inspection(everything, splits, fractions, split_seed, limits)
-        bad = everything.bad
-    if on_bad_example == "error":
-        refuse_bad(bad)
-    return _assemble(inspected, bad)
+        chosen = _limited(source, split_rows(source.rows, splits, None, split_seed), limits, split_seed)
+    else:  # all are checked before they are split: bad images must not count in exact fractions
+        chosen = {EVERYTHING: np.arange(len(source.rows))}
+    images = {name: source.images(numbers) for name, numbers in chosen.items()}
+    settings = [
+        list(splits),
+        fractions,
+        split_seed,
+        on_bad_example,
+        sorted(limits.items()),
+        check == "sampled",
+    ]
+    key, records = record_key(source, settings, images, now), LoadRecords(source.cache)
+    if check == "full":
+        records.forget()
+    record = records.find(key) if key else None
+    if record is None:
+        checked = _checked(source, chosen, images, check, split_seed, console)
+        bad = [example for each in checked.values() for example in each.bad]
+        if on_bad_example == "error":
+            refuse_bad(bad)
+        if fractions is not None:
+            checked = _split(source, checked[EVERYTHING], splits, fractions, split_seed, limits)
+        record = _record(source, checked, bad)
+        key = key if key and records.keep(key, record) else ""
+    return _loaded(source, record, key)
+
+
+def load_again(dataset: str, key: str) -> LoadedData | None:
+    """What another process has loaded, without any check; None when it left no record here.
+
+    Args:
+        dataset: as that process was given it.
+        key: ``LoadedData.key`` there.
+    """
+    source = DataSource.open(dataset)
+    record = LoadRecords(source.cache).find(key) if key else None
+    return None if record is None else _loaded(source, record, key)
 
 
 def load_dataset(
@@ -104,6 +156,7 @@ def load_dataset(
     split_seed: int = 0,
     on_bad_example: str = "error",
     limit: Mapping[str, int] | int | None = None,
+    check: str = "remembered",
     console: Console | None = None,
 ) -> LoadedData:
     """Read and check a dataset; ``load_dataset("data/RISC")["train"]`` are the rows of a split.
@@ -112,7 +165,7 @@ def load_dataset(
         dataset: RISC folder, parquet, saved dataset, hub id or ``embedded:scenes``.
         splits: which to read; None: all that the dataset declares, or that the fractions make.
         split_fractions: e.g. ``"80/10/10"`` (train/val/test); None: the dataset's own splits.
-        split_seed, on_bad_example, limit, console: as of :func:`load_splits`.
+        split_seed, on_bad_example, limit, check, console: as of :func:`load_splits`.
 
     Raises:
         DataError: the dataset, one of its examples or its splits cannot be used.
@@ -121,7 +174,7 @@ def load_dataset(
     if splits is None and split_fractions is not None:
         splits = OWN_SPLITS[: len(parse_fractions(split_fractions))]
     if splits is None:
-        splits = list(dict.fromkeys(name for name in read_rows(dataset)["split"][:] if name is not None))
+        splits = declared_splits(dataset)
     if not splits:
         raise DataError(f"{dataset!r} declares no splits: give split_fractions, e.g. '80/10/10'.")
     return load_splits(
@@ -131,62 +184,132 @@ def load_dataset(
         split_seed=split_seed,
         on_bad_example=on_bad_example,
         limit=limit,
+        check=check,
         console=console,
     )
 
 
+def declared_splits(dataset: str) -> list[str]:
+    """The names of a dataset's own splits, in the order of their first rows."""
+    names = open_rows(dataset).select_columns("split").with_format("arrow")["split"][:]
+    return [name for name in names.unique().to_pylist() if name is not None]
+
+
 def data_fingerprint(
-    splits: Mapping[str, datasets.Dataset], content_hashes: Mapping[str, Sequence[str]]
+    splits: Mapping[str, datasets.Dataset | Mapping[str, Sequence[Any]]],
+    content_hashes: Mapping[str, Sequence[str]],
 ) -> str:
     """Return the sha256 over split names, ids, references and image hashes, in row order."""
     digest = hashlib.sha256()
     for name in sorted(splits):
         columns = (splits[name]["image_id"], splits[name]["references"], content_hashes[name])
-        for row in zip(*columns, strict=True):
+        for row in zip(*map(values_of, columns), strict=True):
             digest.update(json.dumps([name, *row]).encode())
     return digest.hexdigest()
 
 
-def _assemble(inspected: Mapping[str, Inspection], bad: list[BadExample]) -> LoadedData:
-    rows = {name: inspection.rows for name, inspection in inspected.items()}
-    hashes = {name: inspection.content_hashes for name, inspection in inspected.items()}
+@dataclass(frozen=True)
+class _Checked:
+    """Rows that were checked.
+
+    Attributes:
+        numbers: of the good rows in the source.
+        rows: the good rows.
+        hashes: of their images.
+        bad: the others.
+        blank_captions: that were removed.
+    """
+
+    numbers: np.ndarray
+    rows: datasets.Dataset
+    hashes: ContentHashes
+    bad: list[BadExample]
+    blank_captions: int
+
+
+def _checked(
+    source: DataSource,
+    chosen: Mapping[str, np.ndarray],
+    images: Mapping[str, ImageFiles],
+    check: str,
+    seed: int,
+    console: Console | None,
+) -> dict[str, _Checked]:
+    """The chosen rows after inspection."""
+    found = {}
+    for name, numbers in chosen.items():
+        memory = source.memory(numbers, images[name], check, seed)
+        each = inspect_examples(source.select(numbers), console, memory=memory)
+        found[name] = _Checked(
+            numbers[each.kept], each.rows, each.content_hashes, each.bad, each.blank_captions
+        )
+    return found
+
+
+def _split(
+    source: DataSource,
+    everything: _Checked,
+    splits: Sequence[str],
+    fractions: str,
+    seed: int,
+    limits: Mapping[str, int],
+) -> dict[str, _Checked]:
+    """Cut the good rows of a whole dataset into the named splits."""
+    hashes = everything.hashes
+    parts = split_rows(everything.rows, splits, fractions, seed, content_hashes=hashes)
+    numbers = _limited(source, {n: everything.numbers[part] for n, part in parts.items()}, limits, seed)
+    place = np.full(len(source.rows), -1)
+    place[everything.numbers] = np.arange(len(everything.numbers))
+    blank = dict.fromkeys(parts, 0) | {next(iter(parts)): everything.blank_captions}
+    return {
+        name: _Checked(of, everything.rows.select(place[of]), hashes.take(place[of]), [], blank[name])
+        for name, of in numbers.items()
+    }
+
+
+def _record(source: DataSource, checked: Mapping[str, _Checked], bad: list[BadExample]) -> LoadRecord:
+    """What is known of checked splits, after a look for images that are in two of them."""
+    rows = {name: each.rows for name, each in checked.items()}
+    hashes = {name: each.hashes for name, each in checked.items()}
     for name, part in rows.items():
         if len(part) == 0:
             raise DataError(f"no usable example is left in the split {name!r}; {len(bad)} were bad.")
     check_leakage(rows, content_hashes=hashes)
-    counts = {name: _counts(part, hashes[name]) for name, part in rows.items()}
-    return LoadedData(
-        splits={name: part.cast_column("image", datasets.Image()) for name, part in rows.items()},
-        bad_examples=bad,
+    return LoadRecord(
+        rows={name: each.numbers for name, each in checked.items()},
         fingerprint=data_fingerprint(rows, hashes),
-        duplicates=sum(count["duplicates"] for count in counts.values()),
-        counts=counts,
-        blank_captions=sum(inspection.blank_captions for inspection in inspected.values()),
+        counts={name: _counts(part, hashes[name]) for name, part in rows.items()},
+        bad_examples=bad,
+        blank_captions=sum(each.blank_captions for each in checked.values()),
     )
 
 
-def _counts(rows: datasets.Dataset, content_hashes: Sequence[str]) -> dict[str, int]:
-    references = rows["references"][:]
+def _loaded(source: DataSource, record: LoadRecord, key: str) -> LoadedData:
+    """The splits of a record."""
+    parts = {name: source.select(numbers) for name, numbers in record.rows.items()}
+    if record.blank_captions:
+        parts = {name: without_blank_captions(part)[0] for name, part in parts.items()}
+    return LoadedData(
+        splits={name: part.cast_column("image", datasets.Image()) for name, part in parts.items()},
+        bad_examples=record.bad_examples,
+        fingerprint=record.fingerprint,
+        duplicates=sum(count["duplicates"] for count in record.counts.values()),
+        counts=record.counts,
+        blank_captions=record.blank_captions,
+        key=key,
+    )
+
+
+def _counts(rows: datasets.Dataset, content_hashes: ContentHashes) -> dict[str, int]:
+    captions = distinct = 0
+    for (groups,) in text_batches(rows, "references"):
+        captions += sum(map(len, groups))
+        distinct += sum(len(set(group)) for group in groups)
     return {
         "images": len(rows),
-        "captions": sum(map(len, references)),
-        "distinct_captions": sum(len(set(captions)) for captions in references),
-        "duplicates": len(content_hashes) - len(set(content_hashes)),
-    }
-
-
-def _split_inspection(
-    everything: Inspection, splits: Sequence[str], fractions: str, seed: int, limits: Mapping[str, int]
-) -> dict[str, Inspection]:
-    """Cut one inspection of all rows into the named splits."""
-    ids = everything.rows["image_id"][:]  # unique after the inspection
-    hash_of = dict(zip(ids, everything.content_hashes, strict=True))
-    chosen = select_splits(everything.rows, splits, fractions, seed, content_hashes=everything.content_hashes)
-    parts = _limited(chosen, limits, seed)
-    blank = dict.fromkeys(parts, 0) | {next(iter(parts)): everything.blank_captions}
-    return {
-        name: Inspection(part, [hash_of[key] for key in part["image_id"]], [], blank[name])
-        for name, part in parts.items()
+        "captions": captions,
+        "distinct_captions": distinct,
+        "duplicates": len(content_hashes) - content_hashes.num_distinct,
     }
 
 
@@ -203,14 +326,14 @@ def _limits(limit: Mapping[str, int] | int | None, splits: Sequence[str]) -> dic
 
 
 def _limited(
-    parts: Mapping[str, datasets.Dataset], limits: Mapping[str, int], seed: int
-) -> dict[str, datasets.Dataset]:
+    source: DataSource, parts: Mapping[str, np.ndarray], limits: Mapping[str, int], seed: int
+) -> dict[str, np.ndarray]:
     return {
-        name: part.select(_seeded_subset(part["image_id"][:], limits[name], seed)) if name in limits else part
-        for name, part in parts.items()
+        name: numbers[_subset(source, numbers, limits[name], seed)] if name in limits else numbers
+        for name, numbers in parts.items()
     }
 
 
-def _seeded_subset(image_ids: Sequence[str], count: int, seed: int) -> list[int]:
-    by_hash = sorted(range(len(image_ids)), key=lambda row: seeded_hash(seed, f"limit:{image_ids[row]}"))
-    return sorted(by_hash[:count])
+def _subset(source: DataSource, numbers: np.ndarray, count: int, seed: int) -> np.ndarray:
+    ids = source.select(numbers).select_columns("image_id")["image_id"][:]
+    return seeded_subset(ids, count, seed, "limit")

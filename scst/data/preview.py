@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from rich.console import Console
 from rich.markup import escape
@@ -22,6 +23,8 @@ from scst.errors import DataError
 
 IGNORED = -100  # label of tokens that are not trained
 LONGEST_RUN = 3  # a token repeated more often is shown once, with its count
+SAMPLED_ROWS = 2000
+"""Rows whose text is looked at; of more, a sample."""
 LEAST_KNOWN = 0.6  # below this share of known words, captions and references are of different data
 
 
@@ -44,6 +47,7 @@ class Preview:
         duplicates: images with the content of another image of their split.
         examples: a few examples of the batch, decoded.
         captions: how many training captions the shares below are over.
+        of: how many rows are trained on; more than ``captions`` where a sample was looked at.
         cut_share: share of captions that with their ``<eos>`` are longer than the limit.
         longest: tokens of the longest caption, ``<eos>`` included.
         known_share: share of the captions' words that occur in the references.
@@ -56,6 +60,7 @@ class Preview:
     duplicates: int
     examples: list[PreviewExample]
     captions: int
+    of: int
     cut_share: float
     longest: int
     known_share: float
@@ -87,6 +92,7 @@ def training_preview(
         choice: how captions are chosen; ``first`` when not given.
         data: where the counts and the bad examples are read; left out of the preview when not given.
         references_vocabulary_of: the rows whose references define the known words; ``train`` when not given.
+            Of more than 2,000 rows a fixed random sample is looked at, here and in ``train``.
         image_ids: ids of the batch's examples when the batch does not carry them.
         max_examples: how many examples to show.
         console: where to print; a new console when not given.
@@ -128,12 +134,14 @@ def compute_preview(
 ) -> Preview:
     """Compute the preview without printing it or judging it; arguments as in :func:`training_preview`."""
     choice = choice or CaptionChoice("first")
+    sample = _sample(train)
     captions = [
-        choice.choose(refs, key, 0) for refs, key in zip(train["references"], train["image_id"], strict=True)
+        choice.choose(refs, key, 0)
+        for refs, key in zip(sample["references"][:], sample["image_id"][:], strict=True)
     ]
     collapsed = [" ".join(caption.split()) for caption in captions]  # as captions are trained on
     lengths = [len(ids) + 1 for ids in tokenizer(collapsed, add_special_tokens=False)["input_ids"]]
-    known = vocabulary((references_vocabulary_of or train)["references"])
+    known = vocabulary(_sample(references_vocabulary_of or train)["references"][:])
     trained = trained_tokens(batch)
     return Preview(
         counts=data.counts if data else {},
@@ -141,6 +149,7 @@ def compute_preview(
         duplicates=data.duplicates if data else 0,
         examples=decode_examples(batch, tokenizer, image_ids, max_examples),
         captions=len(captions),
+        of=len(train),
         cut_share=sum(length > max_new_tokens for length in lengths) / max(len(lengths), 1),
         longest=max(lengths, default=0),
         known_share=known_share(captions, known),
@@ -227,11 +236,24 @@ def print_preview(preview: Preview, console: Console, max_new_tokens: int) -> No
         console.print(f"left out: {count} x {escape(reason)}")
     console.print(_examples_table(preview.examples))
     console.print(
-        f"{preview.captions} captions; {preview.cut_share:.1%} are cut by the limit of {max_new_tokens} "
+        f"{_how_many(preview)}; {preview.cut_share:.1%} are cut by the limit of {max_new_tokens} "
         f"tokens (the longest has {preview.longest}); {preview.known_share:.1%} of their words are known to "
         f"the references (decoded batch: {preview.batch_known_share:.1%}); "
         f"{preview.eos_share:.0%} of the batch ends in <eos>"
     )
+
+
+def _sample(rows: Dataset) -> Dataset:
+    """A fixed random sample of rows, in their order; all of them where there are few."""
+    if len(rows) <= SAMPLED_ROWS:
+        return rows
+    return rows.select(np.sort(np.random.default_rng(0).choice(len(rows), SAMPLED_ROWS, replace=False)))
+
+
+def _how_many(preview: Preview) -> str:
+    if preview.of > preview.captions:
+        return f"{preview.captions:,} captions, a sample of {preview.of:,}"
+    return f"{preview.captions} captions"
 
 
 def _counts_table(preview: Preview) -> Table:

@@ -11,18 +11,27 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from scst.data.columns import STORED_IMAGE, TEXT, TEXTS, check_columns, concatenate, normalise
+from scst.data.columns import (
+    STORED_IMAGE,
+    TEXT,
+    TEXTS,
+    check_columns,
+    concatenate,
+    normalise,
+    text_batches,
+)
 from scst.data.risc import (
     CAPTIONS_FILE,
     IMAGES_FOLDER,
-    read_risc,
     refuse_links_outside,
     refuse_outside_path,
     risc_layout,
 )
+from scst.data.risc_rows import risc_rows
 from scst.errors import DataError
 
 ACCEPTED_FORMS = (
@@ -50,10 +59,29 @@ def read_rows(dataset: str) -> datasets.Dataset:
         DataError: the form is not one of those accepted, or its columns are wrong; the message says what was
             found.
     """
+    rows = open_rows(dataset)
+    if find_form(dataset) == "risc":
+        for (images,) in text_batches(rows, "image"):
+            refuse_links_outside(Path(dataset).expanduser(), (image["path"] for image in images))
+    return rows
+
+
+def open_rows(dataset: str) -> datasets.Dataset:
+    """:func:`read_rows` for a caller that looks at the image files itself (``scst.data.image_files``)."""
     rows = READERS[find_form(dataset)](dataset)
     if len(rows) == 0:
         raise DataError(f"{dataset}: the dataset has no rows.")
     return rows
+
+
+def source_files(dataset: str) -> list[Path]:
+    """The files that rows and captions of a dataset come from; none for a hub id and the embedded scenes."""
+    form, path = find_form(dataset), Path(dataset).expanduser()
+    if form == "risc":
+        return [path / CAPTIONS_FILE]
+    if form == "parquet":
+        return parquet_files(path)
+    return sorted(file for file in path.rglob("*") if file.is_file()) if form == "saved" else []
 
 
 def check_layout(dataset: str) -> dict:
@@ -109,7 +137,7 @@ def _folder_form(folder: Path) -> str:
 
 
 def _read_risc_rows(dataset: str) -> datasets.Dataset:
-    return _dataset(read_risc(Path(dataset).expanduser()))
+    return risc_rows(Path(dataset).expanduser())
 
 
 def _check_risc(dataset: str) -> dict:
@@ -182,13 +210,18 @@ def resolve_paths(part: datasets.Dataset, where: Path, folder: Path) -> datasets
     """Make image paths that come without bytes relative to a folder that they must not leave."""
     if _stored_inside(part):
         return part
-    images = part["image"][:]
-    by_path = [image for image in images if image and image["bytes"] is None and image["path"]]
-    for image in by_path:
-        refuse_outside_path(image["path"], str(where), str(folder))
-        image["path"] = str(folder / image["path"])
-    refuse_links_outside(folder, (Path(image["path"]) for image in by_path))
-    return part.remove_columns("image").add_column("image", images, feature=STORED_IMAGE)
+    resolved = []
+    for chunk in part.data.column("image").chunks:
+        inside, paths = pc.struct_field(chunk, "bytes"), pc.struct_field(chunk, "path")
+        by_path = pc.and_(pc.is_null(inside), pc.fill_null(pc.not_equal(paths, ""), False))
+        names = pc.filter(paths, by_path).to_pylist()
+        for name in names:
+            refuse_outside_path(name, str(where), str(folder))
+        places = [str(folder / name) for name in names]
+        refuse_links_outside(folder, places)
+        paths = pc.replace_with_mask(paths, by_path, pa.array(places, paths.type))
+        resolved.append(pa.StructArray.from_arrays([inside, paths], ["bytes", "path"]))
+    return part.remove_columns("image").add_column("image", pa.chunked_array(resolved), feature=STORED_IMAGE)
 
 
 def _stored_inside(part: datasets.Dataset) -> bool:

@@ -1,11 +1,15 @@
 """Splits by image: the dataset's own, or seeded fractions; and the check that no image is in two of them."""
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 
+from scst.data.columns import values_of
 from scst.data.images import content_hash
 from scst.errors import DataError, RecipeError
 
@@ -38,20 +42,36 @@ def select_splits(
         DataError: a split is not there, or is empty.
         RecipeError: the fractions cannot be used.
     """
+    numbers = split_rows(rows, names, fractions, seed, content_hashes=content_hashes)
+    return {name: rows.select(numbers[name]) for name in names}
+
+
+def split_rows(
+    rows: Dataset,
+    names: Sequence[str],
+    fractions: str | None,
+    seed: int,
+    *,
+    content_hashes: Sequence[str] | None = None,
+) -> dict[str, np.ndarray]:
+    """Return the numbers of the rows of each named split, ascending; arguments as of select_splits."""
     if fractions is None:
-        return {name: rows.select(_together(name, lambda part: _own_split(rows, part))) for name in names}
+        splits = _column(rows, "split")
+        return {name: _together(name, lambda part: _own_split(splits, part)) for name in names}
     shares = parse_fractions(fractions)
     hashes = content_hashes or hash_images(rows)
-    assigned = assign_fractions(rows["image_id"][:], hashes, shares, seed)
-    return {
-        name: rows.select(_together(name, lambda part: _fraction_split(assigned, part, fractions)))
-        for name in names
-    }
+    assigned = assign_fractions(_column(rows, "image_id").to_pylist(), hashes, shares, seed)
+    return {name: _together(name, lambda part: _fraction_split(assigned, part, fractions)) for name in names}
 
 
-def _together(name: str, find: Callable[[str], list[int]]) -> list[int]:
+def _column(rows: Dataset, name: str) -> pa.ChunkedArray:
+    """A column as Arrow, without a Python object per row."""
+    return rows.select_columns(name).with_format("arrow")[name][:]
+
+
+def _together(name: str, find: Callable[[str], np.ndarray]) -> np.ndarray:
     """Rows of a split, or of several joined by ``+``, in the rows' own order."""
-    return sorted({row for part in name.split("+") for row in find(part)})
+    return np.unique(np.concatenate([find(part) for part in name.split("+")]))
 
 
 def check_leakage(
@@ -68,12 +88,10 @@ def check_leakage(
     Raises:
         DataError: an image is in two splits; up to five examples are listed.
     """
-    leaks = _shared(
-        {name: zip(rows["image_id"], rows["image_id"], strict=True) for name, rows in splits.items()}
-    )
+    leaks = _shared({name: (rows["image_id"], rows["image_id"]) for name, rows in splits.items()})
     examples = [f"image_id {key} in {' and '.join(places)}" for key, places in leaks.items()]
     hashes = content_hashes or {name: hash_images(rows) for name, rows in splits.items()}
-    same = _shared({name: zip(hashes[name], rows["image_id"], strict=True) for name, rows in splits.items()})
+    same = _shared({name: (hashes[name], rows["image_id"]) for name, rows in splits.items()})
     for places in same.values():
         if len(set(places.values())) > 1:  # with one id it is listed above
             examples.append("same picture: " + " = ".join(f"{key} in {name}" for name, key in places.items()))
@@ -153,33 +171,43 @@ def _exact_counts(total: int, shares: Sequence[int]) -> dict[str, int]:
     return dict(zip(FRACTION_SPLITS, counts, strict=False))
 
 
-def _own_split(rows: Dataset, name: str) -> list[int]:
-    values = rows["split"][:]
-    present = Counter(values)
-    wanted = {name} if name in present else set(VAL_ALIASES if name in VAL_ALIASES else [name])
-    indices = [row for row, value in enumerate(values) if value in wanted]
-    if indices:
+def _own_split(splits: pa.ChunkedArray, name: str) -> np.ndarray:
+    counts = {each["values"]: each["counts"] for each in splits.value_counts().to_pylist()}
+    wanted = [name] if name in counts else list(VAL_ALIASES if name in VAL_ALIASES else [name])
+    indices = np.flatnonzero(pc.is_in(splits, value_set=pa.array(wanted, splits.type)).to_numpy())
+    if len(indices):
         return indices
-    if not any(present):
+    if not any(counts):
         raise DataError(
             f"there is no split {name!r}: the dataset does not name splits. Add a split column, or split "
             "it by fractions such as 80/10/10."
         )
-    listing = ", ".join(f"{value or '(none)'} ({count})" for value, count in present.items())
+    listing = ", ".join(f"{value or '(none)'} ({count})" for value, count in counts.items())
     raise DataError(f"there is no split {name!r}; the dataset has {listing}. Use one of these, or fractions.")
 
 
-def _fraction_split(assigned: Mapping[str, list[int]], name: str, fractions: str) -> list[int]:
+def _fraction_split(assigned: Mapping[str, list[int]], name: str, fractions: str) -> np.ndarray:
     canonical = "val" if name in VAL_ALIASES else name
     if canonical not in assigned:
         raise DataError(f"there is no split {name!r}: the fractions {fractions} make {', '.join(assigned)}.")
-    return assigned[canonical]
+    return np.array(assigned[canonical], dtype=np.int64)
 
 
-def _shared(keys: Mapping[str, Iterable[tuple[str, str]]]) -> dict[str, dict[str, str]]:
-    """Map each key found in two splits to ``{split: image_id}``."""
-    places: dict[str, dict[str, str]] = defaultdict(dict)
-    for name, pairs in keys.items():
-        for key, image_id in pairs:
-            places[key].setdefault(name, image_id)
-    return {key: found for key, found in places.items() if key and len(found) > 1}
+def _shared(columns: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, dict[str, str]]:
+    """Map each key found in two splits to ``{split: image_id}``; columns are split -> (keys, image ids).
+
+    The keys of the largest split are looked up and not kept: it is by far the largest.
+    """
+    by_size = sorted(columns, key=lambda name: len(columns[name][0]))
+    seen: set[str] = set()
+    twice: set[str] = set()
+    for name in by_size:
+        keys = columns[name][0]
+        twice.update(key for key in values_of(keys) if key and key in seen)
+        seen.update(values_of(keys) if name != by_size[-1] else ())
+    places: dict[str, dict[str, str]] = {}
+    for name, (keys, ids) in columns.items() if twice else ():
+        for key, image_id in zip(values_of(keys), values_of(ids), strict=True):
+            if key in twice:
+                places.setdefault(key, {}).setdefault(name, image_id)
+    return places

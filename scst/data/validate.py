@@ -1,25 +1,36 @@
 """Examples that cannot be trained on, found and named before a model is loaded."""
 
+from __future__ import annotations
+
+import hashlib
 import os
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from scst.data.columns import TEXTS
-from scst.data.images import ImageProbe, probe_image
+from scst.data.columns import TEXTS, text_batches
+from scst.data.content_hashes import ContentHashes
+from scst.data.image_files import ImageFiles
+from scst.data.images import probe_image
+from scst.data.remembered_checks import Probes, RememberedChecks
 from scst.errors import DataError, RecipeError
 
 POLICIES = ("error", "skip")
+CHECK_MODES = ("remembered", "sampled", "full")
 SHOWN_EXAMPLES = 5
 PROGRESS_FROM = 500  # images; fewer are checked before a bar could be read
 BATCH = 256  # images in memory at once
+KEPT_EVERY = 20_000  # images whose checks are written to the memory at once
 MAX_CAPTION_CHARACTERS = 20_000  # a sentence has a hundred; a whole book would stall the tokenizer
 
 
@@ -40,18 +51,48 @@ class Inspection:
         content_hashes: sha256 of the encoded image of each good row.
         bad: the others, in row order.
         blank_captions: how many blank captions were removed from good rows.
+        kept: numbers of the good rows.
     """
 
     rows: Dataset
-    content_hashes: list[str]
+    content_hashes: ContentHashes
     bad: list[BadExample]
     blank_captions: int
+    kept: np.ndarray
+
+
+@dataclass(frozen=True)
+class ImageMemory:
+    """What is known of the images of rows before they are read.
+
+    Attributes:
+        checks: where what is learnt is kept.
+        images: of the rows.
+        recall: whether what was learnt before counts.
+        sample: numbers of the rows whose images are read; None: all.
+    """
+
+    checks: RememberedChecks
+    images: ImageFiles
+    recall: bool = True
+    sample: np.ndarray | None = None
 
 
 def check_policy(on_bad_example: str) -> None:
     """Raise RecipeError unless the value is ``error`` or ``skip``."""
     if on_bad_example not in POLICIES:
         raise RecipeError(f"on_bad_example should be one of {', '.join(POLICIES)}; got {on_bad_example!r}.")
+
+
+def check_mode(check: str, fractions: str | None) -> None:
+    """Raise RecipeError unless images can be checked that way."""
+    if check not in CHECK_MODES:
+        raise RecipeError(f"check should be one of {', '.join(CHECK_MODES)}; got {check!r}.")
+    if check == "sampled" and fractions is not None:
+        raise RecipeError(
+            "check: sampled cannot be used with split_fractions, which read every image to keep equal ones "
+            "in one split: use check: remembered, or a dataset with splits of its own (scst prepare)."
+        )
 
 
 def refuse_bad(bad: Sequence[BadExample]) -> None:
@@ -64,7 +105,9 @@ def refuse_bad(bad: Sequence[BadExample]) -> None:
         )
 
 
-def inspect_examples(rows: Dataset, console: Console | None = None) -> Inspection:
+def inspect_examples(
+    rows: Dataset, console: Console | None = None, *, memory: ImageMemory | None = None
+) -> Inspection:
     """Check every row. Images are decoded in threads, once, and only where the text is good.
 
     A bad example has a missing, damaged, empty or oversized image, an empty caption list or only blank
@@ -74,17 +117,22 @@ def inspect_examples(rows: Dataset, console: Console | None = None) -> Inspectio
     Args:
         rows: rows of :func:`scst.data.sources.read_rows`.
         console: where to draw the progress bar; standard error when not given.
+        memory: of earlier checks; None: every image is read, and nothing kept.
     """
     reasons = _text_problems(rows)
-    candidates = [row for row, reason in enumerate(reasons) if reason is None]
-    probes = dict(zip(candidates, _probe_images(rows.select(candidates), console), strict=True))
-    for row, probe in probes.items():
-        reasons[row] = probe.problem
-    good = [row for row in candidates if reasons[row] is None]
-    ids = rows["image_id"]
-    bad = [BadExample(str(ids[row] or f"row {row}"), reason) for row, reason in enumerate(reasons) if reason]
-    kept, blank = _without_blank_captions(rows.select(good))
-    return Inspection(kept, [probes[row].content_hash for row in good], bad, blank)
+    probes = _probed(rows, reasons, memory, console)
+    for row, problem in probes.problems.items():
+        reasons.setdefault(row, problem)
+    bad = [BadExample(_name_of(rows, row), reasons[row]) for row in sorted(reasons)]
+    is_good = np.ones(len(rows), bool)
+    is_good[list(reasons)] = False
+    kept = np.flatnonzero(is_good)
+    good, blank = without_blank_captions(rows if not bad else rows.select(kept))
+    return Inspection(good, ContentHashes(probes.hashes[kept]), bad, blank, kept)
+
+
+def _name_of(rows: Dataset, row: int) -> str:
+    return str(rows.select_columns("image_id")[row]["image_id"] or f"row {row}")
 
 
 def caption_problem(references: Any) -> str | None:
@@ -114,33 +162,98 @@ def text_problem(row: int, image_id: object, references: Any, first_row: dict[st
     return caption_problem(references)
 
 
-def _text_problems(rows: Dataset) -> list[str | None]:
+def _text_problems(rows: Dataset) -> dict[int, str]:
+    """Row -> why its id or captions cannot be used, for the rows where they cannot."""
+    ids = rows.select_columns("image_id").with_format("arrow")["image_id"][:]
+    all_differ = pc.count_distinct(ids).as_py() == len(rows)
+    problems: dict[int, str] = {}
     first_row: dict[str, int] = {}
-    texts = zip(rows["image_id"][:], rows["references"][:], strict=True)
-    return [text_problem(row, *text, first_row) for row, text in enumerate(texts)]
+    row = 0
+    for batch in text_batches(rows, "image_id", "references"):
+        if all_differ:
+            first_row.clear()  # a million ids would take 150 MB
+        for image_id, references in zip(*batch, strict=True):
+            if (problem := text_problem(row, image_id, references, first_row)) is not None:
+                problems[row] = problem
+            row += 1
+    return problems
 
 
-def _probe_images(rows: Dataset, console: Console | None) -> list[ImageProbe]:
-    probes: list[ImageProbe] = []
+def _probed(
+    rows: Dataset, text_problems: Mapping[int, str], memory: ImageMemory | None, console: Console | None
+) -> Probes:
+    """What is known of the images of rows with good text, after those not known yet were read."""
+    if memory is None:
+        probes = Probes.of_nothing(len(rows))
+    else:
+        probes = memory.checks.recall(memory.images) if memory.recall else Probes.of_nothing(len(rows))
+    unread = ~probes.known
+    unread[list(text_problems)] = False
+    if memory is not None and memory.sample is not None:
+        outside = np.ones(len(rows), bool)
+        outside[memory.sample] = False
+        _stand_in(probes, memory.images, rows, outside)
+        unread &= ~outside
+    if unread.any():
+        _probe_images(rows, np.flatnonzero(unread), probes, memory, console)
+    return probes
+
+
+def _stand_in(probes: Probes, images: ImageFiles, rows: Dataset, outside: np.ndarray) -> None:
+    """For images that are not read: missing files are found, and a hash of id and size is theirs alone."""
+    row = 0
+    for (ids,) in text_batches(rows, "image_id"):
+        for image_id in ids:
+            if outside[row]:
+                probes.problems.pop(row, None)
+                size = int(images.sizes[row])
+                key = f"not read:{image_id}:{size}"
+                probes.hashes[row] = np.frombuffer(hashlib.sha256(key.encode()).digest(), np.uint8)
+                if size <= 0:
+                    probes.problems[row] = "image file missing or empty: " + images.names[row].as_py()
+            row += 1
+
+
+def _probe_images(
+    rows: Dataset,
+    unread: np.ndarray,
+    probes: Probes,
+    memory: ImageMemory | None,
+    console: Console | None,
+) -> None:
+    """Read, hash and decode images; what was learnt is kept every so often, so that a kill loses little."""
     threads = min(
         8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     console = console or Console(stderr=True)  # stdout may be captions or JSON
-    hidden = len(rows) <= PROGRESS_FROM or not console.is_terminal
+    hidden = len(unread) <= PROGRESS_FROM or not console.is_terminal
     bar = Progress(console=console, transient=True, disable=hidden)
+    images = rows.select_columns("image")
+    images = images if len(unread) == len(rows) else images.select(unread)
+    numbers, done, read_ns = unread.tolist(), 0, time.time_ns()
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool, bar:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # reported by probe_image
-        task = bar.add_task("checking images", total=len(rows))
-        for batch in rows.select_columns("image").iter(batch_size=BATCH):
-            probes += pool.map(probe_image, batch["image"])
-            bar.update(task, completed=len(probes))
-    return probes
+        task = bar.add_task("checking images", total=len(unread))
+        kept = 0
+        for batch in images.iter(batch_size=BATCH):
+            for probe in pool.map(probe_image, batch["image"]):
+                probes.put(numbers[done], probe)
+                done += 1
+            bar.update(task, completed=done)
+            if memory is not None and (done - kept >= KEPT_EVERY or done == len(numbers)):
+                memory.checks.remember(memory.images, numbers[kept:done], probes, read_ns)
+                kept, read_ns = done, time.time_ns()
 
 
-def _without_blank_captions(rows: Dataset) -> tuple[Dataset, int]:
-    references = rows["references"][:]
-    kept = [[caption for caption in captions if caption.strip()] for captions in references]
-    blank = sum(map(len, references)) - sum(map(len, kept))
+def without_blank_captions(rows: Dataset) -> tuple[Dataset, int]:
+    """Rows without blank captions, and how many there were; the same object where there were none."""
+    blank = sum(
+        not caption.strip()
+        for (groups,) in text_batches(rows, "references")
+        for captions in groups
+        for caption in captions
+    )
     if blank:
+        kept = [[caption for caption in captions if caption.strip()] for captions in rows["references"][:]]
         rows = rows.remove_columns("references").add_column("references", kept, feature=TEXTS)
     return rows, blank
