@@ -9,10 +9,11 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
+from scst.adapters.kinds import PEFT_TYPES
 from scst.adapters.peft_methods import AdapterLayer, LayerConfig, LayerTuner, register
 from scst.models.policy import base_model
 
-PEFT_TYPE = "SCST_BOTTLENECK"
+PEFT_TYPE = PEFT_TYPES["bottleneck"]
 PLACES: dict[str, str] = {
     "attention+mlp": r".*language_model.*\.(self_attn|mlp)",
     "attention": r".*language_model.*\.self_attn",

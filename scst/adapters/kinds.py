@@ -7,6 +7,14 @@ from dataclasses import dataclass, field
 
 from scst.errors import RecipeError
 
+PEFT_TYPES = {
+    "lora": "LORA",
+    "prompt_tuning": "SCST_PROMPT",
+    "prefix_tuning": "SCST_PREFIX",
+    "bottleneck": "SCST_BOTTLENECK",
+}
+"""A recipe's ``adapter_type`` -> the name that PEFT saves it under."""
+
 
 @dataclass(frozen=True)
 class LoRA:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from scst.adapters.patterns import check_patterns
 from scst.errors import RecipeError
 
 _ATTENTION = r"self_attn\.(q|k|v|o)_proj"
@@ -64,6 +65,10 @@ def add_lora(
         RecipeError: when targets or a pattern match no layer, or reach embeddings or the language-model head.
     """
     ranks = dict(rank_pattern or {})
+    names = [name for name, _ in model.named_modules()]
+    if targets not in LORA_TARGETS:
+        check_patterns("lora_targets", [targets], names)
+    check_patterns("lora_rank_pattern", ranks, names)
     settings: dict[str, Any] = LORA_VARIANTS[variant] | {"lora_alpha": alpha}  # PEFT types alpha as int
     config = LoraConfig(
         r=rank,

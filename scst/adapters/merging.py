@@ -8,8 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from scst.adapters.loading import check_adapter_exists, load_adapter
+from scst.adapters.loading import load_adapter
 from scst.adapters.prompt_tuning import virtual_tokens_of
+from scst.adapters.saved_adapter import check_adapter_exists
 from scst.errors import RecipeError
 from scst.models.pretrained import load_model, load_processor
 

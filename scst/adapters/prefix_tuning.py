@@ -15,12 +15,13 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
+from scst.adapters.kinds import PEFT_TYPES
 from scst.adapters.peft_methods import AdapterLayer, LayerConfig, LayerTuner, register
 from scst.models import masks
 from scst.models.policy import base_model
 
-PEFT_TYPE = "SCST_PREFIX"
-_ATTENTION = r".*language_model.*\.self_attn"
+PEFT_TYPE = PEFT_TYPES["prefix_tuning"]
+ATTENTION = r".*language_model.*\.self_attn"
 
 
 @dataclass
@@ -146,7 +147,7 @@ def add_prefix_tuning(model: nn.Module, token_ids: torch.Tensor) -> PeftModel:
     num_heads, num_virtual_tokens, head_dim = states[0][0].shape
     config = PrefixConfig(
         task_type="CAUSAL_LM",
-        target_modules=_ATTENTION,
+        target_modules=ATTENTION,
         num_virtual_tokens=num_virtual_tokens,
         num_heads=num_heads,
         head_dim=head_dim,

@@ -16,12 +16,13 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
+from scst.adapters.kinds import PEFT_TYPES
 from scst.adapters.peft_methods import AdapterLayer, LayerConfig, LayerTuner, register
 from scst.errors import RecipeError
 from scst.models.policy import base_model
 from scst.models.prompts import PromptEncoder
 
-PEFT_TYPE = "SCST_PROMPT"
+PEFT_TYPE = PEFT_TYPES["prompt_tuning"]
 _EMBEDDINGS = ["language_model.embed_tokens"]  # as an expression PEFT would save the whole matrix, too
 RESERVED = (*(f"<seg{i:03}>" for i in range(128)), *(f"<loc{i:04}>" for i in range(1024)))
 """Tokens to take, in this order."""

@@ -31,7 +31,7 @@ from rich.progress import Progress
 
 from scst.adapters.kinds import Adapter
 from scst.adapters.loaded import LoadedPolicy
-from scst.adapters.loading import check_adapter_exists
+from scst.adapters.saved_adapter import check_adapter_exists
 from scst.config.build_adapter import adapter_of
 from scst.config.devices import check_devices
 from scst.config.keys import DataKeys, ModelKeys

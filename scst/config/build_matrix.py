@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from scst.adapters.loading import check_adapter_exists
+from scst.adapters.saved_adapter import check_adapter_exists
 from scst.config import build, build_rl, build_sft
 from scst.config.build_metrics import metric_settings
 from scst.config.keys import default_of

@@ -10,7 +10,7 @@ from rewards.errors import RewardError
 from rewards.mixture import RewardMixture
 from rewards.registry import build_rewards
 from scst.adapters.loaded import LoadedPolicy
-from scst.adapters.loading import check_adapter_exists
+from scst.adapters.saved_adapter import check_adapter_exists
 from scst.config.build_validation import validation_of
 from scst.config.recipes import SCSTRecipe
 from scst.data.load_splits import LoadedData

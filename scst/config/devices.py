@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from scst.adapters.loading import check_adapter_exists
+from scst.adapters.saved_adapter import check_adapter_exists
 from scst.config.recipes import SCSTRecipe, SFTRecipe
 from scst.distributed.launching import uses_fsdp, uses_zero3
 from scst.errors import RecipeError

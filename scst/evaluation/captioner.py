@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, overload
 
 import datasets
-from peft import PeftConfig
 from PIL import Image
 from rich.console import Console
 
 from scst.adapters.kinds import Adapter
 from scst.adapters.loaded import LoadedPolicy
-from scst.adapters.loading import check_adapter_exists
+from scst.adapters.saved_adapter import adapter_settings, check_adapter_exists
 from scst.data.pictures import open_picture
 from scst.errors import RecipeError
 from scst.evaluation.captioning import caption_images
@@ -118,8 +117,8 @@ def load_policy(
     if isinstance(adapter, str | Path):
         check_adapter_exists(adapter)
         recorded = recorded_settings(adapter)
-        config = PeftConfig.from_pretrained(str(adapter))
-        model_name_or_path = model_name_or_path or config.base_model_name_or_path
+        named = adapter_settings(Path(adapter)).get("base_model_name_or_path")
+        model_name_or_path = model_name_or_path or named
     if model_name_or_path is None:
         raise RecipeError(
             "model_name_or_path: missing; give a PaliGemma checkpoint, or a saved adapter that names its own"

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft import PeftModel
 from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from scst.adapters.loading import adapter_weights, fill_adapter
 
 TRUSTED = "trusted"
 """Name of the folder, in the output folder, of the adapter of the last evaluation without suspicion."""
@@ -88,7 +90,7 @@ class Monitor(TrainerCallback):
     def restore_adapter(self, model: torch.nn.Module | None, output_dir: Path, step: int) -> None:
         """If an alarm has ended the run, load the last adapter from before it into the model."""
         sound = self.sound_adapter(output_dir) if self.stopped else None
-        if sound is not None:
+        if sound is not None and model is not None:
             source, name = sound
-            set_peft_model_state_dict(model, load_peft_weights(str(source), device="cpu"))
+            fill_adapter(model, adapter_weights(source), source)
             self.console.print(f"stopped at step {step}; the adapter is that of {name}")

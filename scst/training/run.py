@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from peft import load_peft_weights, set_peft_model_state_dict
 from rich.console import Console
 
 from scst.adapters.loaded import LoadedPolicy
+from scst.adapters.loading import adapter_weights, fill_adapter
 from scst.adapters.parameters import count_parameters, parameter_table
 from scst.data.files import STAGING, clean_up, move_files
 from scst.data.load_splits import LoadedData
@@ -233,7 +233,7 @@ def restore_finished(trainer: TrainerHooks, checkpoint: str) -> None:
     trainer.state = transformers.TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     best = best if best and os.path.isdir(best) else checkpoint
-    set_peft_model_state_dict(trainer.model, load_peft_weights(best, device="cpu"))
+    fill_adapter(trainer.model, adapter_weights(Path(best)), Path(best))
     trainer.checkpointer.restore(checkpoint)
     for monitor in trainer.monitors:
         monitor.restore_adapter(trainer.model, trainer.output_dir, trainer.state.global_step)

@@ -9,11 +9,12 @@ import torch
 from transformers import AutoModelForImageTextToText
 from transformers.cache_utils import DynamicCache
 
-from scst.adapters.loading import check_adapter_exists, load_adapter
+from scst.adapters.loading import load_adapter
 from scst.adapters.merging import write_merged
 from scst.adapters.parameters import count_parameters
 from scst.adapters.prefix_tuning import Prefix, keys_and_values
 from scst.adapters.prompt_tuning import VirtualTokens, encoder_for, reserved_tokens
+from scst.adapters.saved_adapter import check_adapter_exists
 from scst.adapters.snapshot import AdapterSnapshot
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError

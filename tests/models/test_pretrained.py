@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from scst.adapters.loading import check_adapter_exists, disable_dropout, load_adapter
+from scst.adapters.loading import disable_dropout, load_adapter
 from scst.adapters.lora import LORA_TARGETS, LORA_VARIANTS, add_lora
 from scst.adapters.parameters import count_parameters
+from scst.adapters.saved_adapter import check_adapter_exists
 from scst.adapters.snapshot import AdapterSnapshot
 from scst.errors import RecipeError
 from scst.models.pretrained import attention_kernel, check_model_exists, load_model
