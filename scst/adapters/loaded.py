@@ -13,6 +13,7 @@ from scst.adapters.kinds import Adapter
 from scst.adapters.loading import load_adapter
 from scst.adapters.new_adapter import add_adapter
 from scst.adapters.prompt_tuning import encoder_for
+from scst.data.files import give_umask
 from scst.errors import RecipeError
 from scst.models.pretrained import load_model, load_processor
 from scst.models.prompts import PromptEncoder
@@ -95,3 +96,4 @@ class LoadedPolicy:
             raise RecipeError("there is no adapter to save: load the policy with one, e.g. LoRA(rank=16)")
         self.model.save_pretrained(str(folder))
         self.encoder.save_pretrained(str(folder))
+        give_umask(Path(folder))

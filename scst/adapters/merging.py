@@ -11,6 +11,7 @@ from typing import Any
 from scst.adapters.loading import load_adapter
 from scst.adapters.prompt_tuning import virtual_tokens_of
 from scst.adapters.saved_adapter import check_adapter_exists
+from scst.data.files import give_umask
 from scst.errors import RecipeError
 from scst.models.pretrained import load_model, load_processor
 
@@ -66,6 +67,7 @@ def write_merged(base: str, adapter: str, output_dir: str | Path, *, precision: 
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=_STAGING) as staging:
         model.save_pretrained(staging)
         load_processor(base).save_pretrained(staging)
+        give_umask(Path(staging))
         for file in sorted(Path(staging).iterdir()):
             os.replace(file, output_dir / file.name)
     return tokens

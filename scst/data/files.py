@@ -41,6 +41,7 @@ def write_jsonl(rows: Sequence[dict[str, Any]], path: str | Path | None) -> None
 
 def move_files(folder: Path, target: Path) -> None:
     """Move the files of a folder into another one; each replaces its predecessor in one instant."""
+    give_umask(folder)
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -48,6 +49,18 @@ def move_files(folder: Path, target: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, place)
     flush_folder(target)
+
+
+def give_umask(folder: Path) -> None:
+    """Give a folder and all below it the permissions that the user's umask asks for.
+
+    Libraries write weights through temporary files, which only their owner can read.
+    """
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def clean_up(output_dir: str | Path) -> None:

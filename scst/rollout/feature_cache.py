@@ -135,7 +135,7 @@ class _Array:
         self.shape, self.dtype = example.shape, example.dtype
         self.num_bytes = example.nbytes
         self.entry_bytes = self.num_bytes + 8
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         os.ftruncate(file, count * self.entry_bytes)
         self.file = file
         self.map = mmap.mmap(file, count * self.entry_bytes, prot=mmap.PROT_READ)

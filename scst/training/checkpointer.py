@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from rewards.errors import RewardError
-from scst.data.files import STAGING, clean_up
+from scst.data.files import STAGING, clean_up, give_umask
 from scst.distributed.processes import first_message
 from scst.errors import RecipeError
 from scst.training import checkpoints
+from scst.training.manifest import verify, write_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,8 @@ class Checkpointer:
             torch.save(states, staged / _parts_file(self.process_index))
 
         def publish() -> None:
-            checkpoints.write_manifest(staged, step=step, ended=ended)
+            give_umask(staged)
+            write_manifest(staged, step=step, ended=ended)
             checkpoints.publish(staged, self.folder(step))
             checkpoints.prune(self.output_dir, self.limit, protected)
             clean_up(self.output_dir)
@@ -186,7 +188,7 @@ class Checkpointer:
         Returns:
             Whether a checkpoint was written.
         """
-        is_saved = checkpoints.verify(self.folder(step), sums=False) is None
+        is_saved = verify(self.folder(step), sums=False) is None
         first_message(None)  # a barrier: every process has looked before one of them begins to write
         if self._step_end is None or is_saved:
             return False
@@ -219,7 +221,7 @@ class Checkpointer:
             return
         clean_up(self.output_dir)  # frees the disk space of the part that was written
         complete = (p for _, p in checkpoints.numbered_checkpoints(self.output_dir))
-        newest = next((p.name for p in complete if checkpoints.verify(p, sums=False) is None), "none")
+        newest = next((p.name for p in complete if verify(p, sums=False) is None), "none")
         logger.warning(
             "%s could not be written to %s: %s. The run goes on and tries again at the next checkpoint; "
             "newest complete one: %s",

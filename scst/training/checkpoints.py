@@ -1,29 +1,23 @@
 """Checkpoints on disk: published as a whole, verified before use, pruned without losing the last good one.
 
-A checkpoint is written into the staging folder of a run, gets a manifest (a list of its files with sizes and
-SHA-256 sums), is flushed to the disk, and then renamed to ``checkpoint-<step>``. A process that dies before
-the rename leaves nothing named like a checkpoint; a file that is damaged later does not match the manifest.
+A checkpoint is written into the staging folder of a run, gets a manifest (:mod:`scst.training.manifest`), is
+flushed to the disk, and then renamed to ``checkpoint-<step>``. A process that dies before the rename leaves
+nothing named like a checkpoint; a file that is damaged later does not match the manifest.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
-from scst.data.files import STAGING, flush_folder, write_json
+from scst.data.files import STAGING, flush_folder
 from scst.errors import RecipeError
+from scst.training.manifest import READ_FORMATS, read_manifest, verify
 
 PREFIX = "checkpoint-"
-MANIFEST = "complete.json"
-"""File name of the manifest, which is written last."""
-FORMAT = 2
-"""Version of the layout of a checkpoint. Version 1 (scst 0.1.0) did not store the state of every part."""
 
 _WRITE_FAILURES = (
     "No space left on device",
@@ -37,26 +31,8 @@ _WRITE_FAILURES = (
 def numbered_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
     """(step, folder) of every folder named like a checkpoint, newest first; contents are not verified."""
     folders = [p for p in Path(output_dir).glob(f"{PREFIX}*") if p.is_dir()]
-    found = [(re.fullmatch(rf"{PREFIX}(\d+)", p.name), p) for p in folders]
+    found = [(re.fullmatch(rf"{PREFIX}([0-9]+)", p.name), p) for p in folders]
     return sorted(((int(m.group(1)), p) for m, p in found if m), reverse=True)
-
-
-def write_manifest(folder: Path, **record: Any) -> None:
-    """Flush every file of a folder to the disk and write the manifest.
-
-    Args:
-        folder: folder of a complete checkpoint.
-        record: plain values to store in the manifest as well.
-    """
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    write_json(folder / MANIFEST, {**record, "format": FORMAT, "files": files})
-    for directory in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
-        flush_folder(directory)
 
 
 def publish(folder: Path, target: Path) -> None:
@@ -74,36 +50,6 @@ def discard(folder: Path) -> None:
     shutil.rmtree(trash, ignore_errors=True)
     os.replace(folder, trash)
     shutil.rmtree(trash, ignore_errors=True)
-
-
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The content of a manifest: ``files`` (name -> ``bytes``, ``sha256``), ``format`` and the record."""
-    return json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
-
-
-def verify(folder: str | Path, *, sums: bool = True) -> str | None:
-    """Check a folder against its manifest; returns the first fault, or None for a complete checkpoint.
-
-    Args:
-        folder: folder of the checkpoint.
-        sums: True to read every file and compare its SHA-256 sum; False to compare sizes only.
-    """
-    folder = Path(folder)
-    try:
-        files = read_manifest(folder)["files"]
-    except FileNotFoundError:
-        return f"there is no {MANIFEST} in it: it was not written to its end"
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"its {MANIFEST} cannot be read"
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} holds {path.stat().st_size} bytes instead of {expected['bytes']}"
-        if sums and _sum(path) != expected["sha256"]:
-            return f"{name} is damaged (its SHA-256 sum has changed)"
-    return None
 
 
 def newest_complete(
@@ -149,7 +95,7 @@ def checkpoint_to_resume(
 
 
 def _of_this_format(checkpoint: Path) -> str:
-    if read_manifest(checkpoint).get("format") != FORMAT:
+    if read_manifest(checkpoint)["format"] not in READ_FORMATS:
         raise RecipeError(
             f"resume: {checkpoint} was written by version 0.1.0, which kept its state in another form: "
             f"finish that run with scst 0.1.0, or begin a new one from its adapter (--adapter {checkpoint})"
@@ -199,8 +145,3 @@ def is_write_failure(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,7 @@ from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from scst.training import checkpoints
+from scst.training.manifest import verify
 from scst.training.monitor import TRUSTED, Monitor
 
 ENTROPY_SHARE = 0.05
@@ -140,5 +141,5 @@ class CollapseMonitor(Monitor):
             return output_dir / TRUSTED, TRUSTED
         steps = checkpoints.numbered_checkpoints(output_dir)
         sound = (folder for step, folder in steps if step <= self.rule.healthy_step)
-        found = next((folder for folder in sound if checkpoints.verify(folder) is None), None)
+        found = next((folder for folder in sound if verify(folder) is None), None)
         return (found, found.name) if found is not None else None

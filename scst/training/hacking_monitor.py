@@ -12,7 +12,9 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from scst.data.files import STAGING, give_umask
 from scst.metrics.bootstrap import resampled_values
+from scst.training.checkpoints import publish
 from scst.training.monitor import TRUSTED, Monitor
 from scst.training.validation import CaptionValidation
 
@@ -184,9 +186,17 @@ class HackingMonitor(Monitor):
         values = {name: metrics[f"eval_{name}"] for name in self.rule.directions}
         alarms = self.rule.observe(state.global_step, metrics["eval_reward"], values, resampled)
         if self.stop and self.rule.trusted_step == state.global_step and state.is_world_process_zero:
-            model.save_pretrained(str(Path(str(args.output_dir)) / TRUSTED))
+            _keep(model, Path(str(args.output_dir)))
         self.report(alarms, control)
 
     def sound_adapter(self, output_dir: Path) -> tuple[Path, str]:
         """``trusted/``: the adapter of the last evaluation without suspicion, and its step."""
         return output_dir / TRUSTED, f"step {self.rule.trusted_step}"
+
+
+def _keep(model: PeftModel, output_dir: Path) -> None:
+    """Make the present adapter the trusted one; a kill on the way leaves the one before or none."""
+    staged = output_dir / STAGING / TRUSTED
+    model.save_pretrained(str(staged))
+    give_umask(staged)
+    publish(staged, output_dir / TRUSTED)

@@ -25,6 +25,7 @@ from scst.errors import Interrupted, RunStopped
 from scst.models.pretrained import allow_deepspeed_states
 from scst.training import checkpoints
 from scst.training.hooks import TrainerHooks
+from scst.training.manifest import read_manifest
 from scst.training.run_record import RECORD_NAME, write_run_record
 from scst.training.signals import SaveAndStop, StopSignals
 
@@ -220,7 +221,7 @@ def total_steps(trainer: TrainerHooks) -> int:
 
 def has_ended(checkpoint: str, steps: int) -> bool:
     """Whether the run had ended when the checkpoint was written: all steps, early stopping or an alarm."""
-    return newest_step(checkpoint) >= steps or bool(checkpoints.read_manifest(checkpoint).get("ended"))
+    return newest_step(checkpoint) >= steps or bool(read_manifest(checkpoint)["ended"])
 
 
 def newest_step(checkpoint: str) -> int:

@@ -12,16 +12,17 @@ from safetensors.torch import save_file
 from scst.data.files import STAGING, clean_up, move_files
 from scst.errors import RecipeError
 from scst.training import checkpoints
+from scst.training.manifest import read_manifest, verify, write_manifest
 
 
-def write(folder, step, *, complete=True, **values):
+def write(folder, step, *, complete=True, ended=False):
     """A checkpoint with two files, one of them in a folder of its own."""
     path = folder / f"checkpoint-{step}"
     (path / "global_step").mkdir(parents=True)
     (path / "weights.bin").write_bytes(b"w" * 100)
     (path / "global_step" / "shard.bin").write_bytes(b"s" * 10)
     if complete:
-        checkpoints.write_manifest(path, step=step, **values)
+        write_manifest(path, step=step, ended=ended)
     return path
 
 
@@ -31,8 +32,8 @@ def steps(folder):
 
 def test_a_folder_with_its_manifest_is_complete(tmp_path):
     path = write(tmp_path, 3, ended=True)
-    assert checkpoints.verify(path) is None
-    record = checkpoints.read_manifest(path)
+    assert verify(path) is None
+    record = read_manifest(path)
     assert (record["step"], record["ended"]) == (3, True)
     assert record["files"]["global_step/shard.bin"]["bytes"] == 10
     # echo -n ssssssssss | sha256sum
@@ -55,7 +56,7 @@ def test_every_damage_is_found_and_passed_over(tmp_path, damage, fault):
     write(tmp_path, 9)
     newest = write(tmp_path, 10)  # 10 is newer than 9, as numbers go
     damage(newest)
-    assert fault in checkpoints.verify(newest)
+    assert fault in verify(newest)
     said = []
     found = checkpoints.checkpoint_to_resume(str(tmp_path), True, said.append)
     assert found == str(tmp_path / "checkpoint-9")
@@ -75,9 +76,9 @@ def test_nothing_complete_starts_from_the_beginning(tmp_path):
 
 def test_publishing_replaces_a_damaged_one(tmp_path):
     write(tmp_path, 4, complete=False)
-    new = write(tmp_path / STAGING, 4, attempt=2)
+    new = write(tmp_path / STAGING, 4, ended=True)
     checkpoints.publish(new, tmp_path / "checkpoint-4")
-    assert checkpoints.read_manifest(tmp_path / "checkpoint-4")["attempt"] == 2
+    assert read_manifest(tmp_path / "checkpoint-4")["ended"]
     clean_up(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-4"]
 
