@@ -31,6 +31,7 @@ from scst.config.recipes import (
 from scst.data.sources import check_layout
 from scst.errors import RecipeError
 from scst.experiments import matrix_run
+from scst.experiments.launchers import launcher_command
 from scst.experiments.matrix_plan import Axes, Plan, Run, make_plan
 from scst.experiments.results import collect
 from scst.experiments.stage_keys import EVALUATE
@@ -88,13 +89,18 @@ def _as_list(value: Sequence[int] | int) -> list[int]:
     return [value] if isinstance(value, int) else list(value)
 
 
-def checked_plan(recipe: MatrixRecipe) -> Plan:
+def checked_plan(recipe: MatrixRecipe, *, any_launcher: bool = False) -> Plan:
     """Make the plan of a matrix and check all that can be checked without a model or training.
+
+    Args:
+        recipe: of the matrix.
+        any_launcher: whether its ``launcher`` may be any program.
 
     Raises:
         RecipeError, DataError: naming the run and the key.
     """
     build.prepare_libraries()
+    launcher_command(recipe.launcher, any_program=any_launcher)
     plan = plan_of(recipe)
     if recipe.main_metric not in METRICS:
         raise RecipeError(f"main_metric: unknown {recipe.main_metric!r}; known are {', '.join(METRICS)}")
@@ -160,8 +166,12 @@ def _described(run: Run) -> dict[str, Any]:
     return {"folder": run.folder.name, "stage": run.stage, "state": run.state, **after, "keys": keys}
 
 
-def run_matrix(recipe: MatrixRecipe, plan: Plan) -> None:
+def run_matrix(recipe: MatrixRecipe, plan: Plan, *, any_launcher: bool = False) -> None:
     """Run the trainings and evaluations that are missing, and write tables, figures and page.
+
+    Args:
+        recipe, any_launcher: as of :func:`checked_plan`.
+        plan: what it returned.
 
     Raises:
         RunStopped: when cells have failed; everything else is done and written.
@@ -171,6 +181,6 @@ def run_matrix(recipe: MatrixRecipe, plan: Plan) -> None:
         recipe.output_dir,
         scripts=SCRIPTS,
         main_metric=recipe.main_metric,
-        launcher=recipe.launcher,
+        launcher=launcher_command(recipe.launcher, any_program=any_launcher),
         console=build.make_console(),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def run_matrix(
     *,
     scripts: Mapping[str, Sequence[str]],
     main_metric: str = "cider_d",
-    launcher: str = "python",
+    launcher: Sequence[str] = (sys.executable,),
     console: Console | None = None,
 ) -> list[measured.Result]:
     """Run what a plan still lacks, write the tables after every model, and figures and page at the end.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import shlex
 import signal
 import subprocess
 import sys
@@ -54,13 +53,13 @@ class Runner:
     Args:
         scripts: what the launcher runs for "sft", "scst" and "evaluate": a script, or -m and a module;
             that of "evaluate" takes several recipe files.
-        launcher: what starts them, e.g. ``accelerate launch --num_processes 2``.
+        launcher: the command that starts them, of :func:`scst.experiments.launchers.launcher_command`.
         console: where progress goes.
     """
 
-    def __init__(self, scripts: Mapping[str, Sequence[str]], launcher: str, console: Console):
+    def __init__(self, scripts: Mapping[str, Sequence[str]], launcher: Sequence[str], console: Console):
         self.scripts = scripts
-        self.launcher = launcher_command(launcher)
+        self.launcher = launcher
         self.console = console
         self.outcome = Outcome()
         self._child: subprocess.Popen | None = None
@@ -189,16 +188,6 @@ class Runner:
                     self.console.print(f"[red]failed[/red] {run.folder.name}: {error}", highlight=False)
 
             yield advance
-
-
-def launcher_command(launcher: str) -> list[str]:
-    """What stands before a script; ``python`` and ``accelerate`` are those of this environment."""
-    first, *rest = shlex.split(launcher) or ["python"]
-    if first == "python":
-        return [sys.executable, *rest]
-    if first == "accelerate":
-        return [sys.executable, "-m", "accelerate.commands.accelerate_cli", *rest]
-    return [first, *rest]
 
 
 def _end_with_parent() -> None:

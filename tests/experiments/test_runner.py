@@ -13,7 +13,6 @@ from rich.console import Console
 
 from scst.errors import Interrupted, RunStopped
 from scst.experiments import runner
-from scst.experiments.runner import launcher_command
 from tests.support.matrices import SCST, SFT
 from tests.support.waiting import wait_until
 
@@ -95,22 +94,12 @@ def test_one_matrix_at_a_time(lab, monkeypatch):
     assert lab.run()[1]
 
 
-def test_launchers():
-    assert launcher_command("python") == [sys.executable]
-    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
-    assert launcher_command("accelerate launch --num_processes 2") == [
-        *accelerate,
-        "launch",
-        "--num_processes",
-        "2",
-    ]
-    assert launcher_command("srun -n 1 python") == ["srun", "-n", "1", "python"]
-
-
 def test_the_launcher_is_used(lab):
     lab.calls.write_text("")
     plan = lab.plan(models=[{"name": "base"}], prompts=["p"])
-    run = runner.Runner(lab.scripts, "python -X utf8", Console(quiet=True))
-    run.run(plan, lab.folder / "out", lambda outcome: None)
-    assert run.launcher == [sys.executable, "-X", "utf8"]
+    launcher = ["sh", "-c", f'touch {lab.folder}/launched; exec "$0" "$@"', sys.executable]
+    runner.Runner(lab.scripts, launcher, Console(quiet=True)).run(
+        plan, lab.folder / "out", lambda outcome: None
+    )
+    assert (lab.folder / "launched").exists()
     assert plan.cells[0].run.is_complete

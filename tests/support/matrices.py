@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -71,6 +72,6 @@ class Lab:
     def run(self, **keys):
         """Run a matrix; returns its outcome and what was started, without fingerprints."""
         self.calls.write_text("")
-        runner = Runner(self.scripts, "python", Console(quiet=True))
+        runner = Runner(self.scripts, [sys.executable], Console(quiet=True))
         outcome = runner.run(self.plan(**keys), self.folder / "out", lambda outcome: None)
         return outcome, [line.rpartition("-")[0] for line in self.calls.read_text().splitlines()]
