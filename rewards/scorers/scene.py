@@ -139,7 +139,7 @@ def stated_counts(caption: str) -> dict[str, set[float]]:
     counts: dict[str, set[float]] = {}
     for i, word in enumerate(words):
         count = _count(word)
-        head = _head(words[i + 1 :]) if count else None
+        head = _head(words, i + 1) if count else None
         if head:
             counts.setdefault(head, set()).add(count)
     return counts
@@ -263,10 +263,13 @@ def _count(word: str) -> float:
     return float(digits) if digits.isdecimal() else _COUNTS.get(word, 0)
 
 
-def _head(words: Sequence[str]) -> str | None:
-    """The noun that a noun phrase without its article is about: the last of its first run of nouns."""
+def _head(words: Sequence[str], start: int) -> str | None:
+    """The noun that the noun phrase from ``start`` on is about: the last of its first run of nouns."""
     noun = None
-    for word in words:
+    for position in range(
+        start, len(words)
+    ):  # not a slice: a caption of counts only would be copied for each
+        word = words[position]
         found = None if word in _SCENES else entity(word)
         if found is None and (noun or not _is_modifier(word)):
             return None if singular(word) in _NOUNS_OF_NOTHING else noun  # three baseball areas: no baseballs

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from rewards.scorers.tokenizer import tokenize
+from rewards.scorers.tokenizer import cached_by_caption, tokenize
 
 # A caption that stops on one of these was not finished. The first line is the list of self-critical.pytorch
 # (`bad_endings` in captioning/models/AttModel.py), the second adds those of its captioning/utils/misc.py; the
@@ -42,7 +41,7 @@ def collapse_blanks(caption: str) -> str:
     return " ".join(caption.split())
 
 
-@lru_cache(maxsize=1 << 16)  # several statistics of a step ask for the same captions
+@cached_by_caption
 def words(caption: str) -> tuple[str, ...]:
     """Lower-case words of a caption: the one definition of logs, reports, rewards and data preparation.
 

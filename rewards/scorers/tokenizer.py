@@ -20,6 +20,8 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Callable
+from typing import NamedTuple
 
 NAME = "ptb"
 """Stands in metric signatures and in the fingerprint of document frequencies."""
@@ -55,7 +57,9 @@ _PART = f"(?:[dlo]['’‘`]{_T})?{_T}+"  # of a compound
 _SIDE = f"{_A}+(?:-[a-z]+){{0,2}}"  # of a slash
 _ACRONYM = r"(?:[a-z]\.){2,}"
 _NUMBER = f"(?:{_D}*(?:[.,:٫٬]{_D}+)+|{_D}+)"
+_COMPOUND = rf"{_A}[a-z0-9.,]*+(?:-(?:{_ACRONYM}|{_A}+))+"
 _ADDRESS = r"""[a-z0-9][^ \t"<>|(){}]*@[^ \t"<>|(){}.]+(?:\.[^ \t"<>|(){}.]+)*>?"""
+_AT_POINT = r"(?=[a-z]+\.)"  # spares most words the list of abbreviations
 _POINT = r"(?:\.(?=[,;:]))?"  # a point before another mark stays: "roofs., trees"
 
 
@@ -68,13 +72,13 @@ _FROM_LETTERS_AND_DIGITS = rf"""
     ([a-z]*[a-mo-z])n['’‘`]t                                    # do|n't
     (n['’‘`]t)(?![a-z])
     (can)not|(gon|wan)na|(got)ta|(gim|lem)me
-    ((?:{_any(_ENDINGS)})\.)-?.?
-    ((?-i:(?=[A-Z]))(?:{_any(_CAPITALISED)})\.)-?.?
-    (?:{_any(_ABBREVIATIONS)})\.
-    ((?:{_any(_BEFORE_DIGITS)})\.)\s?{_D}
+    {_AT_POINT}((?:{_any(_ENDINGS)})\.)-?.?
+    {_AT_POINT}((?-i:(?=[A-Z]))(?:{_any(_CAPITALISED)})\.)-?.?
+    {_AT_POINT}(?:{_any(_ABBREVIATIONS)})\.
+    {_AT_POINT}((?:{_any(_BEFORE_DIGITS)})\.)\s?{_D}
     {_WORD}{_POINT}                                             # roof
     {_PART}(?:[-_‐]{_PART})*{_POINT}                            # 20th-century  farm_land  o'clock  d'or
-    {_A}[a-z0-9.,]*+(?:-(?:{_ACRONYM}|{_A}+))+{_POINT}          # 5.5-inch  u.s.-based  non-u.s.
+    {_COMPOUND}{_POINT}                                         # 5.5-inch  u.s.-based  non-u.s.
     {_WORD}(?:[.!?]{_WORD})+{_POINT}                            # roofs.trees: sentences without a blank
     {_SIDE}(?:\\?/{_SIDE}){{1,2}}                               # white/gray  and/or  1/2
     (?:{_D}{{1,4}}[- ])?{_D}{{1,4}}\\?[/⁄]{_D}{{1,4}}           # 5-1/2  5 1/2
@@ -110,8 +114,30 @@ _FROM_OTHERS = rf"""
 """
 
 
-def _compiled(rules: str) -> list[re.Pattern[str]]:
-    return [re.compile(rule.split("  #")[0].strip(), re.IGNORECASE) for rule in rules.strip().splitlines()]
+# Two rules read on for as far as the caption goes, only to find at its end that they do not match. Tried at
+# every place of "a,a,a,a," that takes quadratic time. Therefore they are tried only before the place that
+# they need: the group of these patterns (the last such place), looked up once for a run of characters.
+_AHEAD = {
+    _COMPOUND + _POINT: r"[a-z0-9.,]*+((?=-[a-z0-9]))?",
+    _ADDRESS: (_AT := r"""<?(?:[^ \t"<>|(){}]*(@)(?=[^ \t"<>|(){}.]))?[^ \t"<>|(){}]*"""),
+    f"<{_ADDRESS}": _AT,
+}
+
+
+class _Rule(NamedTuple):
+    """A pattern of words, and what finds the place without which it cannot match."""
+
+    words: re.Pattern[str]
+    ahead: re.Pattern[str] | None
+
+
+def _compiled(rules: str) -> list[_Rule]:
+    found = []
+    for line in rules.strip().splitlines():
+        rule = line.split("  #")[0].strip()
+        ahead = re.compile(_AHEAD[rule], re.IGNORECASE) if rule in _AHEAD else None
+        found.append(_Rule(re.compile(rule, re.IGNORECASE), ahead))
+    return found
 
 
 _RULES = {True: _compiled(_FROM_LETTERS_AND_DIGITS), False: _compiled(_FROM_OTHERS)}
@@ -151,7 +177,9 @@ class _Shapes(dict):
     """Code point to shape, for `str.translate`; fills itself."""
 
     def __missing__(self, code: int) -> str:
-        self[code] = shape = _SHAPES_BY_HAND.get(chr(code)) or _shape(chr(code))
+        shape = _SHAPES_BY_HAND.get(chr(code)) or _shape(chr(code))
+        if code <= 0xFFFF:  # 65,536 entries at the most, whatever the captions are
+            self[code] = shape
         return shape
 
 
@@ -180,13 +208,30 @@ def _shape(character: str) -> str:
 _SHAPES = _Shapes()
 
 # Letters, commas and a final point, which no rule could make more of: nearly every caption.
-_PLAIN = re.compile(r"([A-Za-z, ]*)(?:(?<=[A-Za-z]{2}|[A-Za-z, ][, ])\.)? *")
+_PLAIN = re.compile(r"([A-Za-z, ]*+)(?:(?<=[A-Za-z]{2}|[A-Za-z, ][, ])\.)? *")
+_LONGEST_KEPT = 1000
 _NOT_PLAIN = frozenset(_SPLIT.split() + _ABBREVIATIONS.split() + _ENDINGS.split() + _CAPITALISED.split())
 
 
-@functools.lru_cache(maxsize=1 << 16)
+def cached_by_caption(function: Callable[[str], tuple[str, ...]]) -> Callable[[str], tuple[str, ...]]:
+    """Keep the answers for the last 65,536 captions: a step asks for the same ones several times.
+
+    Longer texts than captions are (`_LONGEST_KEPT`) are worked out anew, so that memory stays bounded.
+    """
+    kept = functools.lru_cache(maxsize=1 << 16)(function)
+
+    @functools.wraps(kept)
+    def answer(caption: str) -> tuple[str, ...]:
+        return kept(caption) if len(caption) <= _LONGEST_KEPT else function(caption)
+
+    return answer
+
+
+@cached_by_caption
 def tokenize(caption: str) -> tuple[str, ...]:
     """Lower-case words of a caption, punctuation dropped.
+
+    The time is linear in the caption's length, whatever it holds.
 
     Args:
         caption: any text; line breaks count as blanks.
@@ -209,6 +254,7 @@ def _tokenize_by_rules(caption: str) -> tuple[str, ...]:
         text = _ENTITY.sub(lambda match: _ENTITIES[match[1].lower()], text)
     shape = text.translate(_SHAPES)
     words: list[str] = []
+    runs: _Runs = {}
     place = _BLANKS.match(shape).end()  # type: ignore[union-attr]  # matches everywhere
     while place < len(shape):
         easy = _EASY.match(shape, place)
@@ -216,19 +262,35 @@ def _tokenize_by_rules(caption: str) -> tuple[str, ...]:
             words += easy[0].lower().replace(",", " ").split()
             end = easy.end()
         else:
-            end = _end_of_word(shape, place)
+            end = _end_of_word(shape, place, runs)
             words += _written(text[place:end].lower())
         place = _BLANKS.match(shape, end).end()  # type: ignore[union-attr]
     return tuple(words)
 
 
-def _end_of_word(shape: str, place: int) -> int:
+_Runs = dict[re.Pattern[str], tuple[int, int]]
+"""What `_Rule.ahead` found last: the place that the rule needs (-1: none), and where the run ends."""
+
+
+def _end_of_word(shape: str, place: int, runs: _Runs) -> int:
     longest, end = place, place
-    for rule in _RULES[shape[place].isalnum() or shape[place] == "\u0301"]:
-        match = rule.match(shape, place)
+    for words, ahead in _RULES[shape[place].isalnum() or shape[place] == "\u0301"]:
+        if ahead is not None and place >= _needed_place(ahead, shape, place, runs):
+            continue
+        match = words.match(shape, place)
         if match and match.end() > longest:
             longest, end = match.end(), match.end(match.lastindex or 0)
     return end
+
+
+def _needed_place(ahead: re.Pattern[str], shape: str, place: int, runs: _Runs) -> int:
+    """The place that a rule needs; the same for all places of a run of characters, so that it is kept."""
+    needed, end = runs.get(ahead, (-1, -1))
+    if place >= end:
+        match = ahead.match(shape, place)
+        assert match is not None, "these patterns match everywhere"
+        needed, end = runs[ahead] = match.start(1), match.end()
+    return needed
 
 
 def _written(word: str) -> list[str]:

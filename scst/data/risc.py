@@ -15,7 +15,7 @@ CAPTIONS_FILE = "captions.csv"
 IMAGES_FOLDER = "resized"
 HEADER = "source,split,image,caption_1,...,caption_n"
 REQUIRED_COLUMNS = ("split", "image", "caption_1")
-CAPTION_COLUMN = re.compile(r"caption_[1-9]\d*")
+CAPTION_COLUMN = re.compile(r"caption_[1-9]\d{0,5}")
 BATCH = 10_000
 """Rows of the CSV in memory at once."""
 

@@ -33,7 +33,7 @@ FEWEST_TO_JUDGE = 20  # distinct words; the share of fewer says nothing
 SHOWN_EXAMPLES = 5
 LONGEST_CAPTION = 100  # words; above it is not one sentence about an image
 PUNCTUATION = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "..."})
-LENGTH = re.compile(r"length (\d+)-(\d+)")
+LENGTH = re.compile(r"length (\d{1,6})-(\d{1,6})")
 STUTTER = re.compile(r"\b(\w+)(?:\W+\1\b){2,}", re.IGNORECASE)
 
 

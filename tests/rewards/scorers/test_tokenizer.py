@@ -11,7 +11,8 @@ import re
 import shutil
 import string
 import subprocess
-import time
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
 from rewards.scorers import tokenizer
 from rewards.scorers.java import find_java
 from rewards.scorers.tokenizer import tokenize
+from tests.support.growth import LINEAR, cpu_seconds, growth
 from tests.support.java_ptb import PTB_JAR, ptb_tokenize
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference" / "ptb_tokens.json"
@@ -284,11 +286,91 @@ def test_the_end_of_a_caption_does_not_depend_on_the_next_one():
     assert tokenize("a farm b.") == ("a", "farm", "b.")
 
 
-@pytest.mark.parametrize("piece", ["road ", "a,", "a-", "a.", "'", "1.", "(", "x/", "é", "a@"])
-def test_a_caption_of_400_pieces_takes_milliseconds(piece):
-    start = time.process_time()
-    tokenizer._tokenize_by_rules(piece * 400)
-    assert time.process_time() - start < 0.5
+# What the rules look for, piece by piece; captions that are nothing but two or three of them, over and over.
+HOSTILE = [*"aAn09é٣\u0301.,:;!?'’`“\"-_‐/⁄\\@#&*+$%^~=<>()[{| \t\0†°Z"]
+HOSTILE += ["n't", "cannot", "st.", "co.", "US", "...", "--", "<<", "'s", "no. ", "&amp;", "o'", ". . "]
+SLOW_ONCE = [
+    "a'",
+    "n,",
+    ",A",
+    "a,",
+    "<a'",
+    "@a,",
+    "a.,",
+    "a!",
+    "é'",
+    " ",
+    "  é",
+    "a-",
+    "1/",
+    "’0",
+    "a@ ",
+    "a.b@",
+]
+"""Some of them took quadratic time."""
+
+
+def both_ways(caption: str) -> None:
+    """As it is called, and by the rules, which the fast path spares plain captions."""
+    tokenize(caption)
+    tokenizer._tokenize_by_rules(caption)
+
+
+@pytest.mark.parametrize("piece", SLOW_ONCE)
+def test_time_grows_as_the_caption_does(piece):
+    assert growth(both_ways, piece, 2000) < LINEAR
+    assert growth(both_ways, piece, 2000, end="é@-") < LINEAR
+
+
+def test_fifty_thousand_characters_take_seconds():
+    assert cpu_seconds(lambda: tokenize("a'" * 25_000)) < 10
+
+
+def cost_of_early_words(piece: str, size: int) -> float:
+    """Seconds for the slowest of the words 2 to 4 of a text of ``size`` characters, long words left out.
+
+    The first word pays for what is looked up once for a run; a word as long as the text may take as long.
+    """
+    shape = piece.translate(tokenizer._SHAPES) * (size // len(piece))
+    runs: dict = {}
+    place, slowest = tokenizer._end_of_word(shape, 0, runs), 0.0
+    for _ in range(3):
+        if place >= len(shape):
+            break
+        end = tokenizer._end_of_word(shape, place, runs)
+        if end - place < size / 2:
+            slowest = max(slowest, cpu_seconds(partial(tokenizer._end_of_word, shape, place, runs), 2))
+        place = max(end, place + 1)
+    return slowest
+
+
+def reads_far(piece: str, size: int = 20_000) -> bool:
+    """Whether a word takes longer in a text of ``size`` characters than in one of 200."""
+    return all(
+        cost_of_early_words(piece, size) > 3 * cost_of_early_words(piece, 200) + 1e-5 for _ in range(5)
+    )
+
+
+@pytest.mark.slow
+def test_no_word_reads_on_to_the_end_of_the_caption():
+    """The cause of quadratic time, looked for directly: in all pairs of pieces, and in some triples."""
+    rng = random.Random(25)
+    texts = ["".join(pair) for pair in product(HOSTILE, repeat=2)]
+    texts += ["".join(rng.choices(HOSTILE, k=3)) for _ in range(300)]
+    assert [piece for piece in texts if reads_far(piece)] == []
+
+
+def test_that_is_found_where_rules_are_tried_everywhere(monkeypatch):
+    """The control: without the look ahead some rules read on from every word."""
+    monkeypatch.setattr(tokenizer, "_needed_place", lambda ahead, shape, place, runs: len(shape))
+    assert all(reads_far(piece, 100_000) for piece in ("a'", "n,", ",A"))
+
+
+def test_long_texts_are_not_kept():
+    kept = tokenize.__wrapped__.cache_info
+    before = kept().currsize
+    tokenize("é" * 5000)
+    assert kept().currsize == before
 
 
 def write_reference(seed: int = 2, count: int = 3000) -> None:
