@@ -18,7 +18,7 @@ class MeteorReward:
     own. 384 captions take about half a second.
 
     Args:
-        java, timeout_s: as of :class:`MeteorService`.
+        timeout_s: as of :class:`MeteorService`.
 
     Raises:
         RewardError: there is no Java.
@@ -26,8 +26,10 @@ class MeteorReward:
 
     __name__ = "meteor"  # TRL names a reward by it
 
-    def __init__(self, java: str | None = None, timeout_s: float = 120.0):
-        self.java = java or find_java()
+    def __init__(self, timeout_s: float = 120.0):
+        self.java = (
+            find_java()
+        )  # no argument: `kwargs` of a recipe from somebody else must not name a program
         self.timeout_s = timeout_s
         self._service: MeteorService | None = None
 

@@ -99,7 +99,10 @@ class BertScorer:
         layers = self.num_layers
         with loading(_SCORER, self.model_name_or_path):
             from bert_score import BERTScorer
+            from transformers import AutoConfig
 
+            # refuses a checkpoint that needs code of its own; bert-score would ask on the terminal to run it
+            AutoConfig.from_pretrained(self.model_name_or_path, trust_remote_code=False)
             scorer = BERTScorer(
                 self.model_name_or_path,
                 num_layers=layers,
@@ -172,9 +175,9 @@ def _tokenizer(model: str, config: Any) -> Any:
     """A tokeniser that makes bert-score work with transformers 5: see the module's docstring."""
     from transformers import AutoTokenizer, GPT2Tokenizer, RobertaTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     if isinstance(tokenizer, GPT2Tokenizer | RobertaTokenizer):
-        tokenizer = AutoTokenizer.from_pretrained(model, add_prefix_space=True)
+        tokenizer = AutoTokenizer.from_pretrained(model, add_prefix_space=True, trust_remote_code=False)
     positions = getattr(config, "max_position_embeddings", None)
     if positions:
         if isinstance(tokenizer, RobertaTokenizer):

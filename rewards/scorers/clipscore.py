@@ -64,14 +64,16 @@ class DualEncoder:
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
         with loading(_SCORER, model):
-            network = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype))
+            network = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype), trust_remote_code=False)
             if not (hasattr(network, "get_text_features") and hasattr(network, "get_image_features")):
                 raise ValueError(
                     f"{type(network).__name__} does not encode texts and images: want CLIP or SigLIP"
                 )
-            self._tokenizer = AutoTokenizer.from_pretrained(model)
+            self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             # The PIL backend gives the same pixels with and without torchvision.
-            self._image_processor = AutoImageProcessor.from_pretrained(model, backend="pil")
+            self._image_processor = AutoImageProcessor.from_pretrained(
+                model, backend="pil", trust_remote_code=False
+            )
         self._device = pick_device(device)
         self._network = network.eval().to(self._device)
         # SigLIP was trained on texts padded to the full length, without an attention mask.

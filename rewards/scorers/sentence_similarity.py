@@ -84,7 +84,8 @@ class SentenceSimilarity:
         with loading(_SCORER, self.model_name_or_path):
             from sentence_transformers import SentenceTransformer
 
-            encoder = SentenceTransformer(self.model_name_or_path, device=str(pick_device(self.device)))
+            device = str(pick_device(self.device))
+            encoder = SentenceTransformer(self.model_name_or_path, device=device, trust_remote_code=False)
         return encoder.float().eval()
 
     @cached_property

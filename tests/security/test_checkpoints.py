@@ -11,14 +11,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+<<<<<<< HEAD
 from scst.adapters.loading import load_adapter
 from scst.adapters.saved_adapter import check_adapter_exists
+=======
+from rewards.errors import RewardError
+from rewards.scorers.bertscore import BertScorer
+from rewards.scorers.clipscore import ClipScorer
+from rewards.scorers.sentence_similarity import SentenceSimilarity
+from scst.adapters.loading import check_adapter_exists, load_adapter
+>>>>>>> 263d760 (No reward names a program to start, no model of a metric runs or asks to run its own code; docs/security.md lists what a recipe can run)
 from scst.cli.arguments import parse
 from scst.config.recipes import RECIPES
 from scst.errors import RecipeError
 from scst.models.pretrained import allow_deepspeed_states, check_model_exists, load_model, load_processor
 from scst.training.manifest import read_manifest, write_manifest
 from tests.support.stages import run_recipe
+from tests.support.tiny_clip import save_bert, save_clip
 
 
 def train(world, output_dir, **keys) -> None:
@@ -113,6 +122,49 @@ def test_code_beside_a_model_is_never_run(world, trap, tmp_path):
     (model / "config.json").write_text(json.dumps(content))
     with pytest.raises(RecipeError, match="model_name_or_path"):
         check_model_exists(str(model))
+    assert not trap.sprang()
+
+
+ENCODERS = {
+    "clipscore": (save_clip, lambda model: ClipScorer(model).encoder),
+    "bertscore": (save_bert, lambda model: BertScorer(model, num_layers=1).encoder),
+    "sentence_similarity": (save_bert, lambda model: SentenceSimilarity(model).encoder),
+}
+
+
+@pytest.mark.parametrize("known_type", [True, False])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_code_beside_an_encoder_is_never_run(name, known_type, trap, tmp_path, monkeypatch):
+    """Models of metrics and rewards: none runs code of its own, and none asks on the terminal to do so."""
+    monkeypatch.setattr("builtins.input", lambda *question: pytest.fail(f"asked: {question}"))
+    save, load = ENCODERS[name]
+    model = save(tmp_path / "model")
+    (model / "evil.py").write_text(f"from pathlib import Path\nPath({str(trap.marker)!r}).touch()\n")
+    names = ("Config", "Model", "Tokenizer", "ImageProcessor")
+    classes = {"auto_map": {f"Auto{kind}": f"evil.{kind}" for kind in names}}
+    if not known_type:
+        classes["model_type"] = "unheard-of"
+    for file in model.glob("*config.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | classes))
+    if known_type:
+        load(str(model))
+    else:
+        with pytest.raises(RewardError, match="cannot be loaded"):
+            load(str(model))
+    assert not trap.sprang()
+
+
+def test_an_encoder_cannot_name_a_class_to_import(trap, tmp_path, monkeypatch):
+    """``modules.json`` of sentence-transformers names the classes that a model is made of."""
+    (tmp_path / "evil_module.py").write_text(
+        f"from pathlib import Path\nPath({str(trap.marker)!r}).touch()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model = save_bert(tmp_path / "model")
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "evil_module.Model"}]
+    (model / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(RewardError, match="cannot be loaded"):
+        _ = SentenceSimilarity(str(model)).encoder
     assert not trap.sprang()
 
 

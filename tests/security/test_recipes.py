@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
 
 import pytest
 
-from rewards.registry import build_rewards
+from rewards.errors import RewardError
+from rewards.registry import REWARDS, build_rewards
 from scst.config.reader import read_recipe_file
 from scst.errors import RecipeError
 from tests.support.paths import ROOT
@@ -44,6 +46,19 @@ def test_the_log_says_which_code_a_recipe_runs(tmp_path, monkeypatch, caplog):
     build_rewards([{"import_path": "my_rewards:brevity"}])
     assert caplog.messages == [f"import_path 'my_rewards:brevity' runs code of {tmp_path / 'my_rewards.py'}"]
     assert caplog.records[0].levelname == "WARNING", "shown on the terminal without any set-up of logging"
+
+
+def test_a_reward_cannot_name_a_program(tmp_path):
+    """``kwargs`` come from the recipe; METEOR once took the Java to start from them."""
+    program = tmp_path / "java"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/executed\n")
+    program.chmod(0o755)
+    with pytest.raises(RewardError, match="unexpected keyword argument 'java'"):
+        build_rewards([{"name": "meteor", "kwargs": {"java": str(program)}}])
+    for name, constructor in REWARDS.items():
+        asked = set(inspect.signature(constructor).parameters)
+        assert not asked & {"java", "command", "program", "executable", "jar", "folder"}, name
+    assert not (tmp_path / "executed").exists()
 
 
 def python(tmp_path, *arguments, **environment) -> tuple[subprocess.CompletedProcess, list[str]]:

@@ -193,7 +193,14 @@ def test_reward_gives_the_scores_of_the_service(service):
     assert mixed.total == [2 * value for value in EXPECTED["meteor"][1]]
 
 
-def test_reward_runs_beside_the_others(fake):
+@pytest.fixture
+def fake_reward(fake, monkeypatch):
+    """Builds the reward with the fake Java; arguments as of the reward."""
+    monkeypatch.setattr("rewards.meteor.find_java", lambda: fake.path)
+    return MeteorReward
+
+
+def test_reward_runs_beside_the_others(fake, fake_reward):
     """The other reward ends when Java was asked, and Java answers when the other reward was called."""
 
     def slow(completions, **columns):
@@ -201,10 +208,7 @@ def test_reward_runs_beside_the_others(fake):
         fake.release()
         return [1.0] * len(completions)
 
-    entry = {
-        "import_path": "rewards.meteor:MeteorReward",
-        "kwargs": {"java": fake.path, "timeout_s": PATIENCE_S},
-    }
+    entry = {"name": "meteor", "kwargs": {"timeout_s": PATIENCE_S}}
     mixture = RewardMixture([*build_rewards([entry]), WeightedReward("slow", slow)])
     mixture.setup({"references": [["a"]]})
     for _ in range(2):
@@ -214,9 +218,9 @@ def test_reward_runs_beside_the_others(fake):
     assert len(fake.starts) == 1, "one process for all calls"
 
 
-def test_reward_in_workers_and_closed(fake):
+def test_reward_in_workers_and_closed(fake, fake_reward):
     """A copy starts a Java of its own, in a worker too; a closed reward starts a new one at the next call."""
-    reward = MeteorReward(fake.path)
+    reward = fake_reward()
     reward.setup({"references": []})
     mixture = RewardMixture([WeightedReward("meteor", pickle.loads(pickle.dumps(reward)), workers=1)])
     assert mixture(completions=["a"], references=[["a"]]).total == [0.02]
@@ -230,9 +234,9 @@ def test_reward_in_workers_and_closed(fake):
     assert len(fake.starts) == 3
 
 
-def test_a_failure_is_not_blamed_on_a_caption(fake):
+def test_a_failure_is_not_blamed_on_a_caption(fake, fake_reward):
     fake.write("exit_after", "0")
-    mixture = RewardMixture([WeightedReward("meteor", MeteorReward(fake.path))])
+    mixture = RewardMixture([WeightedReward("meteor", fake_reward())])
     with pytest.raises(RewardError, match=r"^METEOR: Java died 3 times") as caught:
         mixture(completions=["a river"], references=[["a"]])
     assert "a river" not in str(caught.value)
