@@ -11,16 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-<<<<<<< HEAD
-from scst.adapters.loading import load_adapter
-from scst.adapters.saved_adapter import check_adapter_exists
-=======
 from rewards.errors import RewardError
 from rewards.scorers.bertscore import BertScorer
 from rewards.scorers.clipscore import ClipScorer
 from rewards.scorers.sentence_similarity import SentenceSimilarity
-from scst.adapters.loading import check_adapter_exists, load_adapter
->>>>>>> 263d760 (No reward names a program to start, no model of a metric runs or asks to run its own code; docs/security.md lists what a recipe can run)
+from scst.adapters.loading import load_adapter
+from scst.adapters.saved_adapter import check_adapter_exists
 from scst.cli.arguments import parse
 from scst.config.recipes import RECIPES
 from scst.errors import RecipeError
