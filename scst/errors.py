@@ -1,5 +1,18 @@
 """Errors that a user can correct; commands print their message without a traceback."""
 
+SHOWN_CHARACTERS = 200
+"""Of a value from outside that a message repeats."""
+
+
+def shown(value: object) -> str:
+    """``repr`` of a value for a message, cut in the middle when it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an int of thousands of digits; lists within lists
+        return f"an unprintable {type(value).__name__}"
+    half = SHOWN_CHARACTERS // 2
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:half]} ... {text[-half:]}"
+
 
 class ScstError(Exception):
     """Something the user can correct; the message says what was expected, what came, and what to do."""

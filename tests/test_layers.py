@@ -19,6 +19,7 @@ LEVELS = (
     ("training",),
     ("scoring", "rollout", "objective", "report", "metrics"),
     ("adapters", "data", "models", "distributed"),
+    ("files",),
     ("types", "errors"),
 )
 """Rooms of scst/ from the top down. A room imports those below it and, in its level, those to its right."""

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import yaml
-
 from scst.cli.launcher import Launch, take_launch_flags
 from scst.config.keys import Recipe
 from scst.config.reader import read_recipe_file, recipe_of
 from scst.config.recipes import check_required
 from scst.config.renamed_keys import current_names
-from scst.errors import RecipeError
+from scst.errors import DataError, RecipeError
+from scst.files.yaml_reader import parse_yaml
 from scst.training.run_record import recorded_settings
 
 R = TypeVar("R", bound=Recipe)
@@ -120,9 +119,9 @@ def _value(name: str, text: str) -> Any:
     if text == "-":  # standard input; to YAML an empty list entry
         return text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{name}: cannot read the value {text!r}: {error}") from error
+        return parse_yaml(text, text)
+    except DataError as error:
+        raise RecipeError(f"{name}: {error}") from error
 
 
 def refuse_positional(arguments: Arguments[Any]) -> None:

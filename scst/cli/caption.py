@@ -28,6 +28,7 @@ def run(arguments: Arguments[CaptionRecipe]) -> None:
         print_dry_run(recipe, {"pictures": len(pictures)})
         return
     from scst.config import build
+    from scst.config.checks import base_model_of
     from scst.data.files import write_jsonl
     from scst.distributed.sharded_loader import map_across_ranks
     from scst.evaluation.captioning import caption_images
@@ -36,7 +37,7 @@ def run(arguments: Arguments[CaptionRecipe]) -> None:
     build.prepare_libraries()
     decoding = get_decoding(recipe.decoding)
     images = [open_picture(path) for path in pictures]
-    policy = build.build_policy(recipe, build.check_inputs(recipe), trainable=False)
+    policy = build.build_policy(recipe, base_model_of(recipe), trainable=False)
 
     def caption(rows: range) -> list:
         with build.progress_to_stderr("captioning", len(rows)) as advance:

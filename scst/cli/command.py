@@ -45,6 +45,7 @@ def run_command(
             sys.stdout.flush()
             return 0
         arguments = parse(recipe_class, argv)
+        _check(arguments.recipe)
         if arguments.launch is not None and not arguments.dry_run:
             return start_processes(arguments.launch, f"scst.cli.{recipe_class.command}", arguments.remaining)
         run(arguments)
@@ -65,6 +66,12 @@ def run_command(
         _tell_launcher(error)
         raise
     return 0
+
+
+def _check(recipe: Recipe) -> None:
+    from scst.config.checks import check_recipe  # imports numpy and the hub's client: not for --help
+
+    check_recipe(recipe)
 
 
 def _tell_launcher(error: BaseException) -> None:

@@ -29,8 +29,8 @@ def run(arguments: Arguments[ExplainRecipe]) -> None:
 
     path = build_explain.one_picture(arguments.positional)
     image = open_picture(path)
-    settings = build_explain.explanation_settings(recipe)
     models = build_explain.models_to_explain(recipe)
+    build_explain.check_explain_installed()
     if arguments.dry_run:
         print_dry_run(recipe, {"picture": str(path), "size": f"{image.width} x {image.height}"})
         return
@@ -39,8 +39,7 @@ def run(arguments: Arguments[ExplainRecipe]) -> None:
     build.prepare_libraries()
     if not build.PartialState().is_main_process:
         return  # one picture is work for one process
-    for each in models.values():
-        build.check_inputs(each)  # all of them before the first is loaded
+    settings = build_explain.explanation_settings(recipe)
     console = build.make_console()
     explanations = [
         build_explain.explain_model(label, each, image, settings, console) for label, each in models.items()

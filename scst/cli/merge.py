@@ -26,14 +26,6 @@ def run(arguments: Arguments[MergeRecipe]) -> None:
     """Check everything, then merge and write."""
     recipe = arguments.recipe
     refuse_positional(arguments)
-    if recipe.adapter is None:
-        raise RecipeError("adapter: missing; give the output folder of scst sft or scst rl (--adapter DIR)")
-    from scst.adapters.merging import check_mergeable, write_merged
-    from scst.config import build
-
-    build.prepare_libraries()
-    check_mergeable(recipe.adapter)
-    base = build.check_inputs(recipe)
     if (Path(recipe.output_dir) / "config.json").exists() and not recipe.overwrite:
         raise RecipeError(
             f"output_dir: {recipe.output_dir!r} holds a model; give another folder, or --overwrite true"
@@ -41,7 +33,13 @@ def run(arguments: Arguments[MergeRecipe]) -> None:
     if arguments.dry_run:
         print_dry_run(recipe, {})
         return
-    tokens = write_merged(base, recipe.adapter, recipe.output_dir, precision=recipe.precision)
+    from scst.adapters.merging import write_merged
+    from scst.config import build
+    from scst.config.checks import base_model_of
+
+    build.prepare_libraries()
+    base = base_model_of(recipe)
+    tokens = write_merged(base, str(recipe.adapter), recipe.output_dir, precision=recipe.precision)
     flags = f"--model_name_or_path {recipe.output_dir} --prompt '{''.join(tokens)}{recipe.prompt}'"
     build.make_console().print(f"merged; use it with {flags}", markup=False, highlight=False, soft_wrap=True)
 

@@ -30,19 +30,21 @@ def run(arguments: Arguments[SCSTRecipe]) -> SCSTTrainer | None:
     """Build the self-critical stage from its recipe and run it; returns its trainer, None without a run."""
     recipe = arguments.recipe
     refuse_positional(arguments)
+    if answer_dry_run(arguments):
+        return None
     started = time.time()
     from scst.config import build, build_rl, measured_plan
+    from scst.config.build_rewards import build_reward
     from scst.config.build_validation import run_of
+    from scst.config.checks import base_model_of
     from scst.rl.refine import set_up_rewards
     from scst.training.run import run_training
 
     build.prepare_libraries()
-    build_rl.check_settings(recipe)
-    mixture = build_rl.build_reward(recipe)
-    if answer_dry_run(arguments):
-        return None
     console = build.make_console(quiet=bool(arguments.plan))
-    base = build.check_inputs(recipe)
+    base = base_model_of(recipe)
+    build_rl.check_training_arguments(recipe)
+    mixture = build_reward(recipe)
     with closing(mixture), measured_plan.recipe_to_run(recipe, arguments.plan) as recipe:
         build.open_output_dir(recipe)
         data = build.load_data(recipe, build.training_splits(recipe), console)

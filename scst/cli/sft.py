@@ -33,12 +33,13 @@ def run(arguments: Arguments[SFTRecipe]) -> CaptionSFTTrainer | None:
     started = time.time()
     from scst.config import build, build_sft, measured_plan
     from scst.config.build_validation import run_of
+    from scst.config.checks import base_model_of
     from scst.training.run import run_training
 
     build.prepare_libraries()
     console = build.make_console(quiet=bool(arguments.plan))
-    base = build.check_inputs(recipe)
-    build_sft.check_settings(recipe)
+    base = base_model_of(recipe)
+    build_sft.check_training_arguments(recipe)
     with measured_plan.recipe_to_run(recipe, arguments.plan) as recipe:
         build.open_output_dir(recipe)
         data = build.load_data(recipe, build.training_splits(recipe), console)

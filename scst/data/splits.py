@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from scst.data.columns import values_of
+from scst.data.fractions import parse_fractions
 from scst.data.images import content_hash
-from scst.errors import DataError, RecipeError
+from scst.errors import DataError
 
 FRACTION_SPLITS = ("train", "val", "test")
 VAL_ALIASES = ("val", "validation", "valid", "dev")
@@ -108,22 +109,6 @@ def hash_images(rows: Dataset) -> list[str]:
     """Return the content hash of every row's image, ``""`` where it cannot be read."""
     batches = rows.select_columns("image").iter(batch_size=256)
     return [content_hash(image) for batch in batches for image in batch["image"]]
-
-
-def parse_fractions(fractions: str) -> list[int]:
-    """Parse ``"60/20/20"`` into ``[60, 20, 20]``.
-
-    Raises:
-        RecipeError: it is not two or three positive whole numbers with the sum 100.
-    """
-    parts = fractions.split("/")
-    shares = [int(part) for part in parts if part.strip().isdecimal()]
-    if len(shares) != len(parts) or len(parts) not in (2, 3) or min(shares) < 1 or sum(shares) != 100:
-        raise RecipeError(
-            "split fractions should be two or three positive whole numbers with the sum 100, for "
-            f"train/val/test, such as 80/10/10; got {fractions!r}."
-        )
-    return shares
 
 
 def assign_fractions(

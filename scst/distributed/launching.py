@@ -11,6 +11,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
+from scst.distributed.launcher_environment import uses_deepspeed, uses_fsdp
+
 
 def start_processes() -> None:
     """Initialise the process group of a launcher: NCCL with GPUs, gloo without.
@@ -25,21 +27,6 @@ def start_processes() -> None:
     if not on_gpu and state.num_processes > 1 and uses_fsdp():
         # AcceleratorState turns MULTI_GPU into FSDP when the launcher asks for it, but not MULTI_CPU
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-
-
-def uses_fsdp() -> bool:
-    """Whether the launcher asks for FSDP."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-
-
-def uses_deepspeed() -> bool:
-    """Whether the launcher asks for DeepSpeed."""
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-
-
-def uses_zero3() -> bool:
-    """Whether the launcher asks for DeepSpeed ZeRO-3."""
-    return uses_deepspeed() and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
 
 
 def clear_abandoned_builds() -> None:

@@ -19,7 +19,7 @@ from scst.evaluation.captioning import caption_images
 from scst.evaluation.decoding import Decoding
 from scst.evaluation.evaluation import Evaluation
 from scst.metrics.suite import MetricSettings
-from scst.models.pretrained import check_model_exists
+from scst.models.base_checkpoint import check_model_exists
 from scst.training.run_record import recorded_settings
 
 Picture = str | Path | Image.Image

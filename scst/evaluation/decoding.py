@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import GenerationConfig
+from scst.errors import RecipeError, shown
 
-from scst.errors import RecipeError
+if TYPE_CHECKING:
+    import torch
+    from transformers import GenerationConfig
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def get_decoding(name: str | Decoding) -> Decoding:
     if isinstance(name, Decoding):
         return name
     if name not in DECODINGS:
-        raise RecipeError(f"decoding: unknown preset {name!r}; known presets: {', '.join(DECODINGS)}")
+        raise RecipeError(f"decoding: unknown preset {shown(name)}; known presets: {', '.join(DECODINGS)}")
     return DECODINGS[name]
 
 
@@ -119,6 +121,8 @@ def to_generation_config(
     Raises:
         RecipeError: length limits that contradict each other.
     """
+    from transformers import GenerationConfig  # imports torch: presets are checked without it
+
     max_new_tokens = decoding.max_new_tokens or max_new_tokens
     if not 0 <= min_new_tokens <= max_new_tokens or max_new_tokens < 1:
         raise RecipeError(
@@ -154,6 +158,8 @@ def bare_generation_defaults(model: torch.nn.Module) -> Iterator[None]:
     transformers merges ``model.generation_config`` into every unset field of the settings it is given, and
     PEFT hands its own copy down to the base model; both are emptied and put back at the end.
     """
+    from transformers import GenerationConfig  # imports torch
+
     holders = [vars(module) for module in model.modules() if "generation_config" in vars(module)]
     kept = [attributes["generation_config"] for attributes in holders]
     try:

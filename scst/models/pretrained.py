@@ -10,44 +10,15 @@ object but tensors and plain containers. Code that a checkpoint brings along is 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
-from scst.errors import RecipeError
+from scst.errors import RecipeError, shown
+from scst.models.base_checkpoint import check_model_exists, resolve_model_path
 
 UNQUANTISED_MODULES = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
-EMBEDDED_MODEL = "embedded:scenes-paligemma"
-_EMBEDDED_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "scenes-paligemma"
-SUPPORTED_TYPES = ("paligemma",)
-
-
-def resolve_model_path(name_or_path: str) -> str:
-    """The folder of the embedded model, or the name as it is."""
-    return str(_EMBEDDED_FOLDER) if name_or_path == EMBEDDED_MODEL else name_or_path
-
-
-def check_model_exists(name_or_path: str) -> None:
-    """Read the configuration of a checkpoint, and nothing else.
-
-    Raises:
-        RecipeError: when there is none, or it is no model of the PaliGemma family.
-    """
-    try:
-        config = AutoConfig.from_pretrained(resolve_model_path(name_or_path), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"model_name_or_path: no model configuration found at {name_or_path!r}. Give a local "
-            f"folder with a config.json, a hub id such as google/paligemma-3b-pt-224, or "
-            f"{EMBEDDED_MODEL}. ({error})"
-        ) from error
-    if config.model_type not in SUPPORTED_TYPES:
-        raise RecipeError(
-            f"model_name_or_path: {name_or_path!r} is a {config.model_type!r} model; expected a PaliGemma or "
-            "PaliGemma 2 checkpoint (model_type 'paligemma')"
-        )
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -135,7 +106,13 @@ def load_model(
     check_model_exists(name_or_path)
     path = resolve_model_path(name_or_path)
     dtype = compute_dtype(precision)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # whatever the library raises on settings that it cannot use
+        reason = f"{type(error).__name__}: {str(error)[:300]}"
+        raise RecipeError(
+            f"model_name_or_path: the configuration of {shown(name_or_path)} cannot be used: {reason}"
+        ) from error
     model: Any = AutoModelForImageTextToText.from_pretrained(
         path,
         config=config,

@@ -14,7 +14,7 @@ from rewards.mixture import RewardMixture
 from scst.adapters.loading import disable_dropout
 from scst.data.supervision import CaptionChoice
 from scst.distributed.collectives import average_gradients, gradients_kept_on_error
-from scst.distributed.launching import uses_deepspeed, uses_fsdp
+from scst.distributed.launcher_environment import uses_deepspeed, uses_fsdp
 from scst.distributed.processes import gather_numbers
 from scst.distributed.sharded_loader import PADDING_EXAMPLE
 from scst.distributed.sharded_weights import unsharded
@@ -119,7 +119,7 @@ class SCSTTrainer(TrainerHooks):
         max_skipped_steps: int = 10,
         callbacks: Sequence[TrainerCallback] = (),
     ):
-        refuse_unsupported(args)
+        refuse_unsupported(vars(args))
         scoring = scoring or ScoringSettings()
         refuse_what_cannot_work(model, scoring)
         args.ddp_broadcast_buffers = False  # constants; a retried forward must not wait for other processes

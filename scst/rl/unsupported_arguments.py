@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-from transformers import TrainingArguments
-
-from scst.errors import RecipeError
+from scst.errors import RecipeError, shown
+from scst.training.argument_table import argument_table
 
 _NOT_A_LANGUAGE_MODEL_LOSS = "the loss of this stage is computed from sampled captions, not by the model"
 _NO_EVALUATION_BATCHES = (
@@ -32,31 +31,24 @@ UNSUPPORTED: dict[str, str] = {
 _OPTIMIZERS_WITH_OWN_BACKWARD = ("lomo", "adalomo")
 
 
-def refuse_unsupported(args: TrainingArguments) -> None:
+def refuse_unsupported(settings: Mapping[str, Any]) -> None:
     """Refuse training arguments that would silently do nothing.
+
+    Args:
+        settings: name -> value; what is left out has the library's default.
 
     Raises:
         RecipeError: naming the argument and the reason.
     """
     for name, reason in UNSUPPORTED.items():
-        if (value := getattr(args, name, None)) != _default(args, name):
+        default = argument_table()[name].default
+        if (value := settings.get(name, default)) != default and not (value is False and default == "no"):
             raise RecipeError(
-                f"{name}: {value!r} has no effect on self-critical training: {reason}; leave it out"
+                f"{name}: {shown(value)} has no effect on self-critical training: {reason}; leave it out"
             )
-    if str(getattr(args.optim, "value", args.optim)) in _OPTIMIZERS_WITH_OWN_BACKWARD:
+    optimizer = str(getattr(settings.get("optim"), "value", settings.get("optim")))
+    if optimizer in _OPTIMIZERS_WITH_OWN_BACKWARD:
         raise RecipeError(
-            f"optim: {args.optim} makes its updates within the backward pass, before the gradients of all "
+            f"optim: {optimizer} makes its updates within the backward pass, before the gradients of all "
             "captions are there; use another one, e.g. adamw_torch or adamw_8bit"
         )
-
-
-def _default(args: TrainingArguments, name: str) -> Any:
-    """What the argument is after ``__post_init__`` of the library when nobody sets it."""
-    fields = {f.name: f for f in dataclasses.fields(args)}
-    if name not in fields:
-        return None
-    factory = fields[name].default_factory
-    if factory is not dataclasses.MISSING:
-        return factory()
-    default = fields[name].default
-    return "no" if name == "include_num_input_tokens_seen" and default is False else default

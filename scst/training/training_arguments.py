@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 import transformers
-from transformers.integrations import get_available_reporting_integrations
 
-from scst.distributed.launching import uses_fsdp
+from scst.distributed.launcher_environment import uses_fsdp
 from scst.errors import RecipeError
 from scst.models.pretrained import compute_dtype
+from scst.training.argument_checks import DEFAULTS, argument_names, check_arguments, convert_argument
 
 Arguments = TypeVar("Arguments", bound=transformers.TrainingArguments)
-
-DEFAULTS: dict[str, Any] = {
-    "logging_steps": 1,
-    "save_strategy": "steps",
-    "report_to": "none",
-    "gradient_checkpointing": False,
-    "restore_callback_states_from_checkpoint": True,  # else early stopping would forget its patience
-}
-"""Defaults that differ from those of the library."""
 
 
 def training_arguments(
@@ -45,7 +36,9 @@ def training_arguments(
     """
     dtype = compute_dtype(precision)
     on_gpu = torch.cuda.is_available()
-    values = DEFAULTS | dict(settings)
+    settings = {name: _converted(name, value) for name, value in settings.items()}
+    check_arguments(settings)
+    values = DEFAULTS | settings
     batch_size = values.get("per_device_train_batch_size", cls.per_device_train_batch_size)
     values.setdefault("per_device_eval_batch_size", batch_size)
     values |= {
@@ -60,27 +53,15 @@ def training_arguments(
         "disable_tqdm": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
     }
-    _check_report_to(values["report_to"])
     try:
         return cls(**values)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"training arguments: {error}") from error
 
 
-def _check_report_to(report_to: str | Sequence[str]) -> None:
-    """Refuse a tracker that is not installed; the library would do so only after the model is loaded."""
-    available = get_available_reporting_integrations()
-    for name in [report_to] if isinstance(report_to, str) else report_to:
-        if name not in ("none", "all", *available):
-            raise RecipeError(
-                f"report_to: {name!r} is not installed (available: {', '.join(available) or 'none'}); "
-                "install it, e.g. pip install 'scst[tracking]', or use report_to: none"
-            )
-
-
-def evaluates(settings: Mapping[str, Any]) -> bool:
-    """Whether training arguments ask for evaluations."""
-    return str(settings.get("eval_strategy", "no")) != "no"
+def _converted(name: str, value: Any) -> Any:
+    """The value in its type; names that only a subclass of the library's arguments has are left to it."""
+    return convert_argument(name, value) if name in argument_names() else value
 
 
 def split_settings(

@@ -22,9 +22,9 @@ from scst.metrics.suite import METRICS, Corpus, MetricSettings, Scores
 from scst.models.policy import base_model, evaluation_mode, policy_for
 from scst.models.prompts import PromptEncoder
 from scst.rollout.greedy import greedy_captions
+from scst.training.argument_checks import evaluates
 from scst.training.micro_batcher import MicroBatcher
 from scst.training.phase_meter import PhaseMeter
-from scst.training.training_arguments import evaluates
 from scst.types import Caption
 
 logger = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from scst.cli.arguments import parse
 from scst.config.recipes import RECIPES, EvaluateRecipe
+from tests.support.adapter_folders import write_adapter
 from tests.support.commands import call, start
 from tests.support.paths import ROOT
 from tests.support.worlds import write_recipe, write_risc
@@ -46,10 +47,11 @@ def test_help_imports_no_torch(script):
 @pytest.mark.parametrize(
     "how", [["launch/sft.py"], ["-m", "launch.sft"], ["launch/scst.py"], ["-m", "launch.scst"]]
 )
-def test_by_path_and_by_module(how):
+def test_by_path_and_by_module(how, tmp_path):
     """`python launch/scst.py` puts launch/ first on the path, where scst.py shadows the package."""
     stage = "scst" if "scst" in how[-1] else "sft"
-    done = start(*how, *NEEDED[stage], "--dry_run", "--seed", "7")
+    adapter = ["--adapter", str(write_adapter(tmp_path))] if stage == "scst" else []
+    done = start(*how, *NEEDED[stage], *adapter, "--dry_run", "--seed", "7")
     assert done.returncode == 0, done.stderr
     resolved = yaml.safe_load(done.stdout)
     assert resolved["seed"] == 7
@@ -58,6 +60,7 @@ def test_by_path_and_by_module(how):
 
 @pytest.mark.slow
 def test_by_path_from_another_folder(tmp_path):
+    write_adapter(tmp_path / "outputs" / "quickstart" / "sft")  # as the recipe names it
     done = start(str(ROOT / "launch" / "scst.py"), "--config", "quickstart/scst", "--dry_run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
@@ -134,7 +137,7 @@ def test_zero_shot_evaluation_needs_no_adapter(world, tmp_path, capsys):
     assert set(json.loads((tmp_path / "metrics.json").read_text())) == {"cider_d"}
 
 
-def test_a_training_recipe_serves_evaluation(world):
+def test_a_training_recipe_serves_evaluation(world, tmp_path):
     """Keys of the training stages are passed over; a key that no stage knows is not."""
     assert call("evaluate", "--config", "recipes/quickstart/sft.yaml", "--dry_run") == 0
     assert (
@@ -142,6 +145,8 @@ def test_a_training_recipe_serves_evaluation(world):
             "caption",
             "--config",
             "recipes/quickstart/scst.yaml",
+            "--adapter",
+            str(write_adapter(tmp_path)),
             "--dry_run",
             str(world / "data" / "resized"),
         )
@@ -150,10 +155,12 @@ def test_a_training_recipe_serves_evaluation(world):
     assert call("evaluate", "--config", "recipes/quickstart/sft.yaml", "--lora_rnk", "3", "--dry_run") == 2
 
 
-def test_dry_run_checks_settings_too(capsys):
-    assert call("scst", *NEEDED["scst"], "--temperature", "0", "--dry_run") == 2
-    assert "temperature must be above 0" in capsys.readouterr().err
-    assert call("scst", *NEEDED["scst"], "--rewards", "[{name: spice_girls}]", "--dry_run") == 2
+def test_dry_run_checks_settings_too(tmp_path, capsys):
+    flags = (*NEEDED["scst"], "--adapter", str(write_adapter(tmp_path)), "--dry_run")
+    assert call("scst", *flags) == 0
+    assert call("scst", *flags, "--temperature", "0") == 2
+    assert "temperature: expected a number above 0" in capsys.readouterr().err
+    assert call("scst", *flags, "--rewards", "[{name: spice_girls}]") == 2
 
 
 WRONG = {
@@ -166,7 +173,7 @@ WRONG = {
         "must be one of greedy, leave_one_out, group",
     ),
     "owned by the project": ("sft", ["--bf16", "true"], "use `precision`"),
-    "training argument": ("sft", ["--max_steps", "1", "--save_strategy", "sometimes"], "training arguments:"),
+    "training argument": ("sft", ["--save_strategy", "sometimes"], "save_strategy: must be one of"),
     "stray argument": ("sft", ["lora_rank", "8"], "unexpected argument 'lora_rank'"),
     "missing config": ("sft", ["--config", "nowhere.yaml"], "there is no file 'nowhere.yaml'"),
     "no dataset": ("sft", ["--dataset", "/nowhere", "--dry_run"], "/nowhere"),
@@ -174,7 +181,7 @@ WRONG = {
     "no adapter": ("scst", ["--adapter", "/nowhere"], "holds no adapter_config.json"),
     "adapter left out": ("scst", ["--adapter", "null"], "adapter: missing"),
     "too few samples": ("scst", ["--baseline", "group", "--num_samples", "1"], "needs at least 2"),
-    "temperature": ("scst", ["--temperature", "0"], "temperature must be above 0"),
+    "temperature": ("scst", ["--temperature", "0"], "temperature: expected a number above 0"),
     "unknown reward": (
         "scst",
         ["--rewards", "[{name: spice_girls}]"],
@@ -199,8 +206,7 @@ def test_wrong_input_exits_2_and_names_what_is_wrong(case, capsys, monkeypatch, 
         "scst.models.pretrained.load_model", lambda *a, **k: pytest.fail("a model was loaded")
     )
     if script == "scst" and "--adapter" not in flags:
-        (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-        flags = ["--adapter", str(tmp_path), *flags]
+        flags = ["--adapter", str(write_adapter(tmp_path / "adapter")), *flags]
     if "--output_dir" not in flags:
         flags = [*flags, "--output_dir", str(tmp_path / "out")]
     needed = [] if "--config" in flags else NEEDED[script]

@@ -159,7 +159,7 @@ WRONG = {
     "unknown step": (["--cleaning", "lower"], "unknown step 'lower'"),
     "unknown selection": (["--selection", "best"], "selection: must be one of all, first, random"),
     "clipscore without a model": (["--selection", "clipscore"], "clip_model: clipscore: no model given"),
-    "fractions": (["--split_fractions", "60/60"], "split fractions should be"),
+    "fractions": (["--split_fractions", "60/60"], "split_fractions: expected two or three"),
     "training split": (["--train_split", "trian"], "there is no split 'trian'; the dataset has train (8)"),
     "agreement": (["--agreement", "bleu_5"], "agreement: unknown 'bleu_5'"),
     "contact sheet": (["--contact_sheet", "-1"], "contact_sheet: expected 0 or more"),

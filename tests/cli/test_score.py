@@ -10,6 +10,7 @@ import pytest
 
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.metrics.suite import METRICS
+from tests.support.adapter_folders import write_adapter
 from tests.support.commands import call, start
 from tests.support.golden import CAPTIONS, EXPECTED, REFERENCES
 from tests.support.paths import ROOT
@@ -224,6 +225,7 @@ def test_wrong_preparations_exit_2(flags, message):
 def test_a_table_of_another_split_is_refused_before_the_model_is_loaded(tmp_path, capsys):
     DocumentFrequencies.from_references(REFERENCES, eos="emitted", split="val").save(tmp_path / "df.json")
     rewards = [{"name": "cider_d", "kwargs": {"frequencies": str(tmp_path / "df.json")}}]
-    flags = ["--config", "quickstart/scst", "--adapter", str(tmp_path), "--rewards", json.dumps(rewards)]
+    flags = ["--config", "quickstart/scst", "--adapter", str(write_adapter(tmp_path / "adapter"))]
+    flags += ["--rewards", json.dumps(rewards), "--output_dir", str(tmp_path / "out")]
     assert call("scst", *flags) == 2
     assert "are of split 'val', but the run trains on 'train'" in capsys.readouterr().err

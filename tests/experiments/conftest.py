@@ -29,6 +29,6 @@ def config(world, tmp_path):
         max_new_tokens=[8, 2],
         seeds=[3],
         common=common,
-        evaluate={"metrics": ["cider_d", "rouge_l"], "bootstrap_samples": 20, "min_new_tokens": 4},
+        evaluate={"metrics": ["cider_d", "rouge_l"], "bootstrap_samples": 20},
         output_dir=str(tmp_path / "out"),
     )

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from scst.evaluation.captioning import caption_images
-from scst.models.pretrained import EMBEDDED_MODEL, load_model, load_processor
+from scst.models.base_checkpoint import EMBEDDED_MODEL
+from scst.models.pretrained import load_model, load_processor
 from tests.support.objects import (
     LIMIT,
     PAINTERS,

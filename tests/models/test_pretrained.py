@@ -12,7 +12,8 @@ from scst.adapters.parameters import count_parameters
 from scst.adapters.saved_adapter import check_adapter_exists
 from scst.adapters.snapshot import AdapterSnapshot
 from scst.errors import RecipeError
-from scst.models.pretrained import attention_kernel, check_model_exists, load_model
+from scst.models.base_checkpoint import check_model_exists
+from scst.models.pretrained import attention_kernel, load_model
 from tests.support.worlds import write_model
 
 

@@ -13,6 +13,7 @@ from scst.errors import RecipeError
 from scst.models.prompts import PromptEncoder
 from scst.rollout import feature_cache as module
 from scst.rollout.feature_cache import FeatureCache
+from tests.support.adapter_folders import write_adapter
 from tests.support.rollouts import PROMPTS, make_policy
 from tests.support.tiny import build_model, noise_images
 
@@ -203,11 +204,12 @@ def test_training_with_the_cache_is_training_without(run_stage, sft_adapter, tmp
     assert features.hits == 12
 
 
-def test_the_key_wants_a_folder():
-    from scst.config.build_rl import check_settings
+def test_the_key_wants_a_folder(tmp_path):
+    from scst.config.checks import check_recipe
     from scst.config.reader import build_recipe
 
+    keys = {"adapter": str(write_adapter(tmp_path)), "dataset": "embedded:scenes"}
     for off in (False, "off"):
-        check_settings(build_recipe("scst", {"adapter": "somewhere", "feature_cache": off}))
+        check_recipe(build_recipe("scst", keys | {"feature_cache": off}))
     with pytest.raises(RecipeError, match="feature_cache: expected off or a folder, got true"):
-        check_settings(build_recipe("scst", {"adapter": "somewhere", "feature_cache": True}))
+        check_recipe(build_recipe("scst", keys | {"feature_cache": True}))

@@ -154,10 +154,12 @@ def test_what_cannot_be_recorded_is_decoded_without(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_recipe_cannot_ask_for_it_without_a_gpu():
-    from scst.config.build_rl import check_settings
+    from scst.config.checks import check_recipe
 
+    keys = {"adapter": "somewhere", "dataset": "embedded:scenes", "cuda_graphs": True}
+    recipe = build_recipe("scst", keys)
     with pytest.raises(RecipeError, match="cuda_graphs: there is no CUDA device here"):
-        check_settings(build_recipe("scst", {"adapter": "somewhere", "cuda_graphs": True}))
+        check_recipe(recipe)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -20,7 +20,8 @@ from scst.adapters.saved_adapter import check_adapter_exists
 from scst.cli.arguments import parse
 from scst.config.recipes import RECIPES
 from scst.errors import RecipeError
-from scst.models.pretrained import allow_deepspeed_states, check_model_exists, load_model, load_processor
+from scst.models.base_checkpoint import check_model_exists
+from scst.models.pretrained import allow_deepspeed_states, load_model, load_processor
 from scst.training.manifest import read_manifest, write_manifest
 from tests.support.stages import run_recipe
 from tests.support.tiny_clip import save_bert, save_clip

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from scst.config import build
+from scst.config.checks import check_recipe
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
 from scst.evaluation.captioning import caption_images
 from scst.models.pretrained import load_model
-from tests.support.adapted import KINDS
+from tests.support.adapted import KINDS, adapted
 from tests.support.stages import adapter_weights, bits, losses
 from tests.support.tiny import noise_images
 
@@ -83,12 +84,12 @@ def test_resumed_run_equals_uninterrupted_run(run_stage, tmp_path):
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
-def test_prompt_tuning_without_prompt_gradient_is_refused(tmp_path):
-    from scst.config import build_rl
-
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "SCST_PROMPT"}))
+def test_prompt_tuning_without_prompt_gradient_is_refused(tiny_model, tiny_processor, tmp_path):
+    adapted("prompt_tuning", tiny_model, tiny_processor)[0].save_pretrained(tmp_path)
+    keys = {"adapter": str(tmp_path), "dataset": "embedded:scenes", "prompt_gradient": False}
+    recipe = build_recipe("scst", keys)
     with pytest.raises(RecipeError, match="prompt_gradient: all of the gradient of prompt tuning"):
-        build_rl.check_settings(build_recipe("scst", {"adapter": str(tmp_path), "prompt_gradient": False}))
+        check_recipe(recipe)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,10 +101,10 @@ def test_divided_weights_are_refused(monkeypatch, kind):
         devices.check_devices(build_recipe("sft", {"adapter_type": kind}))
 
 
-def test_merge_refuses_before_a_model_is_loaded(tmp_path, capsys):
+def test_merge_refuses_before_a_model_is_loaded(tiny_model, tiny_processor, tmp_path, capsys):
     from scst.cli.merge import main
 
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "SCST_PREFIX"}))
+    adapted("prefix_tuning", tiny_model, tiny_processor)[0].save_pretrained(tmp_path)
     flags = ["--adapter", str(tmp_path), "--output_dir", str(tmp_path / "merged")]
     assert main(flags) == 2
     assert "prefix_tuning cannot be merged" in capsys.readouterr().err

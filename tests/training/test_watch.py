@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from scst.config.build_rl import check_settings
+from scst.config.checks import check_recipe
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
 from scst.training.hacking_monitor import HackingRule
@@ -95,7 +95,7 @@ def test_state_survives_json():
 )
 def test_wrong_settings_are_refused(keys, message):
     with pytest.raises(RecipeError, match=message):
-        check_settings(build_recipe("scst", {"adapter": "x"} | keys))
+        check_recipe(build_recipe("scst", {"adapter": "x", "dataset": "embedded:scenes"} | keys))
 
 
 SCENES = {

@@ -17,6 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from rewards.scorers.document_frequencies import FILE_NAME, DocumentFrequencies
+from scst.data.fractions import parse_fractions
 from scst.data.preparation import caption_scorers
 from scst.data.preparation.caption_scorers import AGREEMENTS, consensus_scores
 from scst.data.preparation.cleaning import Step, parse_steps
@@ -37,7 +38,6 @@ from scst.data.preparation.streams import RowStream
 from scst.data.preparation.synonyms import synonym_step, wordnet_related
 from scst.data.preparation.writers import make_writer
 from scst.data.sources import check_layout, find_form
-from scst.data.splits import parse_fractions
 from scst.data.validate import refuse_bad
 from scst.errors import DataError, RecipeError
 

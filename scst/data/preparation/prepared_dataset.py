@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from scst.data.fractions import parse_fractions
 from scst.data.preparation.cleaning import Step, StepReport, clean_captions
 from scst.data.preparation.inspection import Advance, Example
 from scst.data.preparation.selection import SCORED, choose_captions, with_chosen_first
 from scst.data.preparation.streams import RowStream
 from scst.data.preparation.writers import Writer
-from scst.data.splits import assign_fractions, check_leakage, parse_fractions
+from scst.data.splits import assign_fractions, check_leakage
 from scst.errors import DataError
 
 CorpusScores = Callable[[Sequence[Example]], Sequence[Sequence[float]]]
