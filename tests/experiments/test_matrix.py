@@ -38,7 +38,7 @@ WRONG = {
     ),
     "training argument": (
         ["--models", "[{name: m, stages: [{stage: sft, save_strategy: sometimes}]}]"],
-        "training arguments:",
+        "save_strategy: must be one of",
     ),
 }
 
