@@ -35,9 +35,17 @@ class CiderDReward:
             self._use(DocumentFrequencies.load(frequencies))
 
     def setup(self, dataset: Any) -> None:
-        """Build the document frequencies from ``dataset["references"]`` unless a table was given."""
+        """Build the document frequencies from ``dataset["references"]`` unless a table was given.
+
+        A dataset with a method ``document_frequencies(eos)`` is asked for them: it may have counted before.
+        """
         if self.scorer is None:
-            self._use(DocumentFrequencies.from_references(dataset["references"], eos=self.eos))
+            counted = getattr(dataset, "document_frequencies", None)
+            self._use(
+                counted(self.eos)
+                if counted
+                else DocumentFrequencies.from_references(dataset["references"], eos=self.eos)
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The fingerprint of the document frequencies; None before ``setup``."""

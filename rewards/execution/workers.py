@@ -56,7 +56,7 @@ class WorkerPool:
     def setup(self, dataset: Any) -> None:
         """Start the workers and set the reward up in each, with the columns of ``dataset`` as plain lists."""
         names = getattr(dataset, "column_names", None) or list(dataset)
-        self._dataset = {name: list(dataset[name]) for name in names}
+        self._dataset = {name: list(dataset[name][:]) for name in names}
         self.close()
         self._start()
 

@@ -26,6 +26,8 @@ from rewards.scorers.tokenizer import NAME as TOKENIZER
 from rewards.scorers.tokenizer import tokenize
 
 SIGMA = 6.0
+KEPT_IMAGES = 8192
+"""Reference sets whose counts are kept, those scored last: about 2.5 kB each on RSICD."""
 MAXIMUM = 10.0
 """The score of a caption that equals all its references."""
 
@@ -96,7 +98,7 @@ class Cider:
 
         Args:
             captions: N captions.
-            references: N lists of human captions; what is computed of a list is kept.
+            references: N lists of human captions; what is computed of the last 8,192 lists is kept.
             ended_by_eos: N, whether the policy ended the caption itself (default: all). Under the "emitted"
                 policy only such a caption gets the end-of-sequence word that every reference has.
 
@@ -111,6 +113,8 @@ class Cider:
             )
         if not captions:
             return []
+        while len(self._references) > KEPT_IMAGES:
+            del self._references[next(iter(self._references))]
         slots: dict[tuple[str, ...], int] = {}
         slot = np.array([slots.setdefault(tuple(group), len(slots)) for group in references])
         groups = [self._cached(group) for group in slots]  # first: n-grams of references get lasting numbers
@@ -134,11 +138,13 @@ class Cider:
         return (*words, EOS_WORD) if ended_by_eos and self.frequencies.eos == "emitted" else words
 
     def _cached(self, references: tuple[str, ...]) -> _References:
-        if references not in self._references:
+        found = self._references.pop(references, None)
+        if found is None:
             if not references:
                 raise ValueError("CIDEr needs at least one reference per image, got none")
-            self._references[references] = self._reference_counts(references)
-        return self._references[references]
+            found = self._reference_counts(references)
+        self._references[references] = found  # last: those in front have not been used for longest
+        return found
 
     def _reference_counts(self, references: tuple[str, ...]) -> _References:
         words = [self._words(reference, True) for reference in references]

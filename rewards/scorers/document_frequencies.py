@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from rewards.scorers import tokenizer
@@ -81,7 +82,7 @@ class DocumentFrequencies:
         """Inverse document frequency of an n-gram that the corpus does not have."""
         return math.log(self.num_images)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the table and all that must match; its first six digits stand in signatures."""
         digest = hashlib.sha256(json.dumps(self._header(), sort_keys=True).encode())

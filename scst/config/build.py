@@ -112,7 +112,9 @@ def load_data(recipe: DataKeys, splits: list[str], console: Console) -> LoadedDa
     data = data or load_again(dataset, key[0]) or load()
     if isinstance(recipe, TrainingRecipe) and recipe.caption_policy == "consensus":
         rows = data.splits[recipe.train_split]
-        first = consensus_first(rows, consensus_scores(rows["references"], recipe.train_split), recipe.seed)
+        first = consensus_first(
+            rows, consensus_scores(rows["references"][:], recipe.train_split), recipe.seed
+        )
         data = dataclasses.replace(data, splits=data.splits | {recipe.train_split: first})
     return data
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.config.recipes import DocumentFrequenciesRecipe, required_dataset
 from scst.data.load_splits import load_splits
+from scst.data.reference_columns import ReferenceColumns
 
 
 def write_document_frequencies(recipe: DocumentFrequenciesRecipe) -> None:
@@ -22,7 +22,7 @@ def write_document_frequencies(recipe: DocumentFrequenciesRecipe) -> None:
         on_bad_example=recipe.on_bad_example,
         console=console,
     ).splits[recipe.train_split]
-    table = DocumentFrequencies.from_references(rows["references"], eos=recipe.eos, split=recipe.train_split)
+    table = ReferenceColumns(rows).document_frequencies(recipe.eos, recipe.train_split)
     Path(recipe.output).parent.mkdir(parents=True, exist_ok=True)
     table.save(recipe.output)
     console.print(

@@ -46,6 +46,7 @@ def checked_settings(recipe: EvaluateRecipe) -> MetricSettings:
 
 def _training_captions(recipe: EvaluateRecipe) -> list[str]:
     """All captions of the training split."""
+    from scst.data.columns import values_of
     from scst.data.load_splits import load_splits
 
     train = load_splits(
@@ -55,7 +56,7 @@ def _training_captions(recipe: EvaluateRecipe) -> list[str]:
         split_seed=recipe.split_seed,
         on_bad_example=recipe.on_bad_example,
     ).splits[recipe.train_split]
-    return [caption for group in train["references"] for caption in group]
+    return [caption for group in values_of(train["references"]) for caption in group]
 
 
 def metric_settings(recipe: MetricKeys) -> MetricSettings:

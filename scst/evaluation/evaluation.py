@@ -151,8 +151,8 @@ class Evaluation:
         """The evaluation to compare with, in the order of the dataset."""
         if self.compare_with is None:
             return None
-        image_ids = [str(image_id) for image_id in dataset["image_id"]]
-        return other_evaluation(self.compare_with, image_ids, list(dataset["references"]))
+        image_ids = [str(image_id) for image_id in dataset["image_id"][:]]
+        return other_evaluation(self.compare_with, image_ids, dataset["references"][:])
 
     def _caption(
         self, model: torch.nn.Module, processor: Any, dataset: datasets.Dataset, rows: range
@@ -212,9 +212,9 @@ def _corpus(
 ) -> Corpus:
     return Corpus(
         [caption.text for caption in captions],
-        list(dataset["references"]),
+        dataset["references"][:],
         images=dataset["image"],
-        image_ids=list(dataset["image_id"]),
+        image_ids=dataset["image_id"][:],
         ended_by_eos=[caption.ended_by_eos for caption in captions],
         settings=settings or MetricSettings(),
     )

@@ -17,6 +17,7 @@ from rewards.mixture import RewardMixture
 from scst.adapters.loaded import LoadedPolicy
 from scst.data.collate import SCSTCollator
 from scst.data.load_splits import LoadedData
+from scst.data.reference_columns import ReferenceColumns
 from scst.data.supervision import CaptionChoice
 from scst.metrics.suite import METRICS
 from scst.rl.policy_loss import Objective, ScoringSettings
@@ -127,7 +128,7 @@ def scst_trainer(
         scoring=scoring,
         validation=captioning,
         choice=CaptionChoice(caption_policy, seed),
-        feature_cache=FeatureCache(feature_cache, policy.model, policy.encoder, rows["image_id"])
+        feature_cache=FeatureCache(feature_cache, policy.model, policy.encoder, rows["image_id"][:])
         if feature_cache
         else None,
         one_step_off_policy=one_step_off_policy,
@@ -146,7 +147,8 @@ def scst_trainer(
 
 def set_up_rewards(mixture: RewardMixture, rows: Dataset, output_dir: str) -> None:
     """Give the rewards the training references, and write their document frequencies beside the run."""
-    mixture.setup(rows.select_columns(["references", "image_id"]))
+    with PartialState().main_process_first():  # it counts, the others read what it has counted
+        mixture.setup(ReferenceColumns(rows))
     if PartialState().is_main_process:
         mixture.write_tables(output_dir)
 

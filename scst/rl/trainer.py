@@ -12,6 +12,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 from rewards.mixture import RewardMixture
 from scst.adapters.loading import disable_dropout
+from scst.data.columns import values_of
+from scst.data.reference_columns import ReferenceColumns
 from scst.data.supervision import CaptionChoice
 from scst.distributed.collectives import average_gradients, gradients_kept_on_error
 from scst.distributed.launcher_environment import uses_deepspeed, uses_fsdp
@@ -321,7 +323,9 @@ class SCSTTrainer(TrainerHooks):
         self, image_ids: Sequence[str], prompts: Sequence[str]
     ) -> tuple[PromptBatch, Columns, torch.Tensor | None]:
         """Prompts, columns and features of training images whose captions were sampled before a resume."""
-        rows = {str(image_id): row for row, image_id in enumerate(self.train_dataset["image_id"])}
+        wanted = set(image_ids)
+        ids = enumerate(values_of(self.train_dataset["image_id"]))
+        rows = {str(image_id): row for row, image_id in ids if str(image_id) in wanted}
         inputs = self.data_collator.with_prompts(
             [self.train_dataset[rows[image_id]] for image_id in image_ids],
             prompts,  # of the epoch that they were drawn in
@@ -337,7 +341,7 @@ class SCSTTrainer(TrainerHooks):
 def _set_up(rewards: Sequence[Any], train_dataset: Any) -> RewardMixture:
     """A mixture of these rewards that has seen the training references."""
     mixture = RewardMixture(rewards)
-    mixture.setup(train_dataset.select_columns(["references", "image_id"]))
+    mixture.setup(ReferenceColumns(train_dataset))
     return mixture
 
 

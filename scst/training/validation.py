@@ -11,10 +11,10 @@ import datasets
 import torch
 from transformers import EarlyStoppingCallback, ProcessorMixin, TrainerCallback, TrainingArguments
 
-from rewards.scorers.document_frequencies import DocumentFrequencies
 from rewards.scorers.text import caption_statistics
 from scst.adapters.loaded import LoadedPolicy
 from scst.data.load_splits import LoadedData
+from scst.data.reference_columns import ReferenceColumns
 from scst.distributed.sharded_loader import map_across_ranks
 from scst.distributed.sharded_weights import unsharded
 from scst.errors import RecipeError
@@ -121,7 +121,7 @@ class CaptionValidation:
         texts = [caption.text for caption in captions]
         ended = [caption.ended_by_eos for caption in captions]
         columns = {name: self.dataset[name] for name in self.dataset.column_names}
-        references, image_ids = list(columns["references"]), list(columns["image_id"])
+        references, image_ids = columns["references"][:], columns["image_id"][:]
         corpus = Corpus(texts, references, columns["image"], image_ids, ended, self.settings)
         self.scores = {name: METRICS[name].score(corpus) for name in self.metrics}
         values = {"ended_by_eos": sum(ended) / len(ended), **caption_statistics(texts)}
@@ -164,9 +164,7 @@ class ValidationSettings:
         if args.eval_strategy == "no":
             return None
         rows = data.splits[self.split]
-        frequencies = DocumentFrequencies.from_references(
-            list(rows["references"]), eos="omitted", split=self.split
-        )
+        frequencies = ReferenceColumns(rows).document_frequencies("omitted", self.split)
         return CaptionValidation(
             policy.encoder,
             rows.shuffle(seed=self.seed).select(range(min(self.images, len(rows)))),

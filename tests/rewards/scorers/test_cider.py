@@ -322,3 +322,25 @@ def test_an_unknown_eos_policy_is_refused_at_once():
 def test_unequal_columns_are_refused():
     with pytest.raises(ValueError, match="got 2 captions, 1 lists and 2 ends"):
         reward()(completions=["a", "b"], references=[CORPUS[0]])
+
+
+@pytest.mark.parametrize("table", ["of these references", "of others"])
+def test_scores_are_the_same_bit_for_bit_however_much_is_kept(monkeypatch, table):
+    rng = random.Random(2)
+    words = ["a", "road", "river", "tree", "house", "near", "two", "green"]
+
+    def caption() -> str:
+        return " ".join(rng.choices(words, k=9))
+
+    groups = [[caption() for _ in range(3)] for _ in range(40)]
+    corpus = groups if table == "of these references" else CORPUS
+    batches = [
+        (chosen := rng.sample(groups, 4), [rng.choice([*chosen[i], caption()]) for i in range(4)])
+        for _ in range(60)
+    ]
+    whole, bounded = scorer(corpus=corpus), scorer(corpus=corpus)
+    expected = [whole.scores(captions, groups) for groups, captions in batches]
+    monkeypatch.setattr("rewards.scorers.cider.KEPT_IMAGES", 2)
+    assert [bounded.scores(captions, groups) for groups, captions in batches] == expected
+    assert len(bounded._references) <= 2 + 4
+    assert len(whole._references) == len({tuple(g) for groups, _ in batches for g in groups})
