@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
-SCRIPTS = ("explanations", "memory", "rewards", "rollout", "scaling", "scoring", "step")
+SCRIPTS = ("data", "explanations", "memory", "rewards", "rollout", "scaling", "scoring", "step")
 
 
 def run(*command: str) -> str:
