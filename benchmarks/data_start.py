@@ -67,8 +67,8 @@ def trl(folder: str, output: str) -> None:
     from trl import GRPOConfig
 
     from benchmarks.trl_paligemma import CHAT_TEMPLATE, PaliGemmaGRPOTrainer
-    from scst.adapters.loaded import LoadedPolicy
     from scst.adapters.kinds import LoRA
+    from scst.adapters.loaded import LoadedPolicy
     from scst.models.prompts import forbidden_token_ids
 
     with (Path(folder) / "captions.csv").open(encoding="utf-8", newline="") as file:
