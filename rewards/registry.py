@@ -19,7 +19,7 @@ from rewards.clipscore import ClipScoreReward
 from rewards.contract import OPTIONAL_METHODS, REPLACED_METHODS, RewardFunction, check_contract
 from rewards.count_accuracy import CountAccuracyReward
 from rewards.entity_recall import EntityRecallReward
-from rewards.errors import RewardError
+from rewards.errors import RewardError, shown, told
 from rewards.length import LengthReward
 from rewards.meteor import MeteorReward
 from rewards.repetition import RepetitionPenalty
@@ -135,8 +135,12 @@ def _from_recipe(entry: Mapping[str, Any]) -> WeightedReward:
     kwargs = entry.get("kwargs") or {}
     try:
         function = constructor(**kwargs)
-    except (TypeError, ValueError, OSError) as error:
-        raise RewardError(f"reward {name!r} could not be built with {kwargs}: {error}") from error
+    except RewardError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise RewardError(
+            f"reward {name!r} could not be built with {shown(kwargs)}: {told(error)}"
+        ) from error
     return WeightedReward(name, function, **_settings(name, entry))
 
 
@@ -179,8 +183,8 @@ def _imported(path: str) -> Callable[..., RewardFunction]:
     try:
         module = importlib.import_module(module_name)
         target = getattr(module, attribute)
-    except (ImportError, AttributeError) as error:
-        raise RewardError(f"import_path {path!r} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # the module's own code runs here
+        raise RewardError(f"import_path {path!r} cannot be imported: {told(error)}") from error
     # of everything a recipe can say, this and a cleaning step run code that is not part of the program
     logger.warning("import_path %r runs code of %s", path, getattr(module, "__file__", None) or module_name)
     return _constructor(target)
@@ -192,9 +196,9 @@ def _announced(point: EntryPoint) -> Callable[..., RewardFunction]:
     def build(**kwargs: Any) -> RewardFunction:
         try:
             target = point.load()
-        except (ImportError, AttributeError) as error:
+        except (Exception, SystemExit) as error:  # the module's own code runs here
             raise RewardError(
-                f"reward {point.name!r}: {point.value!r} cannot be imported: {error}"
+                f"reward {point.name!r}: {point.value!r} cannot be imported: {told(error)}"
             ) from error
         return _constructor(target)(**kwargs)
 

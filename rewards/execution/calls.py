@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
@@ -17,11 +18,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from rewards.errors import NamedRewardError, RewardError
-from rewards.execution.batch import LOG_FUNCTIONS, Batch, called, checked_values
+from rewards.errors import NamedRewardError, RewardError, contained, told
+from rewards.execution.batch import LOG_FUNCTIONS, Batch, called, checked_values, listed
 from rewards.execution.threads import CallThread, LoopThread
 from rewards.execution.workers import WorkerPool
 from rewards.registry import WeightedReward
+
+logger = logging.getLogger(__name__)
 
 SEARCH_SECONDS = 10.0
 """How long the one completion that makes a function raise is looked for."""
@@ -93,10 +96,8 @@ class RewardCalls:
             raise
         except RewardError as error:
             raise NamedRewardError(f"reward {reward.name!r}: {error}") from error
-        except Exception as error:
-            raise RewardError(
-                f"{method} of reward {reward.name!r} raised {type(error).__name__}: {error}"
-            ) from error
+        except (Exception, SystemExit) as error:  # not KeyboardInterrupt: this is the main thread
+            raise RewardError(f"{method} of reward {reward.name!r} raised {told(error)}") from error
 
     def values(self, batch: Batch) -> dict[str, list[float]]:
         """Reward name -> one value per completion, NaN for "no opinion".
@@ -121,14 +122,17 @@ class RewardCalls:
         for reward in self.rewards:
             close = getattr(self.pools.get(reward.name, reward.function), "close", None)
             if close is not None:
-                close()
+                try:
+                    close()
+                except (Exception, SystemExit) as error:  # the run is over, and its outputs are complete
+                    logger.warning("close of reward %r raised %s", reward.name, told(error))
 
     def _start(self, reward: WeightedReward, batch: Batch) -> Future:
         if reward.name in self.pools:
             return self._thread(reward.name).submit(self.pools[reward.name].call, batch)
         if is_async(reward.function):
-            return self._loop.submit(_called_async(reward.function, batch))
-        return self._thread("").submit(called, reward.function, batch.columns)
+            return self._loop.submit(_called_async(reward.function, batch.copy()))
+        return self._thread("").submit(called, reward.function, batch.copy())
 
     def _answer(self, reward: WeightedReward, future: Future, batch: Batch) -> Any:
         wait([future], timeout=reward.timeout_s)
@@ -139,14 +143,12 @@ class RewardCalls:
                 f"({batch})"
             )
         error = _error(future)
-        if isinstance(error, NamedRewardError) or (error is not None and not isinstance(error, Exception)):
+        if isinstance(error, NamedRewardError):
             raise error
         if error is not None:
             given = self._culprit(reward, batch) or str(batch)
             hint = "" if self._is_set_up or not hasattr(reward.function, "setup") else f"; {NOT_SET_UP}"
-            raise RewardError(
-                f"reward {reward.name!r} raised {type(error).__name__}: {error} ({given}){hint}"
-            ) from error
+            raise RewardError(f"reward {reward.name!r} raised {told(error)} ({given}){hint}") from error
         return future.result()
 
     def _culprit(self, reward: WeightedReward, batch: Batch) -> str | None:
@@ -188,7 +190,8 @@ def is_async(function: Callable[..., Any]) -> bool:
 
 
 async def _called_async(function: Callable[..., Any], batch: Batch) -> Any:
-    return await function(**batch.columns)
+    with contained():  # asyncio would end the thread of its loop
+        return listed(await function(**batch.columns), batch)
 
 
 def _error(future: Future) -> BaseException | None:

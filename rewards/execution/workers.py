@@ -23,7 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from rewards.errors import NamedRewardError
+from rewards.errors import NamedRewardError, contained, told
 from rewards.execution.batch import LOG_FUNCTIONS, Batch, called, checked_length
 
 LogCall = tuple[str, tuple, dict]  # which log function, and what it was called with
@@ -213,8 +213,10 @@ def _serve(connection: Connection, pickled: bytes) -> None:
             method, arguments = connection.recv()
             logged: list[LogCall] = []
             try:
-                function = pickle.loads(pickled) if function is None else function
-                reply = pickle.dumps((True, _answer(function, method, arguments, logged), logged))
+                with contained():
+                    function = pickle.loads(pickled) if function is None else function
+                    answer = _answer(function, method, arguments, logged)
+                reply = pickle.dumps((True, answer, logged))
             except Exception as error:
                 reply = pickle.dumps((False, _portable(error), []))
             connection.send_bytes(reply)
@@ -238,10 +240,10 @@ def _answer(
     for name in LOG_FUNCTIONS:
         if columns.get(name) is not None:
             columns[name] = partial(_log, logged, name)
-    answer = called(function, columns)
-    with contextlib.suppress(TypeError):  # no list: the training process says so
-        return [value.item() if hasattr(value, "item") else value for value in answer]
-    return answer
+    answer = called(function, Batch(columns))
+    if not isinstance(answer, list):  # the training process says so
+        return answer
+    return [value.item() if hasattr(value, "item") and not value.ndim else value for value in answer]
 
 
 def _log(logged: list[LogCall], which: str, /, *arguments: Any, **keywords: Any) -> None:
@@ -254,5 +256,5 @@ def _portable(error: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
+        return RuntimeError(told(error))
     return error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
@@ -15,6 +14,8 @@ from rewards.errors import RewardError
 from rewards.mixture import MixedRewards, RewardMixture
 from scst.distributed.processes import first_message, gather_numbers
 from scst.objective.advantages import advantage_magnitudes, compute_advantages
+from scst.rl.observed_state import observed_state
+from scst.rl.reward_log import logged_by_rewards
 from scst.training.step_metrics import Deviation, Mean, Statistic
 from scst.types import PromptBatch, RewardOutput, Rollout
 
@@ -37,6 +38,7 @@ class RewardedRollout:
         num_images: images of the optimizer step it was sampled in, over all micro-batches and processes.
         is_padding: its images weigh nothing (:mod:`scst.distributed.sharded_loader`).
         metrics: for the log.
+        logged: what rewards gave to ``log_metric``, for the log.
     """
 
     rollout: Rollout
@@ -46,6 +48,7 @@ class RewardedRollout:
     num_images: int
     is_padding: bool
     metrics: dict[str, Statistic]
+    logged: dict[str, Statistic]
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class Rewarder:
     ) -> PendingRewards:
         """Ask for the rewards of all captions in one call of every reward function."""
         logged: list[tuple[str, float]] = []
-        state = copy.copy(state) if self.one_step_off_policy else state  # it changes meanwhile
+        state = observed_state(state)  # it changes meanwhile, and no reward may change it
         completions = [text for group in rollout.captions for text in group] + rollout.greedy_captions
 
         def answer() -> dict[str, list[float]]:
@@ -141,7 +144,7 @@ class Rewarder:
             return self.mixture.components(
                 completions=completions,
                 trainer_state=state,
-                log_metric=lambda name, value: logged.append((name, float(value))),
+                log_metric=lambda name, value: logged.append((str(name), float(value))),
                 log_extra=None,
                 **_per_completion(rollout, columns),
             )
@@ -163,7 +166,6 @@ class Rewarder:
         rewards = RewardOutput(sampled.view(counted, num_samples), greedy, components)
         advantages = compute_advantages(self.baseline, rewards.sampled, rewards.greedy)
         metrics = {
-            **_logged_by_rewards(pending.logged, counted),
             **reward_metrics(rewards, advantages),
             **self._shares(mixed, counted, num_samples),
         }
@@ -177,6 +179,7 @@ class Rewarder:
             pending.num_images,
             pending.is_padding,
             {} if pending.is_padding else metrics,
+            {} if pending.is_padding else logged_by_rewards(pending.logged, counted),
         )
 
     def _components(self, pending: PendingRewards) -> dict[str, list[float]]:
@@ -229,14 +232,6 @@ class Rewarder:
     def has_pending(self) -> bool:
         """Whether a rollout of an earlier policy waits for its rewards."""
         return self._pending is not None
-
-
-def _logged_by_rewards(logged: Sequence[tuple[str, float]], num_images: int) -> dict[str, Statistic]:
-    """Values of ``log_metric`` by name: the mean of those of a micro-batch, which counts by its images."""
-    values: dict[str, list[float]] = {}
-    for name, value in logged:  # one per call, and per worker of the reward
-        values.setdefault(name, []).append(value)
-    return {name: Mean(num_images * sum(v) / len(v), num_images) for name, v in values.items()}
 
 
 def _record(pending: PendingRewards | None) -> dict[str, Any] | None:

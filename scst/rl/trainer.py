@@ -24,6 +24,7 @@ from scst.errors import RecipeError
 from scst.models.policy import Policy, policy_for, trains_prompt, trains_vision
 from scst.models.prompts import PromptEncoder
 from scst.rl.policy_loss import LossOutput, Objective, PolicyLoss, ScoringSettings, merged_metrics
+from scst.rl.reward_log import beside_own
 from scst.rl.rewarder import Columns, RewardedRollout, Rewarder
 from scst.rl.rollout_metrics import rollout_metrics
 from scst.rl.sampler import Sampler
@@ -304,9 +305,9 @@ class SCSTTrainer(TrainerHooks):
         metrics = merged_metrics(outputs)
         if self.args.process_index != 0 and not self.policy_loss.objective.kl_weight:
             metrics.pop("kl", None)  # computed in lockstep only; the step's first image is in process 0
-        self.metrics.add(rollout_metrics(rewarded.rollout, self.state.global_step))
-        self.metrics.add(rewarded.metrics)
-        self.metrics.add(metrics)
+        own = rollout_metrics(rewarded.rollout, self.state.global_step) | rewarded.metrics | metrics
+        self.metrics.add(own)
+        self.metrics.add(beside_own(rewarded.logged, own))
         self.last_step = rewarded
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:

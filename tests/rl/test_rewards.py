@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def noisy_length(completions, trainer_state=None, **columns):
     if FAILS["at_step"] == step and FAILS["calls"] == 2:
         if FAILS["how"] == "hangs":
             threading.Event().wait()
+        if FAILS["how"] == "exits":
+            sys.exit(0)
         if FAILS["how"] == "raises":
             raise OSError("no answer")
         values[1] = {"nan": float("nan"), "infinite": float("inf")}.get(FAILS["how"], values[1])
@@ -90,6 +93,7 @@ def test_a_failing_reward_leaves_a_run_to_resume(run_stage, sft_adapter, tmp_pat
     ("how", "message"),
     {
         "hangs": r"'noisy_length' did not answer within its `timeout_s` of 5 s .*image 'tile_\d+', ",
+        "exits": r"'noisy_length' raised SystemExit: 0, which would have ended the run .*image 'tile_",
         "nan": r"'noisy_length' returned nan for image 'tile_\d+', caption '",
         "infinite": r"'noisy_length' returned inf for image 'tile_\d+', caption '",
         "wrong length": r"one value per completion \(8\), got 7 \(.*image 'tile_\d+', caption '",

@@ -35,6 +35,8 @@ async def asynchronous(completions, **columns):
 def grumpy(completions, **columns):
     if any("road" in text for text in completions):
         raise KeyError("no roads")
+    if "exit" in completions:
+        sys.exit(0)
     return [0.0] * len(completions)
 
 
@@ -130,11 +132,14 @@ def test_an_asynchronous_function_works_there_too(mixture):
 
 
 def test_what_a_worker_raises_names_the_caption(mixture):
+    mixed = mixture(grumpy)
     with pytest.raises(
         RewardError,
         match=r"'bad' raised KeyError: 'no roads' \(given 3 .* alone: image 'c', caption 'a road'\)",
     ) as caught:
-        mixture(grumpy)(completions=["a", "b", "a road"], image_id=["a", "b", "c"])
+        mixed(completions=["a", "b", "a road"], image_id=["a", "b", "c"])
+    with pytest.raises(RewardError, match=r"'bad' raised SystemExit: 0, which would .*caption 'exit'"):
+        mixed(completions=["a", "b", "exit"], image_id=["a", "b", "c"])
     assert "in grumpy" in "".join(caught.value.__cause__.__notes__), "the worker's traceback"
 
 
