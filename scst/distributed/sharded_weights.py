@@ -12,16 +12,28 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+_SEEN: WeakKeyDictionary[nn.Module, tuple[tuple[type, bool], bool]] = WeakKeyDictionary()
+"""Model -> what marked it when its modules were looked at, and whether it was sharded."""
+
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether weights of the model are sharded over processes, even if they are gathered at the moment."""
-    return any(hasattr(p, "ds_id") for p in model.parameters()) or bool(_fsdp_modules(model))
+    """Whether weights of the model are sharded over processes, even if they are gathered at the moment.
+
+    Looks at all modules once. Sharding a model changes its class (FSDP2) or marks its parameters (ZeRO-3):
+    then it looks again.
+    """
+    marks = (type(model), hasattr(next(model.parameters(), None), "ds_id"))
+    if _SEEN.get(model, (None, False))[0] != marks:
+        sharded = any(hasattr(p, "ds_id") for p in model.parameters()) or bool(_fsdp_modules(model))
+        _SEEN[model] = (marks, sharded)
+    return _SEEN[model][1]
 
 
 def is_shard(weight: torch.Tensor) -> bool:
@@ -82,6 +94,13 @@ def local_shard(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
     if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     return value
+
+
+def local_values(parameter: nn.Parameter) -> torch.Tensor:
+    """The values of a parameter that this process holds: all of them, or those of its shard."""
+    if isinstance(parameter, DTensor):
+        return parameter.to_local()
+    return parameter.ds_tensor if hasattr(parameter, "ds_tensor") and is_shard(parameter) else parameter
 
 
 @contextmanager

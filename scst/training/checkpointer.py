@@ -23,6 +23,7 @@ from scst.distributed.processes import first_message
 from scst.errors import RecipeError
 from scst.training import checkpoints
 from scst.training.manifest import verify, write_manifest
+from scst.training.unreadable_data import innermost_line
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,12 @@ class Checkpointer:
     def folder(self, step: int) -> Path:
         """The folder of the checkpoint of a step."""
         return self.output_dir / f"{checkpoints.PREFIX}{step}"
+
+    def has(self, step: int) -> bool:
+        """Whether the checkpoint of a step is there. Collective."""
+        is_there = verify(self.folder(step), sums=False) is None
+        first_message(None)  # a barrier: every process has looked before one of them begins to write
+        return is_there
 
     def save(
         self,
@@ -188,9 +195,7 @@ class Checkpointer:
         Returns:
             Whether a checkpoint was written.
         """
-        is_saved = verify(self.folder(step), sums=False) is None
-        first_message(None)  # a barrier: every process has looked before one of them begins to write
-        if self._step_end is None or is_saved:
+        if self.has(step) or self._step_end is None:
             return False
         _restore_generators(self._step_end.generators)
         self.save(step, write, ended=ended, protected=protected, parts=self._step_end.parts)
@@ -231,20 +236,6 @@ class Checkpointer:
 
 def _parts_file(process_index: int) -> str:
     return f"parts-{process_index}.pt"
-
-
-def innermost_line(error: BaseException) -> str:
-    """The first line of the innermost file error in a chain of exceptions.
-
-    ``torch.save`` wraps such errors in others of many lines that name neither cause nor path.
-    """
-    seen: BaseException | None = error
-    named = error
-    while seen is not None:
-        named = seen if isinstance(seen, OSError) else named
-        seen = seen.__cause__ or seen.__context__
-    text = str(named).strip().splitlines()
-    return text[0] if text else type(named).__name__
 
 
 def _generator_states() -> dict[str, Any]:

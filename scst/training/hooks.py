@@ -20,11 +20,12 @@ from scst.distributed.sharded_loader import sharded_loader
 from scst.errors import DataError
 from scst.models.prompts import PromptEncoder
 from scst.training import checkpoints
-from scst.training.checkpointer import Checkpointer, innermost_line
+from scst.training.checkpointer import Checkpointer
 from scst.training.micro_batcher import MicroBatcher
 from scst.training.monitor import Monitor
-from scst.training.non_finite import Diverged, NonFiniteGuard
+from scst.training.non_finite import Diverged, NonFiniteGuard, weights_are_finite
 from scst.training.step_metrics import StepMetrics
+from scst.training.unreadable_data import GuardedBatches, UnreadableData, innermost_line
 from scst.training.validation import CaptionValidation
 
 logger = logging.getLogger(__name__)
@@ -179,6 +180,22 @@ class TrainerHooks(Trainer):
             "bf16 or fp32"
         )
 
+    def refuse_ruined_weights(self) -> None:
+        """Let no adapter be written that holds NaN or infinity, wherever they came from. Collective.
+
+        Raises:
+            Diverged: on all processes, naming the last good checkpoint.
+        """
+        if weights_are_finite(self.model):
+            return
+        self._close_callbacks()
+        newest = checkpoints.newest_complete(self.output_dir)
+        raise Diverged(
+            f"the adapter holds NaN or infinity after step {self.state.global_step} and was not written. "
+            f"Last good checkpoint: {newest or 'none'}. Go on from there with --resume true and a smaller "
+            "learning_rate or max_grad_norm, or precision: bf16 or fp32"
+        )
+
     # the log
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -199,10 +216,15 @@ class TrainerHooks(Trainer):
     # checkpoints
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any = None) -> None:
-        """None in the middle of skipped steps: the last good one is from before them."""
+        """None in the middle of skipped steps: the last good one is from before them.
+
+        Raises:
+            Diverged: on all processes when the adapter holds NaN or infinity.
+        """
         if self.guard.skipped_in_a_row:
             logger.warning("no checkpoint at step %d: it was skipped", self.state.global_step)
             return
+        self.refuse_ruined_weights()
         self.checkpointer.save(self.state.global_step, self._write_checkpoint, **self._checkpoint_settings())
 
     def _checkpoint_settings(self) -> dict[str, Any]:
@@ -260,7 +282,9 @@ class TrainerHooks(Trainer):
     def _save_last_step(self) -> None:
         """A checkpoint of the last completed optimizer step, because this one cannot be completed."""
         settings = self._checkpoint_settings()
-        if self.checkpointer.save_last_step(self.state.global_step, self._write_checkpoint, **settings):
+        if weights_are_finite(self.model) and self.checkpointer.save_last_step(
+            self.state.global_step, self._write_checkpoint, **settings
+        ):
             self.callback_handler.on_save(self.args, self.state, self.control)
         self._close_callbacks()
 
@@ -332,14 +356,51 @@ class TrainerHooks(Trainer):
 
     # evaluation
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate, at the end of a step.
+
+        Raises:
+            DataError: on all processes when an image cannot be read any more, after a checkpoint of the step.
+            RewardError: when a reward fails, likewise.
+        """
+        try:
+            return super().evaluate(*args, **kwargs)
+        except RewardError:
+            self._save_this_step()
+            raise
+        except UnreadableData as fault:
+            self._save_this_step()
+            step = self.state.global_step
+            raise DataError(
+                f"the held-out images of the evaluation at step {step} cannot be read any more: {fault}. Put "
+                f"the dataset back and go on with --resume true (step {step} is saved, its evaluation is not "
+                "repeated)"
+            ) from fault
+
+    def _save_this_step(self) -> None:
+        """A checkpoint of the step that is complete, because its evaluation cannot be made."""
+        step = self.state.global_step
+        if step and not self.checkpointer.has(step):
+            self._save_checkpoint(self.model)
+        self._close_callbacks()
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
         """The held-out loss, where the stage has one, and caption metrics.
 
         They are computed here so that the log, the choice of the best checkpoint (``metric_for_best_model:
         cider_d``) and early stopping see them. ``eval_memory_gb`` is their peak memory.
+
+        Raises:
+            UnreadableData: on all processes when one of them cannot read an image any more.
         """
         if self.has_held_out_loss:
-            output = super().evaluation_loop(*args, **kwargs | {"metric_key_prefix": metric_key_prefix})
+            batches: Any = GuardedBatches(dataloader, lockstep=self.has_collective_forward)
+            output = super().evaluation_loop(
+                batches, *args, **kwargs | {"metric_key_prefix": metric_key_prefix}
+            )
+            batches.check()
         else:
             output = EvalLoopOutput(np.empty(0), None, {}, len(self.eval_dataset))
         if self.validation is not None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from scst.distributed.processes import any_process, gather_numbers
+from scst.distributed.sharded_weights import local_values
 from scst.errors import RunStopped
 
 
@@ -107,6 +108,13 @@ class NonFiniteGuard:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue from :meth:`state_dict`."""
         self.skipped_steps = state["skipped_steps"]
+
+
+def weights_are_finite(model: torch.nn.Module) -> bool:
+    """Whether no trainable weight is NaN or infinite, in any process. Collective."""
+    trained = [local_values(p) for p in model.parameters() if p.requires_grad]
+    (ruined,) = any_process(not all(bool(torch.isfinite(values).all()) for values in trained))
+    return not ruined
 
 
 def _mean_over_processes(total: float, steps: int) -> float:

@@ -181,9 +181,11 @@ def save_output(trainer: TrainerHooks) -> None:
 
     Raises:
         RunStopped: when they cannot be written.
+        Diverged: when the adapter holds NaN or infinity.
     """
     output_dir = trainer.output_dir
     staged = output_dir / STAGING / "output"
+    trainer.refuse_ruined_weights()
     try:
         if trainer.args.should_save:
             clean_up(output_dir)

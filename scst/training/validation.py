@@ -25,6 +25,7 @@ from scst.rollout.greedy import greedy_captions
 from scst.training.argument_checks import evaluates
 from scst.training.micro_batcher import MicroBatcher
 from scst.training.phase_meter import PhaseMeter
+from scst.training.unreadable_data import innermost_line, raise_together
 from scst.types import Caption
 
 logger = logging.getLogger(__name__)
@@ -83,11 +84,19 @@ class CaptionValidation:
         """Return metrics by name, and ``memory_gb``, the peak memory of the evaluation. Collective.
 
         Every process captions its shard of the images and returns the same metrics.
+
+        Raises:
+            UnreadableData: on all processes when one of them cannot read an image any more.
         """
         with PhaseMeter(base_model(model).device).measure("validation") as usage:
             with unsharded(model):
-                captions = map_across_ranks(lambda rows: self._caption(model, rows), len(self.dataset))
-            metrics = self._metrics(captions)
+                captions = self._captions(model)
+            metrics, fault = {}, None
+            try:
+                metrics = self._metrics(captions)
+            except OSError as error:  # a metric that looks at images
+                fault = innermost_line(error)
+            raise_together(fault)
         self._peak_gb = usage.peak_gb
         return metrics | {"memory_gb": usage.peak_gb}
 
@@ -104,6 +113,21 @@ class CaptionValidation:
                 "an evaluation took %.2f GB, a training step %.2f GB: from now on %d images at a time",
                 *(self._peak_gb, training_gb, self.batches.limit),
             )
+
+    def _captions(self, model: torch.nn.Module) -> list[Caption]:
+        """Captions of all images; a process whose images cannot be read takes part in the exchange, too."""
+        faults: list[str] = []
+
+        def caption(rows: Sequence[int]) -> list[Caption]:
+            try:
+                return self._caption(model, rows)
+            except OSError as error:
+                faults.append(innermost_line(error))
+                return [Caption("", ended_by_eos=False, num_tokens=0)] * len(rows)
+
+        captions = map_across_ranks(caption, len(self.dataset))
+        raise_together(faults[0] if faults else None)
+        return captions
 
     def _caption(self, model: torch.nn.Module, rows: Sequence[int]) -> list[Caption]:
         images = self.dataset.select(rows)["image"]

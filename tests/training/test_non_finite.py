@@ -182,6 +182,32 @@ def test_both_trainers_end_a_run_that_diverges(run_stage, sft_adapter, tmp_path,
     assert sorted(p.name for p in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-1"]
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
+@pytest.mark.parametrize("stage", ["sft", "scst"])
+def test_no_trainer_writes_an_adapter_that_is_not_finite(
+    run_stage, sft_adapter, tmp_path, monkeypatch, stage, value
+):
+    """Ruined by the optimizer in the last step, whose loss and gradient were finite. One stage would write a
+    checkpoint of it, the other only the final adapter."""
+    honest, out = TrainerHooks._maybe_log_save_evaluate, tmp_path / "out"
+
+    def ruining(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            weight = [p for p in self.model.parameters() if p.requires_grad][-1]
+            weight.data.view(-1)[0] = value
+        honest(self, *args, **kwargs)
+
+    monkeypatch.setattr(TrainerHooks, "_maybe_log_save_evaluate", ruining)
+    keys = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "max_steps": 3}
+    keys |= {"adapter": str(sft_adapter), "save_steps": 2} if stage == "scst" else {}
+    with pytest.raises(Diverged, match=r"NaN or infinity after step 3 and was not written.*checkpoint-2\. "):
+        run_stage(stage, output_dir=str(out), **keys)
+    assert [p.name for p in out.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not {p.name for p in out.iterdir()} & {"adapter_model.safetensors", "run.json"}
+    assert all(torch.isfinite(tensor).all() for tensor in adapter_weights(out / "checkpoint-2").values())
+    assert Diverged.exit_code == 1
+
+
 def test_no_trainer_steps_around_the_guard():
     """`training_step` is final, for the type checker and here: a trainer overrides `micro_step`."""
     assert TrainerHooks.training_step.__final__
