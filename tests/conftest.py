@@ -1,4 +1,8 @@
-"""Fixtures of all rooms: tiny models made from scratch, so that every test runs without any download."""
+"""Fixtures of all rooms: tiny models made from scratch, so that every test runs without any download.
+
+The process that only hands tests out to others loads this file too: what takes seconds to import is imported
+where it is used.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,13 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as scst.config.build does where there is no GPU
 
 import pytest
-import torch
 
 from tests.support.browser import chromium
 from tests.support.paths import SHARED
-from tests.support.tiny import build_model, build_processor, noise_images
-
-torch.set_num_threads(1)
 
 SET_BY_LIBRARIES = ("PYTEST_CURRENT_TEST", "KMP_", "PYTORCH_NVML_BASED_CUDA_CHECK")
 """How variables begin that no test changes: set by pytest, by the import of scikit-learn, by accelerate."""
@@ -51,6 +51,8 @@ def _global_state_is_left_alone() -> Iterator[None]:
 
 
 def _global_state() -> dict[str, Any]:
+    import torch
+
     return {
         **{f"${name}": v for name, v in os.environ.items() if not name.startswith(SET_BY_LIBRARIES)},
         "default dtype": torch.get_default_dtype(),
@@ -66,24 +68,32 @@ def _global_state() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def tiny_processor():
     """A PaliGemma processor of 32-pixel images (16 image tokens) with a small trained vocabulary."""
+    from tests.support.tiny import build_processor
+
     return build_processor()
 
 
 @pytest.fixture
 def tiny_model(tiny_processor):
     """A random PaliGemma 1 (Gemma decoder, sdpa attention)."""
+    from tests.support.tiny import build_model
+
     return build_model(tiny_processor)
 
 
 @pytest.fixture
 def tiny_model_v2(tiny_processor):
     """A random PaliGemma 2 (Gemma 2 decoder with logit softcapping, eager attention)."""
+    from tests.support.tiny import build_model
+
     return build_model(tiny_processor, version=2)
 
 
 @pytest.fixture(scope="session")
 def images():
     """Four different noise images."""
+    from tests.support.tiny import noise_images
+
     return noise_images(4)
 
 

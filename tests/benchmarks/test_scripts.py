@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.commands import start_warm
 
 SCRIPTS = ("data", "explanations", "memory", "rewards", "rollout", "scaling", "scoring", "step")
 
 
 def run(*command: str) -> str:
     """What a command writes to standard output."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    result = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = start_warm(*command, PYTHONPATH="")
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
 

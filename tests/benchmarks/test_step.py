@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -22,7 +19,7 @@ from scst.models.policy import Policy
 from scst.models.prompts import PromptEncoder, forbidden_token_mask
 from scst.scoring.score_captions import score
 from scst.types import PromptBatch, Sampling
-from tests.support.paths import ROOT
+from tests.support.commands import start_warm
 from tests.support.tiny import SENTENCES, build_model, noise_images
 from tests.support.tiny import build_processor as build_tiny_processor
 
@@ -245,14 +242,7 @@ def test_random_captions_are_words_that_references_share():
 def test_benchmark_writes_its_ratios(tmp_path):
     """The whole command at a small size; it checks the work of all ways itself."""
     small = "--width 32 --vocabulary 2048 --images 2 --samples 4 --tokens 12 --repetitions 1"
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.step", *small.split(), "--json", str(tmp_path / "step.json")],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = start_warm("-m", "benchmarks.step", *small.split(), "--json", str(tmp_path / "step.json"))
     assert result.returncode == 0, result.stderr[-2000:]
     record = json.loads((tmp_path / "step.json").read_text())
     assert {"ours", "naive", "trl", "trl_rloo"} <= set(record["images_per_s"])

@@ -12,7 +12,7 @@ from PIL import Image
 from scst.cli.arguments import parse
 from scst.config.recipes import RECIPES, EvaluateRecipe
 from tests.support.adapter_folders import write_adapter
-from tests.support.commands import call, start
+from tests.support.commands import call, start, start_warm
 from tests.support.paths import ROOT
 from tests.support.worlds import write_recipe, write_risc
 
@@ -90,7 +90,7 @@ def test_whole_job_under_accelerate(world, tmp_path):
             str(tmp_path / "evaluation"),
         ],
     ):
-        done = start(*arguments)
+        done = start_warm(*arguments)
         assert done.returncode == 0, done.stdout + done.stderr
     metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert set(metrics) == set(EvaluateRecipe().metrics)
@@ -105,7 +105,7 @@ def test_whole_job_under_accelerate(world, tmp_path):
 
     picture = tmp_path / "a picture.png"
     Image.new("L", (50, 40), 128).save(picture)
-    done = start(
+    done = start_warm(
         "launch/caption.py",
         "--adapter",
         str(tmp_path / "scst"),

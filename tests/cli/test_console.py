@@ -22,7 +22,7 @@ from scst.config.packaged import accelerate_names, find_accelerate_config, find_
 from scst.config.reader import read_recipe_file
 from scst.config.recipes import RECIPES
 from scst.errors import RecipeError
-from tests.support.commands import start
+from tests.support.commands import start, start_warm
 from tests.support.paths import ROOT
 
 SCRIPTS = sorted((ROOT / "launch").glob("*.py"))
@@ -205,10 +205,20 @@ def test_commands_of_one_process_know_no_launch_flags(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "flags"), [("cpu", []), ("cpu-2", ["--num_processes", "2"])])
-def test_processes_are_started_and_their_exit_code_returned(config, flags, tmp_path):
+def test_one_process_returns_its_exit_code(tmp_path):
+    (tmp_path / "wrong.py").write_text("import sys; sys.exit(3)")
+    code = (
+        "import sys; from scst.cli.launcher import Launch, start_processes\n"
+        "from scst.config.packaged import find_accelerate_config\n"
+        "sys.exit(start_processes(Launch(find_accelerate_config('cpu')), 'wrong', []))"
+    )
+    assert start_warm("-c", code, PYTHONPATH=f"{ROOT}:{tmp_path}").returncode == 3
+
+
+@pytest.mark.slow
+def test_processes_are_started_and_their_exit_code_returned(tmp_path):
     """A recipe that is wrong in a way that only the processes find out."""
-    launch = ["--accelerate_config", config, *flags, "--output_dir", str(tmp_path)]
+    launch = ["--accelerate_config", "cpu-2", "--num_processes", "2", "--output_dir", str(tmp_path)]
     wrong = ["--config", "quickstart/sft", "--model_name_or_path", str(tmp_path / "nowhere")]
     done = start("-m", "scst.cli", "sft", *launch, *wrong, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
     assert done.returncode == 2, done.stderr
@@ -333,7 +343,7 @@ def site(wheel, tmp_path_factory):
 def installed(site, code, cwd):
     """Run code with the installed wheel, from another folder."""
     found = f"import scst; assert {str(site)!r} in scst.__file__\n"
-    done = start("-c", found + code, cwd=cwd, PYTHONPATH=str(site))
+    done = start_warm("-c", found + code, cwd=cwd, PYTHONPATH=str(site))
     assert done.returncode == 0, done.stderr
     return done.stdout
 

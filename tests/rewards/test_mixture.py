@@ -6,7 +6,6 @@ import asyncio
 import functools
 import gc
 import math
-import subprocess
 import sys
 import threading
 import types
@@ -20,7 +19,7 @@ from rewards.execution.threads import CallThread
 from rewards.mixture import RewardMixture
 from rewards.registry import WeightedReward, build_rewards
 from rewards.scorers.document_frequencies import FILE_NAME, DocumentFrequencies
-from tests.support.paths import ROOT
+from tests.support.commands import start
 from tests.support.rewards import CAPTIONS, NAN, call, constant, equal, mixture
 from tests.support.waiting import PATIENCE_S
 
@@ -357,9 +356,7 @@ def test_a_hung_reward_does_not_keep_the_process_alive():
         "def slow(**columns): threading.Event().wait()\n"
         "RewardMixture([WeightedReward('slow', slow, timeout_s=0.2)])(completions=['a'])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
-    )
+    done = start("-c", code)
     assert "did not answer" in done.stderr
 
 

@@ -6,15 +6,14 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from scst.adapters.lora import add_lora
 from scst.models.pretrained import load_model
+from tests.support.commands import start_warm
 from tests.support.paths import ROOT
-from tests.support.waiting import PATIENCE_S
 from tests.support.worlds import write_model, write_recipe, write_risc
 
 pytestmark = pytest.mark.slow
@@ -22,17 +21,9 @@ pytestmark = pytest.mark.slow
 EXAMPLE = ROOT / "examples" / "reward_package"
 
 
-def run(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess:
+def run(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Python in the project's root; ``path`` holds what was installed."""
-    environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
+    return start_warm(*arguments, PYTHONPATH=os.pathsep.join(map(str, [ROOT, *([path] if path else [])])))
 
 
 @pytest.fixture(scope="module")

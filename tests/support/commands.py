@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from scst.config.recipes import RECIPES
+from tests.support.forked import run_forked
 from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE_S
 
@@ -24,9 +25,22 @@ def call(stage: str, *flags: str) -> int:
     return int(command_of(stage).main(list(flags)))
 
 
+def start_warm(
+    *arguments: str, cwd: Path = ROOT, stdin: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """As ``start``, for what imports torch: the libraries are imported already when the process begins."""
+    return run_forked(
+        arguments,
+        cwd=cwd,
+        environment=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stdin=stdin,
+        timeout_s=PATIENCE_S,
+    )
+
+
 def start(
     *arguments: str, cwd: Path = ROOT, stdin: str | None = None, **environment: str
-) -> subprocess.CompletedProcess:
+) -> subprocess.CompletedProcess[str]:
     """Run Python on this project, from any folder; what it writes is kept as text."""
     return subprocess.run(
         [sys.executable, *arguments],

@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from scst.cli.arguments import Arguments
 from scst.config.reader import build_recipe
 from tests.support.commands import command_of
-from tests.support.worlds import write_model, write_risc
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """Folder with `model`, `model2` (PaliGemma 2) and `data`."""
+    from tests.support.worlds import write_model, write_risc
+
     folder = tmp_path_factory.mktemp("world")
     write_model(folder / "model")
     write_model(folder / "model2", version=2)
@@ -61,11 +60,15 @@ def sft_adapter(run_stage, tmp_path_factory):
 
 
 def adapter_weights(folder):
+    from safetensors.torch import load_file
+
     return load_file(folder / "adapter_model.safetensors")
 
 
 def assert_same_adapter(actual, expected, tolerance: float = 1e-6) -> None:
     """The weights in two output folders agree to a tolerance."""
+    import torch
+
     before, after = adapter_weights(expected), adapter_weights(actual)
     assert set(after) == set(before)
     for name in before:
@@ -74,6 +77,8 @@ def assert_same_adapter(actual, expected, tolerance: float = 1e-6) -> None:
 
 def bits(tensor):
     """The bytes of a tensor: packed 4-bit weights look like NaN to a comparison of numbers."""
+    import torch
+
     return tensor.contiguous().flatten().view(torch.uint8)
 
 
