@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from rewards.scorers import tokenizer
 
@@ -107,13 +108,17 @@ class DocumentFrequencies:
             ValueError: when the file is no such table, or its content does not have the fingerprint that it
                 was saved with.
         """
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = _read(Path(path))
         keys = ("num_images", "split", "eos", "tokenizer")
         if not isinstance(content, dict) or not {*keys, "counts", "fingerprint"} <= set(content):
             raise ValueError(
                 f"{path} is no table of document frequencies: save one with DocumentFrequencies.save"
             )
-        counts = {tuple(ngram.split(" ")): count for ngram, count in content["counts"].items()}
+        counts = content["counts"]
+        numbers = [content["num_images"], *(counts.values() if isinstance(counts, dict) else [None])]
+        if not all(type(number) is int and number > 0 for number in numbers):
+            raise ValueError(f"{path}: expected whole numbers above 0 as `num_images` and in `counts`")
+        counts = {tuple(ngram.split(" ")): count for ngram, count in counts.items()}
         table = cls(counts, **{key: content[key] for key in keys})
         if table.fingerprint != content["fingerprint"]:
             raise ValueError(
@@ -129,3 +134,17 @@ class DocumentFrequencies:
             "eos": self.eos,
             "tokenizer": self.tokenizer,
         }
+
+
+def _read(path: Path) -> Any:
+    """The content of a JSON file; a pipe is refused, because reading it would wait for ever.
+
+    Raises:
+        ValueError: it is no file, or no JSON. OSError: it cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error

@@ -6,14 +6,14 @@ tensors fit a model is seen when they are loaded (:mod:`scst.adapters.loading`).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from scst.adapters.kinds import PEFT_TYPES
-from scst.errors import RecipeError
+from scst.errors import DataError, RecipeError, shown
+from scst.files.json_reader import read_json_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_TYPES: dict[str, str] = {peft_type: kind for kind, peft_type in PEFT_TYPES.items()}
@@ -25,7 +25,6 @@ _REFUSED = {
     "trainable_token_indices": "replaces rows of the embedding matrix",
 }
 """Settings that adapters of this project never have -> what they would do."""
-_MAX_CONFIG_BYTES = 10_000_000
 _DTYPES = ("F64", "F32", "F16", "BF16")
 _SIZES: dict[str, dict[str, tuple[str, ...]]] = {
     "prompt_tuning": {".weight": ("num_tokens", "width")},
@@ -77,7 +76,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     peft_type = settings.get("peft_type")
     if not isinstance(peft_type, str) or peft_type not in ADAPTER_TYPES:
         raise RecipeError(
-            f"adapter: {str(folder)!r} is of PEFT's type {_shortened(peft_type)}; expected one of "
+            f"adapter: {str(folder)!r} is of PEFT's type {shown(peft_type)}; expected one of "
             f"{', '.join(ADAPTER_TYPES)}, which scst sft makes (docs/adapters.md)"
         )
     for name, effect in _REFUSED.items():
@@ -89,7 +88,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     for name, (holds, expected) in _RULES.items():
         if name in settings and not holds(settings[name]):
             raise RecipeError(
-                f"adapter: {name} in {str(config)!r} must be {expected}, got {_shortened(settings[name])}"
+                f"adapter: {name} in {str(config)!r} must be {expected}, got {shown(settings[name])}"
             )
     return settings
 
@@ -102,19 +101,9 @@ def _found(folder: Path) -> str:
 
 def _read_json(config: Path) -> dict[str, Any]:
     try:
-        if config.stat().st_size > _MAX_CONFIG_BYTES:
-            raise ValueError(f"it holds more than {_MAX_CONFIG_BYTES} bytes")
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RecipeError(f"adapter: {str(config)!r} is no readable JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise RecipeError(f"adapter: {str(config)!r} must hold settings by name, got {_shortened(settings)}")
-    return settings
-
-
-def _shortened(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+        return read_json_object(config)
+    except (OSError, DataError) as error:
+        raise RecipeError(f"adapter: {error}") from error
 
 
 def _is_count(value: object) -> bool:
@@ -179,7 +168,7 @@ def _tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
             "back to an older checkpoint"
         ) from error
     if strange:
-        raise _unfit(file.parent, f"{_shortened(strange[0])} holds no floating-point numbers")
+        raise _unfit(file.parent, f"{shown(strange[0])} holds no floating-point numbers")
     return shapes
 
 
@@ -193,13 +182,13 @@ def _lora_fault(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
         part = f"lora_{rest.partition('.')[0]}"
         if part in ranks and rest.endswith(".weight"):
             if len(shape) != 2:
-                return f"{_shortened(name)} is of shape {shape}; expected two dimensions"
+                return f"{shown(name)} is of shape {shape}; expected two dimensions"
             ranks[part][module] = shape[0 if part == "lora_A" else 1]
     matrices_a, matrices_b = ranks["lora_A"], ranks["lora_B"]
     if not matrices_a or matrices_a != matrices_b:
         return (
             f"its {len(shapes)} tensors are {len(matrices_a)} matrices lora_A and {len(matrices_b)} lora_B; "
-            f"expected pairs of one rank (first tensor: {_shortened(min(shapes, default=None))})"
+            f"expected pairs of one rank (first tensor: {shown(min(shapes, default=None))})"
         )
     patterns = (settings.get("rank_pattern") or {}).values()
     allowed, seen = {settings["r"], *patterns}, set(matrices_a.values())
@@ -219,10 +208,10 @@ def _size_fault(kind: str, settings: Mapping[str, Any], shapes: Mapping[str, tup
     for name, shape in shapes.items():
         end = next((end for end in _SIZES[kind] if name.endswith(end)), None)
         if end is None:
-            return f"{_shortened(name)} is no tensor of {kind}"
+            return f"{shown(name)} is no tensor of {kind}"
         expected = tuple(sizes.get(size) for size in _SIZES[kind][end])
         if shape != expected:
-            return f"{_shortened(name)} is of shape {shape}, but {CONFIG} says {expected}"
+            return f"{shown(name)} is of shape {shape}, but {CONFIG} says {expected}"
     return None
 
 

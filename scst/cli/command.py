@@ -16,8 +16,11 @@ from scst.cli.launcher import start_processes
 from scst.cli.usage import help_text
 from scst.config.keys import Recipe
 from scst.errors import Interrupted, ScstError
+from scst.training.secrets import hide_secrets
 
 R = TypeVar("R", bound=Recipe)
+LONGEST_MESSAGE = 10_000
+"""Characters of an error message that are printed."""
 
 
 def run_command(
@@ -57,15 +60,22 @@ def run_command(
             print(error, file=sys.stderr)
         return error.exit_code
     except ScstError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_message(error)}", file=sys.stderr)
         return error.exit_code
     except RewardError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_message(error)}", file=sys.stderr)
         return 1
     except BaseException as error:
         _tell_launcher(error)
         raise
     return 0
+
+
+def _one_message(error: BaseException) -> str:
+    """What an error says, without secrets and control characters, and of bounded length."""
+    text = hide_secrets(str(error))
+    text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE // 2]} ... {text[-1000:]}"
 
 
 def _check(recipe: Recipe) -> None:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scst.config.packaged import find_accelerate_config
-from scst.errors import RecipeError
+from scst.errors import DataError, RecipeError
+from scst.files.yaml_reader import read_yaml
 
 LAUNCHED_STAGES = ("sft", "scst", "evaluate", "caption")
 """Stages whose work can be divided among processes."""
@@ -60,7 +59,10 @@ def take_launch_flags(stage: str, argv: Sequence[str]) -> tuple[Launch | None, l
 
 def _check_count(launch: Launch) -> None:
     """Refuse several processes where accelerate would start one without saying so."""
-    content = yaml.safe_load(launch.config.read_text(encoding="utf-8"))
+    try:
+        content = read_yaml(launch.config)
+    except DataError as error:
+        raise RecipeError(f"--accelerate_config: {error}") from error
     kind = str(content.get("distributed_type", "NO")) if isinstance(content, dict) else "NO"
     if kind in ("NO", "False") and (launch.num_processes or 1) > 1:  # YAML reads a bare NO as false
         raise RecipeError(

@@ -13,6 +13,7 @@ from rich.console import Console
 from scst.config.checks import BASE, base_model_of
 from scst.config.recipes import ExplainRecipe
 from scst.errors import DataError, RecipeError
+from scst.training.secrets import without_secrets
 
 if TYPE_CHECKING:
     import torch
@@ -157,7 +158,7 @@ def write_outputs(
             explanations,
             title=f"What the caption of {path.name} rests on",
             subtitle=f"{base} · prompt “{recipe.prompt}” · hidden parts: {recipe.occlusion}",
-            about={"image": str(path), "recipe": resolved(recipe), "versions": versions()},
+            about={"image": str(path), "recipe": without_secrets(resolved(recipe)), "versions": versions()},
         )
     except OSError as error:
         raise RecipeError(f"output_dir: {recipe.output_dir!r} cannot be written: {error}") from error

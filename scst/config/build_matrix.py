@@ -36,6 +36,7 @@ from scst.experiments.stage_keys import EVALUATE
 from scst.metrics.suite import METRICS
 from scst.training.argument_checks import argument_names
 from scst.training.run_record import recorded_settings
+from scst.training.secrets import without_secrets
 
 SCRIPTS = {
     "sft": ["-m", "scst.cli.sft"],
@@ -140,7 +141,7 @@ def print_plan(plan: Plan) -> None:
             for result in collect(plan, {})
         ],
     }
-    print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110), end="")
+    print(yaml.safe_dump(without_secrets(content), sort_keys=False, allow_unicode=True, width=110), end="")
 
 
 def _described(run: Run) -> dict[str, Any]:

@@ -11,7 +11,6 @@ Captions with ids are paired by id, plain text by line.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -19,10 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scst.errors import DataError
+from scst.errors import DataError, shown
+from scst.files.json_reader import NoJson, parse_json
+from scst.files.reading import read_text
 
 STDIN = "-"
 PREDICTIONS = "predictions.jsonl"  # in the output folder of an evaluation
+_LARGEST = 4 << 30
+"""Bytes of the largest caption file that is read."""
+_KINDS = {"image_id": (str, int), "image": (str,), "ended_by_eos": (bool,)}
 _CAPTION_KEYS = ("caption", "captions", "references")
 
 
@@ -69,7 +73,9 @@ def read_pairs(predictions: str, references: Sequence[str] = (), *, subset: bool
     candidates = _read(predictions)
     for row in candidates.rows:
         if not isinstance(row.get("caption"), str):
-            raise DataError(f"{candidates.path}: expected predictions with a text `caption`, got {row!r}")
+            raise DataError(
+                f"{candidates.path}: expected predictions with a text `caption`, got {shown(row)}"
+            )
     if not references:
         return _own_references(candidates)
     files = [_read(path) for path in references]
@@ -153,8 +159,8 @@ def _unique_ids(file: _Rows) -> None:
 def _some(ids: Sequence[str], limit: int = 3) -> str:
     """``image 'a'``, or ``7 images ('a', 'b', 'c', ...)``."""
     if len(ids) == 1:
-        return f"image {ids[0]!r}"
-    return f"{len(ids)} images ({', '.join(map(repr, ids[:limit]))}{', ...' if len(ids) > limit else ''})"
+        return f"image {shown(ids[0])}"
+    return f"{len(ids)} images ({', '.join(map(shown, ids[:limit]))}{', ...' if len(ids) > limit else ''})"
 
 
 def _texts(file: _Rows, row: dict[str, Any], *keys: str) -> list[str]:
@@ -164,7 +170,9 @@ def _texts(file: _Rows, row: dict[str, Any], *keys: str) -> list[str]:
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         wanted = " or ".join(f"`{key}`" for key in keys)
-        raise DataError(f"{file.path}: image {row['image_id']!r}: expected texts under {wanted}, got {row!r}")
+        raise DataError(
+            f"{file.path}: image {shown(row['image_id'])}: expected texts under {wanted}, got {shown(row)}"
+        )
     return texts
 
 
@@ -182,15 +190,20 @@ def _read(path: str) -> _Rows:
     for row in rows:
         if not isinstance(row, dict) or "image_id" not in row or not set(_CAPTION_KEYS) & set(row):
             raise DataError(
-                f"{name}: expected entries with `image_id` and `caption` or `captions`, got {row!r}"
+                f"{name}: expected entries with `image_id` and `caption` or `captions`, got {shown(row)}"
             )
+        for key, kinds in _KINDS.items():
+            if key in row and type(row[key]) not in kinds:
+                wanted = " or ".join(kind.__name__ for kind in kinds)
+                raise DataError(f"{name}: expected {wanted} as `{key}`, got {shown(row[key])}")
     return _Rows(name, rows, has_ids=True)
 
 
 def _content(path: str) -> str:
     try:
-        data = sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
-        return data.decode("utf-8-sig")
+        if path == STDIN:
+            return sys.stdin.buffer.read().decode("utf-8-sig")
+        return read_text(path, limit=_LARGEST)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -202,11 +215,14 @@ def _json_rows(text: str, name: str) -> list[Any] | None:
     if text.lstrip()[0] not in "[{":
         return None
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError:
+        content = parse_json(text, name)
+    except NoJson:
         return _jsonl_rows(text, name)
     if isinstance(content, dict) and "annotations" in content:
-        return content["annotations"]
+        content = content["annotations"]
+        if not isinstance(content, list):
+            raise DataError(f"{name}: expected a list under `annotations`, got {shown(content)}")
+        return content
     return [content] if isinstance(content, dict) else content
 
 
@@ -214,9 +230,9 @@ def _jsonl_rows(text: str, name: str) -> list[Any] | None:
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         try:
-            rows += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
+            rows += [parse_json(line, f"{name}, line {number}")] if line.strip() else []
+        except NoJson:
             if not rows and not line.lstrip().startswith('{"'):
                 return None  # plain captions may begin with a bracket
-            raise DataError(f"{name}, line {number}: no JSON: {error}") from error
+            raise
     return rows

@@ -6,7 +6,6 @@ Nothing is tested here; the paired test of two evaluations is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from scst.errors import DataError
+from scst.files.json_reader import as_object, parse_json, read_json_object
+from scst.files.reading import read_text
 from scst.metrics.suite import METRICS
 
 
@@ -72,13 +73,14 @@ def captions_table(runs: Mapping[str, str | Path], *, images: int = 4, title: st
 
 def read_metrics(folder: str | Path) -> dict[str, Any]:
     """``metrics.json`` of an output folder."""
-    return json.loads(_existing(folder, "metrics.json").read_text(encoding="utf-8"))
+    return read_json_object(_existing(folder, "metrics.json"))
 
 
 def read_predictions(folder: str | Path) -> list[dict[str, Any]]:
     """``predictions.jsonl`` of an output folder."""
-    with _existing(folder, "predictions.jsonl").open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+    path = _existing(folder, "predictions.jsonl")
+    lines = read_text(path).splitlines()
+    return [as_object(parse_json(line, str(path)), str(path)) for line in lines if line.strip()]
 
 
 def _existing(folder: str | Path, name: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scst.errors import DataError
+from scst.files.json_reader import read_json
 from scst.training.run_record import RECORD_NAME
 
 logger = logging.getLogger(__name__)
@@ -99,8 +100,8 @@ def _read_json(path: Path) -> Any:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json(path)
+    except (OSError, DataError) as error:
         logger.warning("%s cannot be read (%s): the report goes without it", path, error)
         return None
 

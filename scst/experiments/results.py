@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from scst.evaluation.side_by_side import read_metrics
 from scst.experiments.matrix_plan import Cell, Plan
+from scst.files.json_reader import read_json_object
 from scst.metrics.suite import METRICS
 from scst.training.run_record import RECORD_NAME
 
@@ -199,7 +199,7 @@ def trainings_table(plan: Plan) -> list[dict[str, Any]]:
     found = []
     for run in plan.trainings:
         if run.is_complete:
-            record = json.loads((run.folder / RECORD_NAME).read_text(encoding="utf-8"))
+            record = read_json_object(run.folder / RECORD_NAME)
             found.append(
                 {
                     "stage": run.stage,

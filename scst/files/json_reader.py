@@ -35,10 +35,7 @@ def read_json_object(path: str | Path, *, limit: int = RECORD_BYTES) -> dict[str
     Raises:
         FileNotFoundError, DataError: as :func:`read_json`, or when it holds something else.
     """
-    content = read_json(path, limit=limit)
-    if not isinstance(content, dict):
-        raise DataError(f"{str(path)!r}: expected a JSON object, got {shown(content)}")
-    return content
+    return as_object(read_json(path, limit=limit), repr(str(path)))
 
 
 def parse_json(text: str, name: str) -> Any:
@@ -88,3 +85,14 @@ def _is_too_deep(content: Any) -> bool:
             return False
         level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
     return True
+
+
+def as_object(content: Any, place: str) -> dict[str, Any]:
+    """A part of a record that must be an object.
+
+    Raises:
+        DataError: naming the place.
+    """
+    if not isinstance(content, dict):
+        raise DataError(f"{place}: expected a JSON object, got {shown(content)}")
+    return content

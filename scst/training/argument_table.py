@@ -80,6 +80,7 @@ OWNED: dict[str, str] = {
     "accelerator_config": _LAUNCHER,
     "use_cpu": _LAUNCHER,
     "local_rank": _LAUNCHER,
+    "hub_token": "recipes are recorded, and tokens must not be: set HF_TOKEN, or run `hf auth login`",
     "enable_jit_checkpoint": "signals are answered with a checkpoint anyway (docs/unkillable.md)",
     **dict.fromkeys(
         (

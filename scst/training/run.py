@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import signal
@@ -22,6 +21,7 @@ from scst.adapters.parameters import count_parameters, parameter_table
 from scst.data.files import STAGING, clean_up, move_files
 from scst.data.load_splits import LoadedData
 from scst.errors import Interrupted, RunStopped
+from scst.files.json_reader import read_json_object
 from scst.models.pretrained import allow_deepspeed_states
 from scst.training import checkpoints
 from scst.training.hooks import TrainerHooks
@@ -228,7 +228,7 @@ def has_ended(checkpoint: str, steps: int) -> bool:
 
 def newest_step(checkpoint: str) -> int:
     """The optimizer step at which a checkpoint was written."""
-    return json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"]
+    return int(read_json_object(Path(checkpoint) / "trainer_state.json")["global_step"])
 
 
 def restore_finished(trainer: TrainerHooks, checkpoint: str) -> None:

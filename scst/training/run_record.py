@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import time
@@ -12,6 +11,8 @@ from typing import Any
 
 from scst.data.files import write_json
 from scst.errors import RecipeError
+from scst.files.json_reader import as_object, read_json_object
+from scst.training.secrets import without_secrets
 
 RECORD_NAME = "run.json"
 _PACKAGES = (
@@ -41,11 +42,15 @@ def versions() -> dict[str, str | None]:
 
 
 def recorded_settings(adapter: str | Path) -> dict[str, Any]:
-    """The settings of a training, from ``run.json`` in the adapter's folder or the one above; else ``{}``."""
+    """The settings of a training, from ``run.json`` in the adapter's folder or the one above; else ``{}``.
+
+    Raises:
+        DataError: the record cannot be read.
+    """
     for folder in (Path(adapter), Path(adapter).parent):
         record = folder / RECORD_NAME
         if record.is_file():
-            return json.loads(record.read_text(encoding="utf-8"))["recipe"]
+            return as_object(read_json_object(record).get("recipe"), f"the recipe in {str(record)!r}")
     return {}
 
 
@@ -63,14 +68,14 @@ def write_run_record(
     Args:
         output_dir: the run's folder.
         stage: "sft" or "scst".
-        recipe: flat keys of the recipe, defaults included.
+        recipe: flat keys of the recipe, defaults included; secrets in it are not written.
         data_fingerprint: fingerprint of the training data.
         started: ``time.time()`` at the start of the run.
         results: timings and final numbers.
     """
     content = {
         "stage": stage,
-        "recipe": recipe,
+        "recipe": without_secrets(recipe),
         "versions": versions(),
         "data_fingerprint": data_fingerprint,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),

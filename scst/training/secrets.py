@@ -11,6 +11,11 @@ _SECRET_NAME = re.compile(
 )
 _IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _IN_QUERY = re.compile(r"(?<=[?&])([\w-]*(?:token|key|secret|password|signature)=)[^&\s]+", re.IGNORECASE)
+_IN_PAIR = re.compile(
+    r"""((?:\b|_)(?:token|secret|password|passwd|api_?key|access_?key)['"]?\s*[:=]\s*)"""
+    r"""(?:'[^']*'|"[^"]*"|[^\s,;}\]'"]+)""",
+    re.IGNORECASE,
+)
 _TOKEN = re.compile(r"\b(hf_|sk-|ghp_|github_pat_|xox[bp]-|AKIA)[\w-]{12,}")
 """Beginnings that services give their tokens, wherever they stand."""
 
@@ -37,6 +42,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def hide_secrets(text: str) -> str:
-    """A text in which passwords in URLs and well-known tokens are replaced."""
+    """A text in which passwords in URLs, values after secret names and well-known tokens are replaced."""
+    text = _IN_PAIR.sub(rf"\1{HIDDEN}", text)
     text = _IN_QUERY.sub(rf"\1{HIDDEN}", _IN_URL.sub(HIDDEN, text))
     return _TOKEN.sub(HIDDEN, text)

@@ -105,9 +105,9 @@ def test_tensors_that_are_not_those_of_the_settings(fails, kind, damage):
             "no readable safetensors",
         ),
         "no settings": (lambda folder: (folder / CONFIG).unlink(), "holds no adapter_config.json"),
-        "deep": (lambda folder: (folder / CONFIG).write_text('{"r":' * 100_000), "is no readable JSON"),
-        "a list": (lambda folder: (folder / CONFIG).write_text("[1]"), "must hold settings by name"),
-        "not text": (lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe"), "is no readable JSON"),
+        "deep": (lambda folder: (folder / CONFIG).write_text('{"r":' * 100_000), "nested more than"),
+        "a list": (lambda folder: (folder / CONFIG).write_text("[1]"), "expected a JSON object"),
+        "not text": (lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe"), "expected UTF-8"),
     }.values(),
     ids=["no weights", "garbage", "empty", "cut", "no settings", "deep", "a list", "not text"],
 )
