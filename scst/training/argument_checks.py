@@ -7,6 +7,7 @@ calls :func:`scst.training.training_arguments.training_arguments`.
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.util
 import json
 import os
@@ -15,7 +16,8 @@ from typing import Any
 
 from rewards.scorers.text import caption_statistics
 from scst.errors import RecipeError, shown
-from scst.training.argument_table import OWNED, argument_table, scheduler_arguments
+from scst.training.argument_table import OWNED, argument_table
+from scst.training.scheduler_table import check_scheduler_arguments
 
 DEFAULTS: dict[str, Any] = {
     "logging_steps": 1,
@@ -41,7 +43,7 @@ TRACKERS: dict[str, tuple[str, ...]] = {
     "wandb": ("wandb",),
 }
 """Value of ``report_to`` -> the packages that it needs."""
-_OPTIMIZER_PACKAGES = (
+OPTIMIZER_PACKAGES = (
     ("galore_", "galore_torch"),
     ("apollo_", "apollo_torch"),
     ("schedule_free_", "schedulefree"),
@@ -107,6 +109,8 @@ def check_arguments(settings: Mapping[str, Any]) -> None:
     known = argument_table()["debug"].type.choices
     if isinstance(values["debug"], str) and (wrong := [w for w in values["debug"].split() if w not in known]):
         raise RecipeError(f"debug: unknown {shown(wrong[0])}; known are {', '.join(known)}")
+    if values["tf32"] and not importlib.import_module("torch").cuda.is_available():
+        raise RecipeError("tf32: true needs an NVIDIA GPU (Ampere or newer), and there is none; leave it out")
     if values["use_liger_kernel"]:
         _need("use_liger_kernel", "true", "liger_kernel")
 
@@ -230,49 +234,24 @@ def _check_scheduler(values: Mapping[str, Any]) -> None:
         raise RecipeError(f"lr_scheduler_kwargs: expected a mapping, got {shown(kwargs)}")
     if name in _LOSS_BY_DEFAULT and not evaluates(values):
         raise RecipeError(f"lr_scheduler_type: {name} looks at evaluations; give eval_strategy, too")
-    arguments = scheduler_arguments()[name]
-    if arguments is None:
-        return
-    known, needed = arguments
-    given = set(kwargs or {})
-    if unknown := sorted(given - known):
-        there = ", ".join(sorted(known)) or "none"
-        raise RecipeError(f"lr_scheduler_kwargs: {name} has no {shown(unknown[0])}; it has {there}")
-    if missing := sorted(needed - given):
-        raise RecipeError(f"lr_scheduler_kwargs: {name} needs {', '.join(missing)}")
-    if "min_lr" in known and len(given & {"min_lr", "min_lr_rate"}) != 1:
-        raise RecipeError(f"lr_scheduler_kwargs: {name} needs one of min_lr and min_lr_rate")
-    _check_scheduler_values(kwargs or {})
-
-
-def _check_scheduler_values(kwargs: Mapping[str, Any]) -> None:
-    for key, value in kwargs.items():
-        is_text = key in ("warmup_type", "decay_type")
-        if is_text and value not in ("linear", "cosine", "1-sqrt"):
-            raise RecipeError(
-                f"lr_scheduler_kwargs: {key} must be linear, cosine or 1-sqrt, got {shown(value)}"
-            )
-        if not is_text and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9
-        ):
-            raise RecipeError(f"lr_scheduler_kwargs: {key} must be a number of 0 or more, got {shown(value)}")
+    check_scheduler_arguments(name, kwargs or {}, values["learning_rate"])
 
 
 def _check_optimizer(values: Mapping[str, Any]) -> None:
     """Refuse optimizers whose package, modules or options are missing."""
+    options = values["optim_args"]
+    if options and not all(part.count("=") == 1 for part in options.replace(" ", "").split(",")):
+        raise RecipeError(f"optim_args: expected key=value,key=value, got {shown(options)}")
     name = values["optim"]
     if name is None:  # the library's default depends on torch
         return
-    for beginning, package in _OPTIMIZER_PACKAGES:
+    for beginning, package in OPTIMIZER_PACKAGES:
         if name.startswith(beginning):
             _need("optim", name, package)
     if name.startswith(("galore_", "apollo_")) and values["optim_target_modules"] is None:
         raise RecipeError(f"optim: {name} needs optim_target_modules")
     if name.endswith("layerwise") and values["gradient_accumulation_steps"] != 1:
         raise RecipeError(f"optim: {name} needs gradient_accumulation_steps: 1")
-    options = values["optim_args"]
-    if options and not all(part.count("=") == 1 for part in options.replace(" ", "").split(",")):
-        raise RecipeError(f"optim_args: expected key=value,key=value, got {shown(options)}")
 
 
 def _check_loading(values: Mapping[str, Any]) -> None:

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from scst.errors import RecipeError
+from scst.training.library_source import members_of, parsed
 from scst.training.value_types import ANY_NUMBER, LARGEST_SEED, Range, ValueType, type_of
 
 _COUNT = Range(at_least=1)
@@ -121,7 +119,7 @@ def argument_table() -> Mapping[str, Argument]:
     Raises:
         RecipeError: transformers is not installed.
     """
-    module = _parsed("training_args")
+    module = parsed("training_args")
     enums = _enums(module)
     body = next(
         node.body
@@ -139,45 +137,6 @@ def argument_table() -> Mapping[str, Argument]:
     }
 
 
-@functools.cache
-def scheduler_arguments() -> Mapping[str, tuple[frozenset[str], frozenset[str]] | None]:
-    """Scheduler -> names in ``lr_scheduler_kwargs`` that it takes, and those that it needs; None: any."""
-    module = _parsed("optimization")
-    functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
-    (table,) = (
-        node.value
-        for node in module.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TYPE_TO_SCHEDULER_FUNCTION"
-    )
-    if not isinstance(table, ast.Dict):
-        return {}
-    members = _members(_parsed("trainer_utils"), "SchedulerType")
-    return {
-        members[ast.unparse(key).rpartition(".")[2]]: _own_arguments(functions[ast.unparse(value)])
-        for key, value in zip(table.keys, table.values, strict=True)
-        if key is not None
-    }
-
-
-_OF_EVERY_SCHEDULER = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
-
-
-def _own_arguments(function: ast.FunctionDef) -> tuple[frozenset[str], frozenset[str]] | None:
-    if function.args.kwarg is not None:
-        return None
-    names = [argument.arg for argument in function.args.args]
-    needed = names[: len(names) - len(function.args.defaults)]
-    return frozenset(names) - _OF_EVERY_SCHEDULER, frozenset(needed) - _OF_EVERY_SCHEDULER
-
-
-def _parsed(module: str) -> ast.Module:
-    """The syntax tree of a file of transformers."""
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or spec.origin is None:
-        raise RecipeError("transformers is not installed: pip install transformers")
-    return ast.parse((Path(spec.origin).parent / f"{module}.py").read_text(encoding="utf-8"))
-
-
 def _enums(module: ast.Module) -> dict[str, tuple[str, ...]]:
     """Enumeration -> its texts, for those that a module defines or imports from beside itself."""
     found: dict[str, tuple[str, ...]] = {}
@@ -189,28 +148,10 @@ def _enums(module: ast.Module) -> dict[str, tuple[str, ...]]:
             and node.level == 1
             and node.module in ("trainer_utils", "debug_utils")
         ):
-            homes.append((_parsed(node.module), {alias.name for alias in node.names}))
+            homes.append((parsed(node.module), {alias.name for alias in node.names}))
     for home, names in homes:
-        found |= {name: tuple(_members(home, name).values()) for name in names}
+        found |= {name: tuple(members_of(home, name).values()) for name in names}
     return {name: values for name, values in found.items() if values}
-
-
-def _members(module: ast.Module, name: str) -> dict[str, str]:
-    """Member -> text of an ``ExplicitEnum``; empty for every other class."""
-    for node in module.body:
-        if (
-            isinstance(node, ast.ClassDef)
-            and node.name == name
-            and "ExplicitEnum" in map(ast.unparse, node.bases)
-        ):
-            return {
-                ast.unparse(each.targets[0]): each.value.value
-                for each in node.body
-                if isinstance(each, ast.Assign)
-                and isinstance(each.value, ast.Constant)
-                and isinstance(each.value.value, str)
-            }
-    return {}
 
 
 def _type(name: str, annotation: str, enums: Mapping[str, tuple[str, ...]]) -> ValueType:

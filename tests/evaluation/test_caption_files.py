@@ -102,7 +102,10 @@ WRONG = {
     "empty": ("", "is empty: expected captions"),
     "blank": (" \n\n", "is empty: expected captions"),
     "no utf-8": (b"\xff\xfe\x00", "expected UTF-8 text"),
-    "broken json line": ('{"image_id": 1, "caption": "a"}\n{"image_id": 2, "cap', "line 2' is no readable JSON"),
+    "broken json line": (
+        '{"image_id": 1, "caption": "a"}\n{"image_id": 2, "cap',
+        "line 2' is no readable JSON",
+    ),
     "no id": (jsonl([{"caption": "a"}]), "expected entries with `image_id`"),
     "no caption": (jsonl([{"image_id": 1, "text": "a"}]), "expected entries with `image_id`"),
     "caption is no text": (jsonl([{"image_id": 1, "caption": None}]), "with a text `caption`"),
