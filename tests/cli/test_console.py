@@ -22,6 +22,7 @@ from scst.config.packaged import accelerate_names, find_accelerate_config, find_
 from scst.config.reader import read_recipe_file
 from scst.config.recipes import RECIPES
 from scst.errors import RecipeError
+from tests.support.adapter_folders import write_adapter
 from tests.support.commands import start, start_warm
 from tests.support.paths import ROOT
 
@@ -109,6 +110,7 @@ def test_a_wrong_recipe_is_answered_without_torch():
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [["-m", "scst.cli", "rl"], ["-m", "scst.cli.rl"]])
 def test_both_modules_answer_a_dry_run_from_another_folder(how, tmp_path):
+    write_adapter(tmp_path / "outputs" / "quickstart" / "sft")  # as the recipe names it
     done = start(*how, "--config", "quickstart/scst", "--dry_run", "--seed", "7", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout)["seed"] == 7
