@@ -2,7 +2,7 @@
 
     import scst
 
-    data = scst.load_dataset("data/RISC", split_fractions="80/10/10")
+    data = scst.load_dataset("data/RISC")
     policy = scst.load_policy("google/paligemma-3b-mix-224", adapter=scst.LoRA(rank=16))
     scst.finetune(policy, data, "runs/sft", epochs=2)                               # stage 1
     scst.refine(policy, data, "runs/scst", rewards=["cider_d"], num_samples=5)      # stage 2

@@ -15,7 +15,7 @@ from scst.config.recipes import check_required
 from scst.config.renamed_keys import current_names
 from scst.errors import DataError, RecipeError
 from scst.files.yaml_reader import parse_yaml
-from scst.training.run_record import recorded_settings
+from scst.training.run_record import named_base_model, recorded_settings
 
 R = TypeVar("R", bound=Recipe)
 
@@ -46,8 +46,8 @@ def is_training(recipe_class: type[Recipe]) -> bool:
 def parse(recipe_class: type[R], argv: Sequence[str]) -> Arguments[R]:
     """The recipe file, overridden by flags.
 
-    `evaluate`, `caption` and `explain` without ``--config`` use what the adapter was trained with, as far as
-    its ``run.json`` tells.
+    `evaluate`, `caption` and `explain` without ``--config`` use what the adapter was trained with: the base
+    model that its ``adapter_config.json`` names, and the settings of its ``run.json``.
 
     Raises:
         RecipeError: on a flag without value, an unknown key, a wrong value, or a missing recipe.
@@ -90,7 +90,8 @@ def _base_settings(recipe_class: type[Recipe], config: Any, adapter: str | None)
         return {}
     # an adapter may come from somebody else: it never says where to write
     keys = {f.name for f in dataclasses.fields(recipe_class)} - {"output_dir", "output", "adapter"}
-    return {name: value for name, value in recorded_settings(adapter).items() if name in keys}
+    recorded = {"model_name_or_path": named_base_model(adapter)} | recorded_settings(adapter)
+    return {name: value for name, value in recorded.items() if name in keys}
 
 
 def _split_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -11,6 +11,7 @@ from scst.cli.arguments import Arguments
 from scst.config.keys import Recipe
 from scst.config.reader import resolved
 from scst.config.recipes import DataRecipe, EvaluateRecipe, SCSTRecipe, SFTRecipe
+from scst.data.fractions import refuse_to_resplit
 from scst.errors import RecipeError
 from scst.training.argument_checks import evaluates
 from scst.training.secrets import without_secrets
@@ -48,8 +49,12 @@ def answer_dry_run(arguments: Arguments[D]) -> bool:
 
 
 def _check_splits(recipe: DataRecipe, there: Mapping[str, Any]) -> None:
-    """Refuse splits that the dataset does not have, where its layout tells."""
-    if recipe.split_fractions is not None or not any(there):
+    """Refuse splits that the dataset does not have, where its layout tells, and to discard those it has."""
+    if recipe.split_fractions is not None:
+        if not recipe.resplit:
+            refuse_to_resplit(there)
+        return
+    if not any(there):
         return
     names = {"train_split": recipe.train_split}
     if isinstance(recipe, SFTRecipe | SCSTRecipe) and evaluates(recipe.training):

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 from scst.cli.arguments import Arguments, refuse_positional
@@ -33,36 +34,25 @@ def run(arguments: Arguments[SCSTRecipe]) -> SCSTTrainer | None:
     if answer_dry_run(arguments):
         return None
     started = time.time()
-    from scst.config import build, build_rl, measured_plan
+    from transformers import TrainingArguments
+
+    from scst.config import build, build_rl
     from scst.config.build_rewards import build_reward
-    from scst.config.build_validation import run_of
-    from scst.config.checks import base_model_of
+    from scst.config.build_training import run_recipe
     from scst.rl.refine import set_up_rewards
-    from scst.training.run import run_training
 
     build.prepare_libraries()
-    console = build.make_console(quiet=bool(arguments.plan))
-    base = base_model_of(recipe)
     build_rl.check_training_arguments(recipe)
     mixture = build_reward(recipe)
-    with closing(mixture), measured_plan.recipe_to_run(recipe, arguments.plan) as recipe:
-        build.open_output_dir(recipe)
-        data = build.load_data(recipe, build.training_splits(recipe), console)
-        policy = build.build_policy(recipe, base, trainable=True)
-        set_up_rewards(mixture, data.splits[recipe.train_split], recipe.output_dir)
-        build.preview(recipe, data, policy, console)
-
-        def trainer_of(recipe: SCSTRecipe) -> SCSTTrainer:
-            return build_rl.build_trainer(recipe, policy, data, mixture, console)
-
-        if arguments.plan:
-            measured_plan.print_plan_of(
-                recipe, arguments.recipe, trainer_of, data, arguments.plan, started=started
-            )
-            return None
-        trainer = trainer_of(recipe)
-        run_training(trainer, run_of("scst", recipe, data, started), console)
-        return trainer
+    with closing(mixture):
+        return run_recipe(
+            recipe,
+            partial(build_rl.build_trainer, mixture),
+            TrainingArguments,
+            plan=arguments.plan,
+            started=started,
+            prepare=lambda data: set_up_rewards(mixture, data.splits[recipe.train_split]),
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

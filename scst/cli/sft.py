@@ -31,32 +31,14 @@ def run(arguments: Arguments[SFTRecipe]) -> CaptionSFTTrainer | None:
     if answer_dry_run(arguments):
         return None
     started = time.time()
-    from scst.config import build, build_sft, measured_plan
-    from scst.config.build_validation import run_of
-    from scst.config.checks import base_model_of
-    from scst.training.run import run_training
+    from trl import SFTConfig
+
+    from scst.config import build, build_sft
+    from scst.config.build_training import run_recipe
 
     build.prepare_libraries()
-    console = build.make_console(quiet=bool(arguments.plan))
-    base = base_model_of(recipe)
     build_sft.check_training_arguments(recipe)
-    with measured_plan.recipe_to_run(recipe, arguments.plan) as recipe:
-        build.open_output_dir(recipe)
-        data = build.load_data(recipe, build.training_splits(recipe), console)
-        policy = build.build_policy(recipe, base, trainable=True)
-        build.preview(recipe, data, policy, console)
-
-        def trainer_of(recipe: SFTRecipe) -> CaptionSFTTrainer:
-            return build_sft.build_trainer(recipe, policy, data, console)
-
-        if arguments.plan:
-            measured_plan.print_plan_of(
-                recipe, arguments.recipe, trainer_of, data, arguments.plan, started=started
-            )
-            return None
-        trainer = trainer_of(recipe)
-        run_training(trainer, run_of("sft", recipe, data, started), console)
-        return trainer
+    return run_recipe(recipe, build_sft.build_trainer, SFTConfig, plan=arguments.plan, started=started)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

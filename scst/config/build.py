@@ -5,7 +5,6 @@ Import this after the arguments are parsed: it imports torch.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import warnings
@@ -24,7 +23,6 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 import datasets
 import transformers
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import Progress
 
@@ -41,16 +39,14 @@ from scst.config.recipes import (
     required_dataset,
 )
 from scst.data.collate import SFTCollator
-from scst.data.files import clean_up
+from scst.data.consensus import data_for
 from scst.data.load_splits import LoadedData, load_again, load_splits
-from scst.data.preparation.caption_scorers import consensus_scores
-from scst.data.preparation.selection import consensus_first
 from scst.data.preview import training_preview
 from scst.data.supervision import CaptionChoice
 from scst.distributed.launching import start_processes
 from scst.distributed.main_process import on_main_process
+from scst.distributed.processes import from_main_process
 from scst.training.argument_checks import evaluates
-from scst.training.run_record import claim_output_dir
 
 TrainingRecipe = SFTRecipe | SCSTRecipe
 Recipe = TypeVar("Recipe", SFTRecipe, SCSTRecipe)
@@ -99,6 +95,7 @@ def load_data(recipe: DataKeys, splits: list[str], console: Console) -> LoadedDa
             splits,
             fractions=recipe.split_fractions,
             split_seed=recipe.split_seed,
+            resplit=recipe.resplit,
             on_bad_example=recipe.on_bad_example,
             limit={name: count for name, count in limits.items() if name in splits and count is not None},
             check=recipe.check,
@@ -106,16 +103,10 @@ def load_data(recipe: DataKeys, splits: list[str], console: Console) -> LoadedDa
         )
 
     data = on_main_process(load)
-    key = [data.key if data else ""]
-    if PartialState().num_processes > 1:
-        broadcast_object_list(key)
-    data = data or load_again(dataset, key[0]) or load()
-    if isinstance(recipe, TrainingRecipe) and recipe.caption_policy == "consensus":
-        rows = data.splits[recipe.train_split]
-        first = consensus_first(
-            rows, consensus_scores(rows["references"][:], recipe.train_split), recipe.seed
-        )
-        data = dataclasses.replace(data, splits=data.splits | {recipe.train_split: first})
+    key = from_main_process(data.key if data else "")
+    data = data or load_again(dataset, key) or load()
+    if isinstance(recipe, TrainingRecipe):
+        return data_for(recipe.caption_policy, data, recipe.train_split, recipe.seed)
     return data
 
 
@@ -169,11 +160,3 @@ def progress_to_stderr(title: str, total: int) -> Iterator[Callable[[int], None]
     with Progress(console=Console(stderr=True, quiet=not is_main_process()), transient=True) as progress:
         task = progress.add_task(title, total=total)
         yield lambda done: progress.advance(task, done)
-
-
-def open_output_dir(recipe: TrainingRecipe) -> None:
-    """Create and check the output folder, on the main process only."""
-    with PartialState().main_process_first():
-        if PartialState().is_main_process:
-            claim_output_dir(recipe.output_dir, resume=recipe.resume, overwrite=recipe.overwrite)
-            clean_up(recipe.output_dir)

@@ -19,6 +19,7 @@ def write_document_frequencies(recipe: DocumentFrequenciesRecipe) -> None:
         [recipe.train_split],
         fractions=recipe.split_fractions,
         split_seed=recipe.split_seed,
+        resplit=recipe.resplit,
         on_bad_example=recipe.on_bad_example,
         console=console,
     ).splits[recipe.train_split]

@@ -30,6 +30,7 @@ LOADED = [
     "eval_split",
     "split_fractions",
     "split_seed",
+    "resplit",
     "max_train_images",
     "max_eval_images",
     "on_bad_example",

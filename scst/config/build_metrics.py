@@ -54,6 +54,7 @@ def _training_captions(recipe: EvaluateRecipe) -> list[str]:
         [recipe.train_split],
         fractions=recipe.split_fractions,
         split_seed=recipe.split_seed,
+        resplit=recipe.resplit,
         on_bad_example=recipe.on_bad_example,
     ).splits[recipe.train_split]
     return [caption for group in values_of(train["references"]) for caption in group]

@@ -27,15 +27,15 @@ def check_training_arguments(recipe: SCSTRecipe) -> None:
 
 
 def build_trainer(
-    recipe: SCSTRecipe, policy: LoadedPolicy, data: LoadedData, mixture: RewardMixture, console: Console
+    mixture: RewardMixture, recipe: SCSTRecipe, policy: LoadedPolicy, data: LoadedData, console: Console
 ) -> SCSTTrainer:
     """Build the trainer that a recipe describes.
 
     Args:
+        mixture: as :func:`build_reward` returns it, set up.
         recipe: the recipe.
         policy: model with the adapter of the supervised stage.
         data: the splits of the recipe.
-        mixture: as :func:`build_reward` returns it, set up.
         console: where progress is drawn.
     """
     return scst_trainer(

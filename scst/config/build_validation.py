@@ -1,11 +1,8 @@
-"""Builds the validation during training, and the description of a run, from a recipe."""
+"""Builds the validation during training from a recipe."""
 
 from __future__ import annotations
 
-from scst.config.reader import resolved
 from scst.config.recipes import SCSTRecipe, SFTRecipe
-from scst.data.load_splits import LoadedData
-from scst.training.run import Run
 from scst.training.validation import ValidationSettings, early_stopping
 
 
@@ -24,16 +21,3 @@ def validation_of(recipe: SFTRecipe | SCSTRecipe) -> ValidationSettings:
     )
     early_stopping(settings, recipe.training)
     return settings
-
-
-def run_of(stage: str, recipe: SFTRecipe | SCSTRecipe, data: LoadedData, started: float) -> Run:
-    """The run that a recipe describes."""
-    return Run(
-        stage,
-        resolved(recipe),
-        data.fingerprint,
-        {name: len(rows) for name, rows in data.splits.items()},
-        resume=recipe.resume,
-        save_minutes=recipe.save_minutes,
-        started=started,
-    )

@@ -114,6 +114,7 @@ class DataKeys:
         None, "e.g. 60/20/20 (train/val/test); default: the dataset's own splits"
     )
     split_seed: int = key(0, "seed of split_fractions, max_train_images and max_eval_images", range=SEED)
+    resplit: bool = key(False, "true: split_fractions may discard the splits that the dataset declares")
     max_train_images: int | None = key(
         None, "train on a random subset of this many images; default: all", range=COUNT
     )
@@ -162,7 +163,12 @@ class ValidationKeys:
     resume: bool | str = key(
         False, "true: resume from the newest checkpoint in output_dir; or a checkpoint folder", is_path=True
     )
-    overwrite: bool = key(False, "true: replace an earlier run in output_dir")
+    resume_changed: bool = key(
+        False, "true: resume although settings or data have changed that may not (docs/unkillable.md)"
+    )
+    overwrite: bool = key(
+        False, "true: replace an earlier run in output_dir when this one has its first complete checkpoint"
+    )
     save_minutes: float = key(
         0.0,
         "also save a checkpoint every this many minutes; 0: only as save_strategy says",

@@ -256,6 +256,7 @@ class DocumentFrequenciesRecipe(Recipe):
         None, "e.g. 60/20/20 (train/val/test); default: the dataset's own splits"
     )
     split_seed: int = key(0, "seed of split_fractions", range=SEED)
+    resplit: bool = key(False, "true: split_fractions may discard the splits that the dataset declares")
     on_bad_example: str = key("error", "what a missing image, empty captions and so on do", ["error", "skip"])
     eos: str = key(
         "emitted",
@@ -293,6 +294,7 @@ class PrepareRecipe(Recipe):
         None, "e.g. 60/20/20 (train/val/test); default: the dataset's own splits"
     )
     split_seed: int = key(0, "seed of split_fractions", range=SEED)
+    resplit: bool = key(False, "true: split_fractions may discard the splits that the dataset declares")
     on_bad_example: str = key("error", "what a missing image, empty captions and so on do", ["error", "skip"])
     repeated_images: str = key("keep", "what to do with duplicate images", ["keep", "drop"])
     cleaning: list[str] = key(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from scst.errors import RecipeError, shown
 
 
@@ -19,3 +21,22 @@ def parse_fractions(fractions: str) -> list[int]:
             f"train/val/test, such as 80/10/10; got {shown(fractions)}."
         )
     return shares
+
+
+def refuse_to_resplit(declared: Mapping[str, int]) -> None:
+    """Refuse fractions where a dataset declares splits: its held-out images would get into training.
+
+    A dataset whose rows all have one split, or none, declares nothing that fractions could discard.
+
+    Args:
+        declared: split ("" for rows without one) -> number of rows.
+
+    Raises:
+        RecipeError: naming the splits.
+    """
+    if len(declared) > 1:
+        listing = ", ".join(f"{name or '(none)'} ({count})" for name, count in declared.items())
+        raise RecipeError(
+            f"split_fractions: the dataset declares the splits {listing}, which fractions would discard; "
+            "leave split_fractions out to use them, or insist with resplit: true"
+        )

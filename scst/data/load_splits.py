@@ -16,11 +16,11 @@ from rich.console import Console
 from scst.data.columns import text_batches, values_of
 from scst.data.content_hashes import ContentHashes
 from scst.data.data_source import DataSource, seeded_subset
-from scst.data.fractions import parse_fractions
+from scst.data.fractions import parse_fractions, refuse_to_resplit
 from scst.data.image_files import ImageFiles
 from scst.data.load_record import LoadRecord, LoadRecords, record_key
 from scst.data.sources import open_rows
-from scst.data.splits import check_leakage, split_rows
+from scst.data.splits import check_leakage, count_splits, split_rows
 from scst.data.validate import (
     BadExample,
     check_mode,
@@ -51,6 +51,7 @@ class LoadedData:
             ``duplicates``.
         blank_captions: blank captions that were removed from otherwise good examples.
         key: names the record of this load in the dataset's cache folder, for other processes; ``""``: none.
+        consensus_first: splits whose captions :func:`scst.data.consensus.data_for` has put in order.
     """
 
     splits: dict[str, datasets.Dataset]
@@ -60,6 +61,7 @@ class LoadedData:
     counts: dict[str, dict[str, int]]
     blank_captions: int = 0
     key: str = ""
+    consensus_first: frozenset[str] = frozenset()
 
     def __getitem__(self, split: str) -> datasets.Dataset:
         """The rows of a split.
@@ -78,6 +80,7 @@ def load_splits(
     *,
     fractions: str | None = None,
     split_seed: int = 0,
+    resplit: bool = False,
     on_bad_example: str = "error",
     limit: Mapping[str, int] | int | None = None,
     check: str = "remembered",
@@ -90,6 +93,7 @@ def load_splits(
         splits: the splits to return; images of others are not read.
         fractions: ``None`` for the dataset's own splits, or ``"80/10/10"`` (train/val/test).
         split_seed: seed of the fractions and of ``limit``.
+        resplit: whether the fractions may take the place of splits that the dataset declares.
         on_bad_example: ``"error"``, or ``"skip"`` to leave bad examples out and list them in
             ``bad_examples``.
         limit: at most so many images of every split, or of the splits named: a seeded random subset
@@ -108,6 +112,8 @@ def load_splits(
     limits, now = _limits(limit, splits), time.time_ns()
     check_mode(check, fractions)
     source = DataSource.open(dataset)
+    if fractions is not None:
+        _check_declared(count_splits(source.rows), resplit, console)
     if fractions is None:
         chosen = _limited(source, split_rows(source.rows, splits, None, split_seed), limits, split_seed)
     else:  # all are checked before they are split: bad images must not count in exact fractions
@@ -155,6 +161,7 @@ def load_dataset(
     splits: Sequence[str] | None = None,
     split_fractions: str | None = None,
     split_seed: int = 0,
+    resplit: bool = False,
     on_bad_example: str = "error",
     limit: Mapping[str, int] | int | None = None,
     check: str = "remembered",
@@ -166,7 +173,7 @@ def load_dataset(
         dataset: RISC folder, parquet, saved dataset, hub id or ``embedded:scenes``.
         splits: which to read; None: all that the dataset declares, or that the fractions make.
         split_fractions: e.g. ``"80/10/10"`` (train/val/test); None: the dataset's own splits.
-        split_seed, on_bad_example, limit, check, console: as of :func:`load_splits`.
+        split_seed, resplit, on_bad_example, limit, check, console: as of :func:`load_splits`.
 
     Raises:
         DataError: the dataset, one of its examples or its splits cannot be used.
@@ -183,6 +190,7 @@ def load_dataset(
         splits,
         fractions=split_fractions,
         split_seed=split_seed,
+        resplit=resplit,
         on_bad_example=on_bad_example,
         limit=limit,
         check=check,
@@ -207,6 +215,14 @@ def data_fingerprint(
         for row in zip(*map(values_of, columns), strict=True):
             digest.update(json.dumps([name, *row]).encode())
     return digest.hexdigest()
+
+
+def _check_declared(declared: Mapping[str, int], resplit: bool, console: Console | None) -> None:
+    """Refuse to discard declared splits, or say that they are discarded."""
+    if not resplit:
+        refuse_to_resplit(declared)
+    elif len(declared) > 1 and console is not None:
+        console.print(f"resplit: the declared splits {', '.join(declared)} are discarded", markup=False)
 
 
 @dataclass(frozen=True)

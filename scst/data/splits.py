@@ -156,8 +156,17 @@ def _exact_counts(total: int, shares: Sequence[int]) -> dict[str, int]:
     return dict(zip(FRACTION_SPLITS, counts, strict=False))
 
 
+def count_splits(rows: Dataset) -> dict[str, int]:
+    """Split that the rows declare ("" for none) -> number of rows."""
+    return _counts_of(_column(rows, "split"))
+
+
+def _counts_of(splits: pa.ChunkedArray) -> dict[str, int]:
+    return {each["values"]: each["counts"] for each in splits.value_counts().to_pylist()}
+
+
 def _own_split(splits: pa.ChunkedArray, name: str) -> np.ndarray:
-    counts = {each["values"]: each["counts"] for each in splits.value_counts().to_pylist()}
+    counts = _counts_of(splits)
     wanted = [name] if name in counts else list(VAL_ALIASES if name in VAL_ALIASES else [name])
     indices = np.flatnonzero(pc.is_in(splits, value_set=pa.array(wanted, splits.type)).to_numpy())
     if len(indices):

@@ -6,10 +6,13 @@ All functions are collective where there are several processes: each must call t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather, gather_object, reduce
+from accelerate.utils import broadcast_object_list, gather, gather_object, reduce
+
+T = TypeVar("T")
 
 
 def any_process(*flags: bool) -> tuple[bool, ...]:
@@ -32,6 +35,14 @@ def first_message(message: str | None) -> str | None:
     messages = gather_object([message])
     process = next(i for i, text in enumerate(messages) if text is not None)
     return f"{messages[process]} (in process {process})"
+
+
+def from_main_process(value: T) -> T:
+    """The value that the main process passes, on every process."""
+    if PartialState().num_processes == 1:
+        return value
+    (received,) = broadcast_object_list([value])
+    return received
 
 
 def gather_numbers(numbers: Sequence[float]) -> list[list[float]]:

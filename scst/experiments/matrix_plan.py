@@ -34,7 +34,10 @@ from scst.training.run_record import RECORD_NAME
 
 METRICS_FILE = "metrics.json"
 RECIPE_FILE = "recipe.yaml"
-_NOT_IN_FINGERPRINT = ("output_dir", "adapter", "resume", "overwrite", "report_to", "run_name", "table_steps")
+_NOT_IN_FINGERPRINT = (
+    *("output_dir", "adapter", "resume", "resume_changed", "overwrite", "resplit"),
+    *("report_to", "run_name", "table_steps"),
+)
 """Keys that change no weight and no caption, and the adapter's place: its content counts."""
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from rich.console import Console
 from rewards.mixture import RewardMixture
 from scst.adapters.loaded import LoadedPolicy
 from scst.data.collate import SCSTCollator
+from scst.data.consensus import data_for
 from scst.data.load_splits import LoadedData
 from scst.data.reference_columns import ReferenceColumns
 from scst.data.supervision import CaptionChoice
@@ -29,8 +28,7 @@ from scst.training.collapse_monitor import CollapseMonitor, CollapseRule
 from scst.training.hacking_monitor import HackingMonitor, HackingRule
 from scst.training.monitor import Monitor
 from scst.training.progress import RichProgress
-from scst.training.run import Run, run_training
-from scst.training.run_record import claim_output_dir
+from scst.training.run import train_policy
 from scst.training.training_arguments import split_settings, training_arguments
 from scst.training.validation import CaptionValidation, ValidationSettings, early_stopping
 from scst.types import Sampling
@@ -73,7 +71,7 @@ def scst_trainer(
     Args:
         policy: with the adapter of the supervised stage, trainable.
         data: its split ``train_split`` is trained on.
-        output_dir: of the run; gets the document frequencies of the rewards.
+        output_dir: of the run; nothing is written before it begins.
         rewards: names, functions (see CONTRIBUTING.md), entries of a recipe; or a mixture that is set up
             (:func:`set_up_rewards`).
         train_split: name of the split.
@@ -82,8 +80,8 @@ def scst_trainer(
         objective: baseline and weights.
         scoring: how captions are scored.
         prompts: instructions to train on, one drawn per image and epoch; none: that of the policy.
-        caption_policy: human caption for the objective's cross-entropy term. ``consensus`` takes the first
-            of rows that ``consensus_first`` has ordered; the commands order them, this function does not.
+        caption_policy: human caption for the objective's cross-entropy term: ``first``, ``random``,
+            ``longest`` or ``consensus``.
         validation: captions held-out images at every evaluation; needs ``eval_strategy`` in ``training``.
         watched_metrics: held-out metrics that must not fall while the reward rises; empty: no monitors.
         watch_patience: evaluations in a row before the alarm.
@@ -102,10 +100,11 @@ def scst_trainer(
     args = training_arguments(
         transformers.TrainingArguments, output_dir, settings, seed=seed, precision=policy.precision
     )
+    data = data_for(caption_policy, data, train_split, seed)
     rows = data.splits[train_split]
     mixture = rewards if isinstance(rewards, RewardMixture) else RewardMixture(rewards)
     if mixture is not rewards:
-        set_up_rewards(mixture, rows, output_dir)
+        set_up_rewards(mixture, rows)
     watched = list(dict.fromkeys(["cider_d", *watched_metrics]))
     captioning = validation.build(policy, data, args, metrics=watched, reward=mixture.mean_reward)
     stops = watch_action == "stop"
@@ -145,12 +144,10 @@ def scst_trainer(
     return trainer
 
 
-def set_up_rewards(mixture: RewardMixture, rows: Dataset, output_dir: str) -> None:
-    """Give the rewards the training references, and write their document frequencies beside the run."""
+def set_up_rewards(mixture: RewardMixture, rows: Dataset) -> None:
+    """Give the rewards the references of the training images, once."""
     with PartialState().main_process_first():  # it counts, the others read what it has counted
         mixture.setup(ReferenceColumns(rows))
-    if PartialState().is_main_process:
-        mixture.write_tables(output_dir)
 
 
 def _monitors(
@@ -177,6 +174,7 @@ def refine(
     *,
     epochs: float | None = None,
     resume: bool | str = False,
+    resume_changed: bool = False,
     overwrite: bool = False,
     save_minutes: float = 0.0,
     console: Console | None = None,
@@ -190,28 +188,31 @@ def refine(
         output_dir: gets adapter, processor, checkpoints, ``trainer_state.json``, ``run.json`` and the
             document frequencies of the rewards.
         epochs: passes over the training images; or give ``max_steps``.
-        resume, overwrite, save_minutes, console: as of :func:`scst.finetune`.
+        resume, resume_changed, overwrite, save_minutes, console: as of :func:`scst.finetune`.
         settings: arguments of :func:`scst_trainer`, e.g. ``rewards=["cider_d", brevity]``, and of
             :class:`Objective`, e.g. ``baseline="leave_one_out"``; every other name is one of
             ``transformers.TrainingArguments``, e.g. ``learning_rate=5e-6``.
 
     Raises:
-        RecipeError: on a setting that cannot be used.
+        RecipeError, Interrupted: as of :func:`scst.finetune`.
         RewardError: when a reward fails; a checkpoint of the last step was saved.
-        Interrupted: after SIGTERM or Ctrl-C, when a checkpoint was saved.
     """
-    started, console = time.time(), console or Console()
     own, rest = split_settings(scst_trainer, settings)
     terms, training = split_settings(Objective, rest)
-    if terms:
+    if terms or own.get("objective") is None:
         own["objective"] = Objective(**terms)
-    if epochs is not None:
-        training["num_train_epochs"] = epochs
-    claim_output_dir(output_dir, resume=resume, overwrite=overwrite)
-    trainer = scst_trainer(policy, data, output_dir, console=console, training=training, **own)
-    run = Run.of(
-        "scst", policy, data, own | training, resume=resume, save_minutes=save_minutes, started=started
+    return train_policy(
+        "scst",
+        scst_trainer,
+        policy,
+        data,
+        output_dir,
+        own,
+        training,
+        epochs=epochs,
+        resume=resume,
+        resume_changed=resume_changed,
+        overwrite=overwrite,
+        save_minutes=save_minutes,
+        console=console,
     )
-    with closing(trainer.mixture):
-        run_training(trainer, run, console)
-    return trainer

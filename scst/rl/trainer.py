@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -319,6 +320,14 @@ class SCSTTrainer(TrainerHooks):
         """Images of one optimizer step, over all micro-batches and processes."""
         sizes = [len(batch["input_ids"]) for batch in batch_samples if PADDING_EXAMPLE not in batch]
         return int(sum(numbers[0] for numbers in gather_numbers([sum(sizes)])))
+
+    def write_tables(self, folder: Path) -> None:
+        """Write the document frequencies of the rewards."""
+        self.mixture.write_tables(folder)
+
+    def close(self) -> None:
+        """End the worker processes of the rewards."""
+        self.mixture.close()
 
     def _recall(
         self, image_ids: Sequence[str], prompts: Sequence[str]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +10,12 @@ from trl import SFTConfig
 
 from scst.adapters.loaded import LoadedPolicy
 from scst.data.collate import SFTCollator
+from scst.data.consensus import data_for
 from scst.data.load_splits import LoadedData
 from scst.data.supervision import CaptionChoice
 from scst.sft.trainer import CaptionSFTTrainer
 from scst.training.progress import RichProgress
-from scst.training.run import Run, run_training
-from scst.training.run_record import claim_output_dir
+from scst.training.run import train_policy
 from scst.training.training_arguments import split_settings, training_arguments
 from scst.training.validation import ValidationSettings, early_stopping
 
@@ -43,8 +42,7 @@ def sft_trainer(
         output_dir: of the run.
         train_split: name of the split.
         caption_policy: the caption an image is trained on: ``first``, ``random``, ``longest``, ``consensus``
-            or ``all`` (one row per caption). ``consensus`` takes the first of rows that ``consensus_first``
-            has ordered; the commands order them, this function does not.
+            or ``all`` (one row per caption).
         prompts: instructions to train on, one drawn per example and epoch; none: that of the policy.
         validation: captions held-out images at every evaluation; needs ``eval_strategy`` in ``training``.
         max_skipped_steps: steps in a row without a finite loss and gradient that end the run.
@@ -56,6 +54,7 @@ def sft_trainer(
     settings = dict(training or {})
     args = training_arguments(SFTConfig, output_dir, settings, seed=seed, precision=policy.precision)
     choice = CaptionChoice(caption_policy, seed)
+    data = data_for(caption_policy, data, train_split, seed)
     return CaptionSFTTrainer(
         policy.model,
         args,
@@ -75,6 +74,7 @@ def finetune(
     *,
     epochs: float | None = None,
     resume: bool | str = False,
+    resume_changed: bool = False,
     overwrite: bool = False,
     save_minutes: float = 0.0,
     console: Console | None = None,
@@ -88,24 +88,33 @@ def finetune(
         output_dir: gets adapter, processor, checkpoints, ``trainer_state.json`` and ``run.json``.
         epochs: passes over the training images; or give ``max_steps``.
         resume: True continues from the newest complete checkpoint; or a checkpoint folder.
-        overwrite: replace an earlier run in ``output_dir``.
+        resume_changed: resume although settings or data have changed that may not
+            (:mod:`scst.training.changed_settings`).
+        overwrite: replace an earlier run in ``output_dir``: it is moved aside, and deleted when the new one
+            has its first complete checkpoint.
         save_minutes: wall-clock minutes between checkpoints; 0: none by the clock.
         console: where progress is drawn.
         settings: arguments of :func:`sft_trainer`; every other name is one of
             ``transformers.TrainingArguments``, e.g. ``learning_rate=2e-4``.
 
     Raises:
-        RecipeError: on a setting that cannot be used.
+        RecipeError: on a setting that cannot be used, a folder in which another run is at work, or a
+            checkpoint that was made with other settings.
         Interrupted: after SIGTERM or Ctrl-C, when a checkpoint was saved.
     """
-    started, console = time.time(), console or Console()
     own, training = split_settings(sft_trainer, settings)
-    if epochs is not None:
-        training["num_train_epochs"] = epochs
-    claim_output_dir(output_dir, resume=resume, overwrite=overwrite)
-    trainer = sft_trainer(policy, data, output_dir, console=console, training=training, **own)
-    run = Run.of(
-        "sft", policy, data, own | training, resume=resume, save_minutes=save_minutes, started=started
+    return train_policy(
+        "sft",
+        sft_trainer,
+        policy,
+        data,
+        output_dir,
+        own,
+        training,
+        epochs=epochs,
+        resume=resume,
+        resume_changed=resume_changed,
+        overwrite=overwrite,
+        save_minutes=save_minutes,
+        console=console,
     )
-    run_training(trainer, run, console)
-    return trainer

@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from rewards.errors import RewardError
@@ -20,6 +20,7 @@ from scst.distributed.sharded_loader import sharded_loader
 from scst.errors import DataError
 from scst.models.prompts import PromptEncoder
 from scst.training import checkpoints
+from scst.training.changed_settings import write_settings
 from scst.training.checkpointer import Checkpointer
 from scst.training.micro_batcher import MicroBatcher
 from scst.training.monitor import Monitor
@@ -58,6 +59,8 @@ class TrainerHooks(Trainer):
     Attributes:
         metrics, guard, checkpointer: the parts.
         monitors: the monitors among the callbacks.
+        settings: what every checkpoint says of the run (``scst.training.changed_settings.settings_record``);
+            nothing when empty.
     """
 
     # narrower than the library's: this project always has all of them
@@ -92,10 +95,11 @@ class TrainerHooks(Trainer):
             eval_dataset=validation.dataset if validation else None,
             data_collator=data_collator,
             processing_class=PromptEncoder.of(processor).processor,
-            callbacks=[_SetEpoch(data_collator), *callbacks],
+            callbacks=[_SetEpoch(data_collator), _Intervals(), *callbacks],
             **library,
         )
         self.validation = validation
+        self.settings: dict[str, Any] = {}
         self.metrics = StepMetrics(self.args.device)
         self.guard = NonFiniteGuard(max_skipped_steps)
         self.monitors = [callback for callback in callbacks if isinstance(callback, Monitor)]
@@ -119,6 +123,14 @@ class TrainerHooks(Trainer):
     def has_collective_forward(self) -> bool:
         """Whether processes wait for each other within forward and backward passes (DeepSpeed, FSDP)."""
         return self.is_deepspeed_enabled or self.is_fsdp_enabled
+
+    # a run
+
+    def write_tables(self, folder: Path) -> None:
+        """Write what the stage has computed from the training data before its first step; here nothing."""
+
+    def close(self) -> None:
+        """End what the stage has started beside this process; here nothing."""
 
     # a step
 
@@ -249,6 +261,8 @@ class TrainerHooks(Trainer):
                 self.state.best_global_step = best_step
         if self.args.should_save:
             self.state.save_to_json(str(folder / "trainer_state.json"))  # once more, with the best step
+            if self.settings:
+                write_settings(folder, self.settings)
 
     def _get_output_dir(self, trial: Any = None) -> str:
         return self._staging or super()._get_output_dir(trial=trial)
@@ -278,6 +292,16 @@ class TrainerHooks(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.checkpointer.restore(checkpoint)
+
+    def _load_callback_state(self) -> None:
+        """The library restores early stopping with the patience of the checkpoint; this run's counts."""
+        patience = [each.early_stopping_patience for each in self._early_stopping()]
+        super()._load_callback_state()
+        for callback, steps in zip(self._early_stopping(), patience, strict=False):
+            callback.early_stopping_patience = steps
+
+    def _early_stopping(self) -> list[EarlyStoppingCallback]:
+        return [c for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
 
     def _save_last_step(self) -> None:
         """A checkpoint of the last completed optimizer step, because this one cannot be completed."""
@@ -421,3 +445,14 @@ class _SetEpoch(TrainerCallback):
     def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Before the first batch of an epoch is made."""
         self.collator.epoch = int(round(state.epoch or 0, 6))
+
+
+class _Intervals(TrainerCallback):
+    """Logging, evaluation and saving at the intervals of the arguments.
+
+    The library goes on with those that the checkpoint of a resumed run was made with.
+    """
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the state of a checkpoint was loaded."""
+        state.compute_steps(args, state.max_steps)

@@ -2,135 +2,169 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import os
 import signal
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from typing import Any, TypeVar
 
 import transformers
 from rich.console import Console
 
 from scst.adapters.loaded import LoadedPolicy
-from scst.adapters.loading import adapter_weights, fill_adapter
 from scst.adapters.parameters import count_parameters, parameter_table
-from scst.data.files import STAGING, clean_up, move_files
+from scst.data.files import STAGING, clean_up
 from scst.data.load_splits import LoadedData
 from scst.errors import Interrupted, RunStopped
-from scst.files.json_reader import read_json_object
 from scst.models.pretrained import allow_deepspeed_states
 from scst.training import checkpoints
+from scst.training.changed_settings import settings_record
+from scst.training.claim import claimed_output
 from scst.training.hooks import TrainerHooks
-from scst.training.manifest import read_manifest
-from scst.training.run_record import RECORD_NAME, write_run_record
+from scst.training.manifest import verify
+from scst.training.monitor import TRUSTED
+from scst.training.output_folder import OutputFolder
+from scst.training.resumed_run import check_resumed, has_ended, newest_step, restore_finished
+from scst.training.run_record import RECORD_NAME, Run, write_run_record
 from scst.training.signals import SaveAndStop, StopSignals
+from scst.training.training_arguments import default_settings
+
+T = TypeVar("T", bound=TrainerHooks)
 
 
-@dataclass(frozen=True)
-class Run:
-    """The description of a run that its trainer does not hold.
+def train_policy(
+    stage: str,
+    build_trainer: Callable[..., T],
+    policy: LoadedPolicy,
+    data: LoadedData,
+    output_dir: str,
+    own: Mapping[str, Any],
+    training: Mapping[str, Any],
+    *,
+    epochs: float | None,
+    resume: bool | str,
+    resume_changed: bool,
+    overwrite: bool,
+    save_minutes: float,
+    console: Console | None,
+) -> T:
+    """A stage as a function: claim the output folder, build the trainer, and run it; returns the trainer.
 
-    Attributes:
+    Args:
         stage: "sft" or "scst".
-        settings: plain keys and values that ``run.json`` records; those of the recipe where there is one.
-        data_fingerprint: fingerprint of the training data.
-        images: split -> number of images.
-        resume: True to resume from the newest complete checkpoint of the output folder, or a checkpoint
-            folder to resume from.
-        save_minutes: wall-clock minutes between checkpoints; 0: only as ``save_strategy`` says.
-        started: ``time.time()`` at the start of the command.
+        build_trainer: of the stage; called with policy, data, folder, console, ``training`` and ``own``.
+        policy: with the adapter that is trained.
+        data: what it is trained on.
+        output_dir: of the run.
+        own: arguments of ``build_trainer``.
+        training: training arguments by name.
+        epochs, resume, resume_changed, overwrite, save_minutes, console: as of :func:`scst.finetune`.
     """
-
-    stage: str
-    settings: Mapping[str, Any]
-    data_fingerprint: str = ""
-    images: Mapping[str, int] = field(default_factory=dict)
-    resume: bool | str = False
-    save_minutes: float = 0.0
-    started: float = field(default_factory=time.time)
-
-    @classmethod
-    def of(
-        cls,
-        stage: str,
-        policy: LoadedPolicy,
-        data: LoadedData,
-        settings: Mapping[str, Any],
-        **run: Any,
-    ) -> Run:
-        """The run of a policy that was loaded without a recipe; ``settings`` are recorded as plain values."""
-        recorded = {
-            "model_name_or_path": policy.base,
-            "quantization": policy.quantization,
-            "precision": policy.precision,
-            "prompt": policy.prompt,
-            "max_new_tokens": policy.max_new_tokens,
-            "min_new_tokens": policy.min_new_tokens,
-            **{name: _plain(value) for name, value in settings.items()},
-        }
-        images = {name: len(rows) for name, rows in data.splits.items()}
-        return cls(stage, recorded, data.fingerprint, images, **run)
+    started, console = time.time(), console or Console()
+    training = dict(training) | ({} if epochs is None else {"num_train_epochs": epochs})
+    with claimed_output(output_dir, resume=resume, overwrite=overwrite, console=console) as output:
+        trainer = build_trainer(policy, data, output_dir, console=console, training=training, **own)
+        settings = default_settings(build_trainer) | dict(own) | training
+        run = Run.of(
+            stage,
+            policy,
+            data,
+            settings,
+            resume_changed=resume_changed,
+            save_minutes=save_minutes,
+            started=started,
+        )
+        with closing(trainer):
+            run_training(trainer, run, output, console)
+    return trainer
 
 
-def _plain(value: Any) -> Any:
-    """A setting as a JSON value; functions and other objects become their names."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return (
-        value
-        if isinstance(value, str | int | float | bool | dict | None)
-        else getattr(value, "__name__", str(value))
-    )
-
-
-def run_training(trainer: TrainerHooks, run: Run, console: Console) -> None:
+def run_training(trainer: TrainerHooks, run: Run, output: OutputFolder, console: Console) -> None:
     """Train, or resume, and write the output folder: adapter, processor, trainer state, ``run.json``.
 
+    Args:
+        trainer: built and checked.
+        run: its description.
+        output: the claimed output folder; nothing was written into it yet.
+        console: where the run says what it does.
+
     Raises:
+        RecipeError: when the checkpoint to resume from was made with other settings or data.
         Interrupted: after SIGTERM or SIGINT; the message says whether a checkpoint was saved.
         RunStopped: when the output cannot be written.
     """
-    output_dir = trainer.output_dir
-    checkpoint = checkpoints.checkpoint_to_resume(str(output_dir), run.resume, console.print)
-    if run.resume and checkpoint is None:
-        console.print(f"resume: no complete checkpoint in {output_dir}; starting from the beginning")
-    elif checkpoint:
-        console.print(f"resuming from {checkpoint}")
+    trainer.settings = settings_record(run.stage, run.settings, run.data_fingerprint)
+    checkpoint = output.checkpoint
+    if checkpoint:
+        check_resumed(
+            checkpoint, trainer.settings, type(trainer.args), insist=run.resume_changed, console=console
+        )
+        console.print(f"resuming from {checkpoint}", highlight=False)
     console.print(parameter_table(trainer.model))
     trainer.remove_callback(transformers.PrinterCallback)
     if trainer.is_deepspeed_enabled:
         allow_deepspeed_states()
-    record = output_dir / RECORD_NAME
     if checkpoint and has_ended(checkpoint, total_steps(trainer)):
         console.print(f"{run.stage}: all {newest_step(checkpoint)} steps were done; nothing is trained again")
-        if record.is_file():
-            return
         restore_finished(trainer, checkpoint)
+        if (output.path / RECORD_NAME).is_file():
+            return
+        _begin(trainer, output)
         seconds = 0.0
     else:
-        if trainer.is_world_process_zero():
-            record.unlink(missing_ok=True)  # of a shorter run that this one continues
+        _begin(trainer, output)
+        trainer.add_callback(_ResultOf(output))
         seconds = _train(trainer, run, checkpoint)
-    save_output(trainer)
+    save_output(trainer, output)
     if trainer.is_world_process_zero():
         write_run_record(
-            output_dir,
+            output.path,
             stage=run.stage,
             recipe=dict(run.settings),
             data_fingerprint=run.data_fingerprint,
             started=run.started,
             results=_results(trainer, run, seconds),
         )
+        output.has_result()
     console.print(
         f"[bold]{run.stage} done[/bold]: {trainer.state.global_step} steps in "
-        f"{time.time() - run.started:.0f} s; adapter in {output_dir}"
+        f"{time.time() - run.started:.0f} s; adapter in {output.path}"
     )
+
+
+def _begin(trainer: TrainerHooks, output: OutputFolder) -> None:
+    """Begin to write: move aside what is replaced, and write the tables of the stage."""
+    if trainer.is_world_process_zero():
+        output.begin()
+        tables = output.path / STAGING / "tables"
+        tables.mkdir(parents=True)
+        trainer.write_tables(tables)
+        output.place(tables)
+        clean_up(output.path)
+        output.add(TRUSTED, "trainer_state.json")
+    trainer.accelerator.wait_for_everyone()
+
+
+class _ResultOf(transformers.TrainerCallback):
+    """Tells the output folder of the first complete checkpoint."""
+
+    def __init__(self, output: OutputFolder):
+        self.output = output
+        self._has_one = False
+
+    def on_save(
+        self,
+        args: transformers.TrainingArguments,
+        state: transformers.TrainerState,
+        *rest: Any,
+        **kwargs: Any,
+    ) -> None:
+        """After a checkpoint was written, or could not be."""
+        newest = self.output.path / f"{checkpoints.PREFIX}{state.global_step}"
+        if state.is_world_process_zero and not self._has_one and not verify(newest, sums=False):
+            self.output.has_checkpoint()
+            self._has_one = True
 
 
 def _train(trainer: TrainerHooks, run: Run, checkpoint: str | None) -> float:
@@ -174,7 +208,7 @@ def _results(trainer: TrainerHooks, run: Run, seconds: float) -> dict[str, Any]:
     }
 
 
-def save_output(trainer: TrainerHooks) -> None:
+def save_output(trainer: TrainerHooks, output: OutputFolder) -> None:
     """Write adapter, processor and state into the output folder.
 
     The files are written to a staging folder and moved, so that none of them is ever half written.
@@ -183,7 +217,7 @@ def save_output(trainer: TrainerHooks) -> None:
         RunStopped: when they cannot be written.
         Diverged: when the adapter holds NaN or infinity.
     """
-    output_dir = trainer.output_dir
+    output_dir = output.path
     staged = output_dir / STAGING / "output"
     trainer.refuse_ruined_weights()
     try:
@@ -193,7 +227,7 @@ def save_output(trainer: TrainerHooks) -> None:
         trainer.save_model(str(staged), _internal_call=True)
         trainer.accelerator.wait_for_everyone()
         if trainer.args.should_save:
-            move_files(staged, output_dir)
+            output.place(staged)
             clean_up(output_dir)
         trainer.save_state()
     except Exception as error:
@@ -219,24 +253,3 @@ def total_steps(trainer: TrainerHooks) -> int:
         return args.max_steps
     batches = len(trainer.get_train_dataloader())
     return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
-
-
-def has_ended(checkpoint: str, steps: int) -> bool:
-    """Whether the run had ended when the checkpoint was written: all steps, early stopping or an alarm."""
-    return newest_step(checkpoint) >= steps or bool(read_manifest(checkpoint)["ended"])
-
-
-def newest_step(checkpoint: str) -> int:
-    """The optimizer step at which a checkpoint was written."""
-    return int(read_json_object(Path(checkpoint) / "trainer_state.json")["global_step"])
-
-
-def restore_finished(trainer: TrainerHooks, checkpoint: str) -> None:
-    """Load state and adapter of a run that ended, but was killed before its output was written."""
-    trainer.state = transformers.TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-    best = best if best and os.path.isdir(best) else checkpoint
-    fill_adapter(trainer.model, adapter_weights(Path(best)), Path(best))
-    trainer.checkpointer.restore(checkpoint)
-    for monitor in trainer.monitors:
-        monitor.restore_adapter(trainer.model, trainer.output_dir, trainer.state.global_step)

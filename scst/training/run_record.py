@@ -1,20 +1,28 @@
-"""Writes the record of a run (``run.json``), and protects an output folder from a second run."""
+"""What is recorded of a run, and its record: ``run.json``. Nothing here imports torch."""
 
 from __future__ import annotations
 
+import dataclasses
 import platform
-import shutil
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scst.data.files import write_json
-from scst.errors import RecipeError
+from scst.errors import DataError
 from scst.files.json_reader import as_object, read_json_object
 from scst.training.secrets import without_secrets
 
+if TYPE_CHECKING:
+    from scst.adapters.loaded import LoadedPolicy
+    from scst.data.load_splits import LoadedData
+
 RECORD_NAME = "run.json"
+SETTINGS_NAME = "settings.json"
+"""File of a checkpoint with the settings that it was made with."""
 _PACKAGES = (
     "scst",
     "torch",
@@ -30,6 +38,71 @@ _PACKAGES = (
 )
 
 
+@dataclass(frozen=True)
+class Run:
+    """The description of a run that its trainer does not hold.
+
+    Attributes:
+        stage: "sft" or "scst".
+        settings: plain keys and values that ``run.json`` records; those of the recipe where there is one.
+        data_fingerprint: fingerprint of the training data.
+        images: split -> number of images.
+        resume_changed: whether a resumed run may change settings that it otherwise may not
+            (:mod:`scst.training.changed_settings`).
+        save_minutes: wall-clock minutes between checkpoints; 0: only as ``save_strategy`` says.
+        started: ``time.time()`` at the start of the command.
+    """
+
+    stage: str
+    settings: Mapping[str, Any]
+    data_fingerprint: str = ""
+    images: Mapping[str, int] = field(default_factory=dict)
+    resume_changed: bool = False
+    save_minutes: float = 0.0
+    started: float = field(default_factory=time.time)
+
+    @classmethod
+    def of(
+        cls,
+        stage: str,
+        policy: LoadedPolicy,
+        data: LoadedData,
+        settings: Mapping[str, Any],
+        **run: Any,
+    ) -> Run:
+        """The run of a policy that was loaded without a recipe; ``settings`` are recorded as plain values."""
+        adapter = getattr(policy.model, "active_peft_config", None)
+        recorded = {
+            "model_name_or_path": policy.base,
+            "quantization": policy.quantization,
+            "precision": policy.precision,
+            "prompt": policy.prompt,
+            "max_new_tokens": policy.max_new_tokens,
+            "min_new_tokens": policy.min_new_tokens,
+            "adapter_config": _plain(adapter.to_dict()) if adapter else None,
+            **{name: _plain(value) for name, value in settings.items()},
+        }
+        images = {name: len(rows) for name, rows in data.splits.items()}
+        return cls(stage, recorded, data.fingerprint, images, **run)
+
+
+def _plain(value: Any) -> Any:
+    """A setting as a JSON value; functions and other objects become their names."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return (
+        value
+        if isinstance(value, str | int | float | bool | None)
+        else getattr(value, "__name__", str(value))
+    )
+
+
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that can change a result; None for one not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
@@ -42,16 +115,31 @@ def versions() -> dict[str, str | None]:
 
 
 def recorded_settings(adapter: str | Path) -> dict[str, Any]:
-    """The settings of a training, from ``run.json`` in the adapter's folder or the one above; else ``{}``.
+    """The settings that an adapter was trained with; ``{}`` when nothing says so.
+
+    They are in ``run.json`` in the adapter's folder; that of a checkpoint has ``settings.json``, and
+    ``run.json`` in the folder above once the run is complete. The base model is the one that
+    ``adapter_config.json`` names, where it names one.
 
     Raises:
         DataError: the record cannot be read.
     """
-    for folder in (Path(adapter), Path(adapter).parent):
-        record = folder / RECORD_NAME
+    folder = Path(adapter)
+    for record in (folder / RECORD_NAME, folder / SETTINGS_NAME, folder.parent / RECORD_NAME):
         if record.is_file():
-            return as_object(read_json_object(record).get("recipe"), f"the recipe in {str(record)!r}")
+            settings = as_object(read_json_object(record).get("recipe"), f"the recipe in {str(record)!r}")
+            base = named_base_model(adapter) or settings.get("model_name_or_path")
+            return settings | {"model_name_or_path": base}
     return {}
+
+
+def named_base_model(adapter: str | Path) -> str | None:
+    """The base model that ``adapter_config.json`` names; None when it names none or cannot be read."""
+    try:
+        base = read_json_object(Path(adapter) / "adapter_config.json").get("base_model_name_or_path")
+    except (OSError, DataError):
+        return None
+    return base if isinstance(base, str) and base else None
 
 
 def write_run_record(
@@ -83,29 +171,3 @@ def write_run_record(
         **results,
     }
     write_json(Path(output_dir) / RECORD_NAME, content)
-
-
-def claim_output_dir(output_dir: str, *, resume: bool | str, overwrite: bool) -> None:
-    """Create the output folder, and refuse to mix two runs in one folder.
-
-    Raises:
-        RecipeError: when it holds an earlier run that is neither resumed nor overwritten, or cannot be
-            written.
-    """
-    folder = Path(output_dir)
-    earlier = [p for p in (*folder.glob("checkpoint-*"), folder / RECORD_NAME) if p.exists()]
-    if earlier and not resume:
-        if not overwrite:
-            raise RecipeError(
-                f"output_dir: {output_dir!r} holds an earlier run ({earlier[0].name}); give another folder, "
-                "--resume true to continue it, or --overwrite true to replace it"
-            )
-        for path in earlier:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise RecipeError(f"output_dir: {output_dir!r} cannot be written: {error}") from error

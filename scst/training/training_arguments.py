@@ -64,16 +64,20 @@ def _converted(name: str, value: Any) -> Any:
     return convert_argument(name, value) if name in argument_names() else value
 
 
+_NO_SETTINGS = {"training", "console", "policy", "data", "output_dir"}
+"""Parameters of a function that builds a trainer which are no settings of the run."""
+
+
+def default_settings(function: Callable[..., Any]) -> dict[str, Any]:
+    """The defaults of the parameters of ``function`` that are settings."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in _NO_SETTINGS}
+
+
 def split_settings(
     function: Callable[..., Any], settings: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split settings into those that are parameters of ``function`` and the rest (training arguments)."""
-    names = set(inspect.signature(function).parameters) - {
-        "training",
-        "console",
-        "policy",
-        "data",
-        "output_dir",
-    }
+    names = set(inspect.signature(function).parameters) - _NO_SETTINGS
     own = {name: value for name, value in settings.items() if name in names}
     return own, {name: value for name, value in settings.items() if name not in names}

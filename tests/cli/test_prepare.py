@@ -72,8 +72,8 @@ def test_help_names_both_commands():
 
 def test_parquet_and_fractions_and_one_caption(data, tmp_path):
     output = tmp_path / "new"
-    flags = ["--layout", "parquet", "--split_fractions", "60/20/20", "--selection", "longest",
-             "--kept_captions", "chosen"]  # fmt: skip
+    flags = ["--layout", "parquet", "--split_fractions", "60/20/20", "--resplit", "true",
+             "--selection", "longest", "--kept_captions", "chosen"]  # fmt: skip
     assert call("--dataset", str(data), "--output_dir", str(output), *flags) == 0
     assert sorted(path.name for path in output.glob("*.parquet")) == [
         "test.parquet",

@@ -5,7 +5,14 @@ import random
 import pytest
 
 from scst.data.sources import read_rows
-from scst.data.splits import assign_fractions, check_leakage, hash_images, parse_fractions, select_splits
+from scst.data.splits import (
+    assign_fractions,
+    check_leakage,
+    hash_images,
+    parse_fractions,
+    refuse_to_resplit,
+    select_splits,
+)
 from scst.errors import DataError, RecipeError
 from tests.support.rows import read_form, rows_of
 
@@ -47,6 +54,17 @@ def test_splits_joined_by_a_plus(toy_rows, fractions):
 def test_unknown_split_lists_those_present(toy_rows):
     with pytest.raises(DataError, match=r"no split 'test'; the dataset has train \(8\), val \(3\)"):
         select_splits(read_form(toy_rows), ["test"], None, seed=0)
+
+
+@pytest.mark.parametrize("declared", [{}, {"": 9}, {"train": 9}])
+def test_fractions_of_a_dataset_that_declares_nothing(declared):
+    refuse_to_resplit(declared)
+
+
+@pytest.mark.parametrize("declared", [{"train": 8, "val": 3}, {"": 2, "test": 1}])
+def test_declared_splits_are_not_discarded_silently(declared):
+    with pytest.raises(RecipeError, match=r"split_fractions: .*(val \(3\)|test \(1\)).*resplit: true"):
+        refuse_to_resplit(declared)
 
 
 def test_dataset_without_splits_points_to_fractions():

@@ -139,7 +139,10 @@ class TestLoadSplits:
     def test_bad_images_take_no_place_in_fractions(self, tmp_path, toy_rows):
         change(toy_rows, 3, image={"bytes": b"broken", "path": None})
         folder = str(write_risc(tmp_path / "d", toy_rows))
-        data = load_splits(folder, ["train", "val", "test"], fractions="60/20/20", on_bad_example="skip")
+        fractions = {"fractions": "60/20/20", "on_bad_example": "skip"}
+        with pytest.raises(RecipeError, match="the dataset declares the splits"):
+            load_splits(folder, ["train", "val", "test"], **fractions)
+        data = load_splits(folder, ["train", "val", "test"], resplit=True, **fractions)
         assert [len(rows) for rows in data.splits.values()] == [6, 2, 2]
 
     def test_leak_and_duplicates(self, tmp_path, toy_rows):

@@ -134,7 +134,14 @@ def test_a_checkpoint_without_statistics_is_refused(run_stage, sft_adapter, tmp_
     with pytest.raises(
         RecipeError, match=r"resume: .* no statistics of the normalised rewards \['cider_d'\]"
     ):
-        run_stage("scst", resume=True, rewards=[{"name": "cider_d", "normalize": True}], max_steps=4, **keys)
+        run_stage(
+            "scst",
+            resume=True,
+            resume_changed=True,
+            rewards=[{"name": "cider_d", "normalize": True}],
+            max_steps=4,
+            **keys,
+        )
 
 
 def some_opinions(completions, prompts, **kwargs):

@@ -312,6 +312,9 @@ def test_changed_document_frequencies_refuse_to_resume(run_stage, sft_adapter, t
     }
     run_stage("scst", **keys)
     omitted = [{"name": "cider_d", "kwargs": {"eos": "omitted"}}]
+    with pytest.raises(RecipeError, match="was made with rewards: "):
+        run_stage("scst", resume=True, rewards=omitted, max_steps=6, **keys)
+    keys["resume_changed"] = True
     with pytest.raises(RecipeError, match="'cider_d': the document frequencies"):
         run_stage("scst", resume=True, rewards=omitted, max_steps=6, **keys)
 

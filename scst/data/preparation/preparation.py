@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from rewards.scorers.document_frequencies import FILE_NAME, DocumentFrequencies
-from scst.data.fractions import parse_fractions
+from scst.data.fractions import parse_fractions, refuse_to_resplit
 from scst.data.preparation import caption_scorers
 from scst.data.preparation.caption_scorers import AGREEMENTS, consensus_scores
 from scst.data.preparation.cleaning import Step, parse_steps
@@ -64,6 +64,7 @@ class Preparation:
         all_splits: clean and choose in every split.
         split_fractions: such as ``60/20/20`` (train/val/test); None: the dataset's own splits.
         split_seed: of the fractions.
+        resplit: whether the fractions may take the place of splits that the dataset declares.
         on_bad_example: ``error`` or ``skip``.
         repeated_images: ``keep`` or ``drop`` images with the content of another one.
         cleaning: names of steps, see :mod:`scst.data.preparation.cleaning`.
@@ -90,6 +91,7 @@ class Preparation:
     all_splits: bool = False
     split_fractions: str | None = None
     split_seed: int = 0
+    resplit: bool = False
     on_bad_example: str = "error"
     repeated_images: str = "keep"
     cleaning: Sequence[str] = ()
@@ -117,6 +119,8 @@ class Preparation:
         self._steps({})
         if self.split_fractions is not None:
             parse_fractions(self.split_fractions)
+            if not self.resplit:
+                refuse_to_resplit(check_layout(self.dataset)["splits"])
         if self.selection == "clipscore":
             caption_scorers.clip_scorer(self.clip_model)
         for name in ("agreement_images", "contact_sheet"):

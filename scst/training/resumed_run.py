@@ -1,0 +1,71 @@
+"""A run that is resumed: whether it may be, whether it had ended, and what it had trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from rich.console import Console
+
+from scst.adapters.loading import adapter_weights, fill_adapter
+from scst.files.json_reader import read_json_object
+from scst.training.argument_checks import DEFAULTS
+from scst.training.changed_settings import refuse_changes
+from scst.training.hooks import TrainerHooks
+from scst.training.manifest import read_manifest
+
+
+def check_resumed(
+    checkpoint: str,
+    record: Mapping[str, Any],
+    arguments_class: type[transformers.TrainingArguments],
+    *,
+    insist: bool,
+    console: Console,
+) -> None:
+    """Refuse to resume with other settings or data than the checkpoint was made with.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        record: :func:`scst.training.changed_settings.settings_record` of the run.
+        arguments_class: of the trainer's arguments; its defaults count where a setting is not named.
+        insist: accept changes that can be made at all.
+        console: where accepted changes are told.
+
+    Raises:
+        RecipeError: naming the settings with both values.
+    """
+    fields = dataclasses.fields(arguments_class)
+    defaults = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING} | DEFAULTS
+    refuse_changes(
+        checkpoint,
+        record,
+        defaults=defaults,
+        insist=insist,
+        say=lambda line: console.print(line, markup=False, highlight=False),
+    )
+
+
+def has_ended(checkpoint: str, steps: int) -> bool:
+    """Whether the run had ended when the checkpoint was written: all steps, early stopping or an alarm."""
+    return newest_step(checkpoint) >= steps or bool(read_manifest(checkpoint)["ended"])
+
+
+def newest_step(checkpoint: str) -> int:
+    """The optimizer step at which a checkpoint was written."""
+    return int(read_json_object(Path(checkpoint) / "trainer_state.json")["global_step"])
+
+
+def restore_finished(trainer: TrainerHooks, checkpoint: str) -> None:
+    """Load state and adapter of a run that ended, but was killed before its output was written."""
+    trainer.state = transformers.TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    best = best if best and os.path.isdir(best) else checkpoint
+    fill_adapter(trainer.model, adapter_weights(Path(best)), Path(best))
+    trainer.checkpointer.restore(checkpoint)
+    for monitor in trainer.monitors:
+        monitor.restore_adapter(trainer.model, trainer.output_dir, trainer.state.global_step)
