@@ -141,5 +141,6 @@ def _described(changes: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    whole = isinstance(value, float) and value.is_integer()
+    text = json.dumps(int(value) if whole else value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -77,7 +77,7 @@ def test_every_form_is_remembered(any_form, tmp_path, decoded):
 def test_another_selection_of_checked_images_reads_none(folder, decoded):
     load(folder)
     decoded.clear()
-    data = load(folder, fractions="60/20/20")
+    data = load(folder, fractions="60/20/20", resplit=True)
     assert decoded == []
     assert data.counts["train"]["images"] == 7
     assert load(folder, limit=2, split_seed=3).counts["val"]["images"] == 2

@@ -4,13 +4,12 @@ import random
 
 import pytest
 
+from scst.data.fractions import parse_fractions, refuse_to_resplit
 from scst.data.sources import read_rows
 from scst.data.splits import (
     assign_fractions,
     check_leakage,
     hash_images,
-    parse_fractions,
-    refuse_to_resplit,
     select_splits,
 )
 from scst.errors import DataError, RecipeError

@@ -55,8 +55,8 @@ def reward_that_fails(completions, **columns):
 
 WRONG = {
     "sft": {
-        "a training argument": ({"lr_scheduler_type": "linaer"}, "training arguments: "),
-        "an optimizer": ({"optim": "adamm"}, "training arguments: "),
+        "a training argument": ({"lr_scheduler_type": "linaer"}, "lr_scheduler_type: "),
+        "an optimizer": ({"optim": "adamm"}, "optim: "),
         "a tracker": ({"report_to": "comet_ml"}, "report_to: 'comet_ml' is not installed"),
         "a dataset": ({"dataset": "/nowhere"}, "no such file or folder"),
         "a split": ({"train_split": "trian"}, "there is no split 'trian'"),
@@ -190,7 +190,7 @@ def test_what_may_change_takes_effect(run_stage, tmp_path, capsys):
     resumed = run_stage("sft", **keys | changes | cut, resume=True, resume_changed=True, weight_decay=0.1)
     said = " ".join(capsys.readouterr().out.split())
     assert "resume: changed are early_stopping_patience: 1 (now 50), eval_steps: 100 (now 2)" in said
-    assert "weight_decay: 0.0 (now 0.1)" in said
+    assert "weight_decay: 0 (now 0.1)" in said
     assert "per_device_train_batch_size" not in said
     assert len(losses(resumed)) == 4
     evaluated = [entry["step"] for entry in resumed.state.log_history if "eval_cider_d" in entry]
