@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from tests.support.preloaded import PRELOADED
+from tests.support.preloaded import SERVER
 
 OURS = ("scst", "rewards", "launch", "benchmarks", "tests")
 
@@ -59,7 +59,7 @@ def start_forked(
 ) -> BaseProcess:
     """Start it; its standard streams are the files ``0``, ``1`` and ``2`` of a folder."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOADED])
+    context.set_forkserver_preload([SERVER])
     process = context.Process(target=_become, args=([*arguments], str(cwd), environment, str(streams)))
     process.start()
     return process

@@ -21,7 +21,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 
 from tests.support.paths import ROOT
 from tests.support.ports import free_port
-from tests.support.preloaded import PRELOADED
+from tests.support.preloaded import SERVER
 
 
 def device_config(name: str) -> Path:
@@ -63,7 +63,7 @@ def run_together(
     """
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOADED])
+    context.set_forkserver_preload([SERVER])
     shared = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
