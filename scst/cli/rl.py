@@ -51,7 +51,7 @@ def run(arguments: Arguments[SCSTRecipe]) -> SCSTTrainer | None:
             TrainingArguments,
             plan=arguments.plan,
             started=started,
-            prepare=lambda data: set_up_rewards(mixture, data.splits[recipe.train_split]),
+            prepare=lambda data: set_up_rewards(mixture, data.training_rows(recipe.train_split)),
         )
 
 

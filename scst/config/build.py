@@ -41,7 +41,9 @@ from scst.config.recipes import (
 from scst.data.collate import SFTCollator
 from scst.data.consensus import data_for
 from scst.data.load_splits import LoadedData, load_again, load_splits
+from scst.data.open_stream import is_streamed, load_stream
 from scst.data.preview import training_preview
+from scst.data.streamed_rows import StreamedRows
 from scst.data.supervision import CaptionChoice
 from scst.distributed.launching import start_processes
 from scst.distributed.main_process import on_main_process
@@ -50,6 +52,8 @@ from scst.training.argument_checks import evaluates
 
 TrainingRecipe = SFTRecipe | SCSTRecipe
 Recipe = TypeVar("Recipe", SFTRecipe, SCSTRecipe)
+STREAM_PREVIEW = 64
+"""Rows of a stream that the preview looks at."""
 
 
 def prepare_libraries() -> None:
@@ -87,6 +91,16 @@ def load_data(recipe: DataKeys, splits: list[str], console: Console) -> LoadedDa
     where they do not find that (another machine without a shared file system).
     """
     dataset = required_dataset(recipe.dataset)
+    if isinstance(recipe, TrainingRecipe) and is_streamed(dataset, recipe.streaming):
+        return load_stream(
+            dataset,
+            recipe.train_split,
+            held_out=[split for split in splits if split != recipe.train_split],
+            held_out_images=recipe.max_eval_images or recipe.validation_images,
+            block=recipe.stream_block,
+            seed=recipe.seed,
+            on_bad_example=recipe.on_bad_example,
+        )
     limits = {recipe.train_split: recipe.max_train_images, recipe.eval_split: recipe.max_eval_images}
 
     def load() -> LoadedData:
@@ -138,18 +152,19 @@ def training_splits(recipe: TrainingRecipe) -> list[str]:
 
 def preview(recipe: TrainingRecipe, data: LoadedData, policy: LoadedPolicy, console: Console) -> None:
     """Print a preview of the training data, and refuse data that is obviously wrong."""
-    train = data.splits[recipe.train_split]
-    rows = [train[i] for i in range(0, len(train), max(1, len(train) // 3))][:3]
+    rows = data.training_rows(recipe.train_split)
+    train = rows.first(STREAM_PREVIEW) if isinstance(rows, StreamedRows) else rows
+    shown = [train[i] for i in range(0, len(train), max(1, len(train) // 3))][:3]
     choice = CaptionChoice(recipe.caption_policy, recipe.seed)
     collator = SFTCollator(policy.encoder, recipe.prompt, choice, recipe.max_new_tokens, recipe.prompts)
     training_preview(
         train,
-        collator(rows),
+        collator(shown),
         policy.encoder.tokenizer,
         max_new_tokens=recipe.max_new_tokens,
         choice=choice,
         data=data,
-        image_ids=[row["image_id"] for row in rows],
+        image_ids=[row["image_id"] for row in shown],
         console=console,
     )
 

@@ -27,6 +27,7 @@ from scst.config.recipes import (
     check_required,
 )
 from scst.data.fractions import parse_fractions
+from scst.data.stream_settings import IMPOSSIBLE, check_streamed, is_tar
 from scst.errors import RecipeError, shown
 from scst.evaluation.decoding import get_decoding
 from scst.metrics.bootstrap import check_metrics
@@ -138,7 +139,22 @@ def _check_lengths(recipe: Recipe) -> None:
         raise RecipeError(f"min_new_tokens: expected at most max_new_tokens ({most}), got {least}")
 
 
+def _check_stream(recipe: SFTRecipe | SCSTRecipe) -> None:
+    """Refuse what training on a stream of rows cannot have."""
+    if not (recipe.streaming or is_tar(recipe.dataset or "")):
+        return
+    names = ("caption_policy", *IMPOSSIBLE)
+    check_streamed(recipe.training, **{name: getattr(recipe, name, None) for name in names})
+    for reward in recipe.rewards if isinstance(recipe, SCSTRecipe) else []:
+        if reward.get("name") == "cider_d" and not (reward.get("kwargs") or {}).get("frequencies"):
+            raise RecipeError(
+                "rewards: cider_d counts the references of all training images, which a stream does not have "
+                "before the first step: give kwargs: {frequencies: FILE} (scst prepare document-frequencies)"
+            )
+
+
 def _check_training(recipe: SFTRecipe | SCSTRecipe) -> None:
+    _check_stream(recipe)
     check_devices(recipe)
     is_rl = isinstance(recipe, SCSTRecipe)
     metrics = ["cider_d", *(recipe.watched_metrics if isinstance(recipe, SCSTRecipe) else [])]

@@ -140,6 +140,19 @@ class DataKeys:
 
 
 @dataclass
+class StreamKeys:
+    """Training on rows that are read in order."""
+
+    streaming: bool = key(
+        False,
+        "true: read the training rows in order while training, with max_steps (tar archives are always read so)",
+    )
+    stream_block: int = key(
+        1000, "rows of a stream that are shuffled together; 1: its own order", range=COUNT
+    )
+
+
+@dataclass
 class RunKeys:
     """Where results go."""
 

@@ -26,6 +26,8 @@ from rich.console import Console
 from scst.config.recipes import SCSTRecipe, SFTRecipe
 from scst.data.files import write_json
 from scst.data.load_splits import LoadedData
+from scst.data.stream_settings import is_tar
+from scst.errors import RecipeError
 from scst.models.policy import base_model, trains_prompt, trains_vision
 from scst.training.hooks import TrainerHooks
 from scst.training.micro_batcher import DoesNotFit, is_out_of_memory
@@ -58,6 +60,10 @@ def recipe_to_run(recipe: Recipe, plan: bool | str) -> Iterator[Recipe]:
     if not plan:
         yield recipe
         return
+    if recipe.streaming or is_tar(recipe.dataset or ""):
+        raise RecipeError(
+            "--plan: a stream has no number of rows to plan with; plan with a part of it as parquet"
+        )
     with tempfile.TemporaryDirectory(prefix="plan-") as folder:
         changes: dict[str, Any] = {
             "output_dir": folder,

@@ -17,6 +17,7 @@ from scst.config.keys import (
     PromptKeys,
     Recipe,
     RunKeys,
+    StreamKeys,
     ValidationKeys,
     default_of,
     key,
@@ -26,7 +27,7 @@ from scst.training.value_types import Range
 
 
 @dataclass
-class SFTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys, Recipe):
+class SFTRecipe(ModelKeys, DataKeys, StreamKeys, PromptKeys, ValidationKeys, RunKeys, Recipe):
     """Supervised stage: a new adapter, or with `adapter` an existing one continued."""
 
     stage = "sft"
@@ -108,7 +109,7 @@ ADAPTER_KEYS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass
-class SCSTRecipe(ModelKeys, DataKeys, PromptKeys, ValidationKeys, RunKeys, Recipe):
+class SCSTRecipe(ModelKeys, DataKeys, StreamKeys, PromptKeys, ValidationKeys, RunKeys, Recipe):
     """Self-critical stage: refines the adapter of the supervised stage."""
 
     stage = "scst"

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -50,6 +50,7 @@ class LoadedData:
         counts: per split: ``images``, ``captions``, ``distinct_captions`` (summed over images),
             ``duplicates``.
         blank_captions: blank captions that were removed from otherwise good examples.
+        streams: splits that are read in order while they are trained on (``scst.data.open_stream``).
         key: names the record of this load in the dataset's cache folder, for other processes; ``""``: none.
         consensus_first: splits whose captions :func:`scst.data.consensus.data_for` has put in order.
     """
@@ -60,6 +61,7 @@ class LoadedData:
     duplicates: int
     counts: dict[str, dict[str, int]]
     blank_captions: int = 0
+    streams: dict[str, StreamedRows] = field(default_factory=dict)
     key: str = ""
     consensus_first: frozenset[str] = frozenset()
 
@@ -72,6 +74,14 @@ class LoadedData:
         if split not in self.splits:
             raise DataError(f"there is no split {split!r}; loaded are {', '.join(self.splits)}.")
         return self.splits[split]
+
+    def training_rows(self, split: str) -> datasets.Dataset | StreamedRows:
+        """The rows of a split to train on: all of them, or a stream.
+
+        Raises:
+            DataError: it was not loaded.
+        """
+        return self.streams[split] if split in self.streams else self[split]
 
 
 def load_splits(

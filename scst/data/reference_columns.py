@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 
+from rewards.errors import RewardError
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.data.cache_folder import CacheFolder
 from scst.data.columns import values_of
@@ -56,3 +57,16 @@ class ReferenceColumns:
         if is_large:
             cache.write(name, table.save)
         return table
+
+
+class StreamedReferences:
+    """What ``setup`` of a reward is given where training rows are streamed: there are no columns to look at."""
+
+    column_names = ReferenceColumns.column_names
+
+    def __getitem__(self, name: str) -> Any:
+        raise RewardError(
+            f"it asks for the {name} of all training images, which a stream does not have before the first "
+            "step: give document frequencies that were counted before (kwargs: {frequencies: FILE}; scst "
+            "prepare document-frequencies), or a reward without setup"
+        )

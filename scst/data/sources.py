@@ -36,8 +36,8 @@ from scst.errors import DataError
 
 ACCEPTED_FORMS = (
     f"a RISC folder ({CAPTIONS_FILE} beside {IMAGES_FOLDER}/), a parquet file or a folder of them (columns "
-    "image, captions, image_id, split), a folder written by datasets' save_to_disk, a hub id (owner/name), "
-    "or embedded:scenes"
+    "image, captions, image_id, split), a folder written by datasets' save_to_disk, tar archives (webdataset), "
+    "a hub id (owner/name), or embedded:scenes"
 )
 EMBEDDED = "embedded:scenes"
 EMBEDDED_SPLITS = ("train", "val", "test")
@@ -98,7 +98,7 @@ def check_layout(dataset: str) -> dict:
 
 
 def find_form(dataset: str) -> str:
-    """Name the form of a dataset: ``risc``, ``parquet``, ``saved``, ``hub`` or ``embedded``.
+    """Name the form of a dataset: ``risc``, ``parquet``, ``saved``, ``tar``, ``hub`` or ``embedded``.
 
     Raises:
         DataError: it is none of these; the message lists what is there and what is accepted.
@@ -111,8 +111,8 @@ def find_form(dataset: str) -> str:
     if path.is_dir():
         return _folder_form(path)
     if path.is_file():
-        if path.suffix == ".parquet":
-            return "parquet"
+        if path.suffix in (".parquet", ".tar"):
+            return path.suffix[1:]
         raise DataError(f"{path} is a {path.suffix or 'nameless'} file; accepted are {ACCEPTED_FORMS}.")
     if HUB_ID.fullmatch(dataset) and not dataset.endswith((".parquet", ".csv")):
         return "hub"
@@ -126,6 +126,8 @@ def _folder_form(folder: Path) -> str:
         return "saved"
     if parquet_files(folder):
         return "parquet"
+    if tar_files(folder):
+        return "tar"
     found = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir())
     listing = ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
     raise DataError(
@@ -179,6 +181,23 @@ def parquet_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     return sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
+
+
+def tar_files(path: Path) -> list[Path]:
+    """The tar archives that a path means: itself, or those of a folder."""
+    return [path] if path.is_file() else sorted(path.glob("*.tar"))
+
+
+def _refuse_tar(dataset: str) -> datasets.Dataset:
+    raise DataError(
+        f"{dataset}: tar archives are read in order, by scst sft and scst rl with max_steps; for other "
+        "commands write their rows as parquet."
+    )
+
+
+def _check_tar(dataset: str) -> dict:
+    files = tar_files(Path(dataset).expanduser())
+    return {"form": "tar", "splits": {stem_split(file) or "train": None for file in files}}
 
 
 def stem_split(path: Path) -> str:
@@ -310,6 +329,7 @@ READERS = {
     "risc": _read_risc_rows,
     "parquet": _read_parquet,
     "saved": _read_saved,
+    "tar": _refuse_tar,
     "hub": _read_hub,
     "embedded": _read_embedded,
 }
@@ -317,6 +337,7 @@ LAYOUTS = {
     "risc": _check_risc,
     "parquet": _check_parquet,
     "saved": _check_saved,
+    "tar": _check_tar,
     "hub": _check_hub,
     "embedded": _check_embedded,
 }

@@ -100,7 +100,7 @@ class _Rows(Dataset[dict[str, Any]]):
         return PaddingExamples(rows) if isinstance(indices, PaddingExamples) else rows
 
 
-class _Collator:
+class ShardCollator:
     """Calls the stage's collator, and gives padding examples no weight.
 
     Labels are set to the ignored value; a batch without labels is marked with ``PADDING_EXAMPLE``.
@@ -144,7 +144,7 @@ def sharded_loader(
     loader: DataLoader[dict[str, Any]] = DataLoader(
         _Rows(dataset),
         batch_sampler=BatchShards(batches, processes, accelerator.process_index),
-        collate_fn=_Collator(collator),
+        collate_fn=ShardCollator(collator),
         **loading,
     )
     prepared = prepare_data_loader(

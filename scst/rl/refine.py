@@ -16,7 +16,9 @@ from scst.adapters.loaded import LoadedPolicy
 from scst.data.collate import SCSTCollator
 from scst.data.consensus import data_for
 from scst.data.load_splits import LoadedData
-from scst.data.reference_columns import ReferenceColumns
+from scst.data.reference_columns import ReferenceColumns, StreamedReferences
+from scst.data.stream_settings import check_streamed
+from scst.data.streamed_rows import StreamedRows
 from scst.data.supervision import CaptionChoice
 from scst.metrics.suite import METRICS
 from scst.rl.policy_loss import Objective, ScoringSettings
@@ -100,8 +102,17 @@ def scst_trainer(
     args = training_arguments(
         transformers.TrainingArguments, output_dir, settings, seed=seed, precision=policy.precision
     )
-    data = data_for(caption_policy, data, train_split, seed)
-    rows = data.splits[train_split]
+    rows = data.training_rows(train_split)
+    if isinstance(rows, StreamedRows):
+        check_streamed(
+            settings,
+            caption_policy=caption_policy,
+            feature_cache=feature_cache,
+            one_step_off_policy=one_step_off_policy,
+        )
+    else:
+        data = data_for(caption_policy, data, train_split, seed)
+        rows = data.splits[train_split]
     mixture = rewards if isinstance(rewards, RewardMixture) else RewardMixture(rewards)
     if mixture is not rewards:
         set_up_rewards(mixture, rows)
@@ -128,7 +139,7 @@ def scst_trainer(
         validation=captioning,
         choice=CaptionChoice(caption_policy, seed),
         feature_cache=FeatureCache(feature_cache, policy.model, policy.encoder, rows["image_id"][:])
-        if feature_cache
+        if feature_cache and not isinstance(rows, StreamedRows)
         else None,
         one_step_off_policy=one_step_off_policy,
         cuda_graphs=cuda_graphs,
@@ -144,10 +155,14 @@ def scst_trainer(
     return trainer
 
 
-def set_up_rewards(mixture: RewardMixture, rows: Dataset) -> None:
-    """Give the rewards the references of the training images, once."""
+def set_up_rewards(mixture: RewardMixture, rows: Dataset | StreamedRows) -> None:
+    """Give the rewards the references of the training images, once.
+
+    Raises:
+        RewardError: when a reward wants all references of a stream.
+    """
     with PartialState().main_process_first():  # it counts, the others read what it has counted
-        mixture.setup(ReferenceColumns(rows))
+        mixture.setup(StreamedReferences() if isinstance(rows, StreamedRows) else ReferenceColumns(rows))
 
 
 def _monitors(

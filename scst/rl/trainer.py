@@ -14,7 +14,8 @@ from transformers import TrainerCallback, TrainingArguments
 from rewards.mixture import RewardMixture
 from scst.adapters.loading import disable_dropout
 from scst.data.columns import values_of
-from scst.data.reference_columns import ReferenceColumns
+from scst.data.reference_columns import ReferenceColumns, StreamedReferences
+from scst.data.streamed_rows import StreamedRows
 from scst.data.supervision import CaptionChoice
 from scst.distributed.collectives import average_gradients, gradients_kept_on_error
 from scst.distributed.launcher_environment import uses_deepspeed, uses_fsdp
@@ -256,7 +257,7 @@ class SCSTTrainer(TrainerHooks):
         trainable = [p for p in model.parameters() if p.requires_grad]
         wrapped = model if isinstance(model, torch.nn.parallel.DistributedDataParallel) else None
         advantages = rewarded.advantages.to(policy.device)
-        settings = {"epoch": int(self.state.epoch or 0)}
+        settings = {"epoch": self.data_epoch}
         probes_kl = self._probes_kl()
 
         def backward(images: slice) -> LossOutput:
@@ -351,7 +352,8 @@ class SCSTTrainer(TrainerHooks):
 def _set_up(rewards: Sequence[Any], train_dataset: Any) -> RewardMixture:
     """A mixture of these rewards that has seen the training references."""
     mixture = RewardMixture(rewards)
-    mixture.setup(ReferenceColumns(train_dataset))
+    streamed = isinstance(train_dataset, StreamedRows)
+    mixture.setup(StreamedReferences() if streamed else ReferenceColumns(train_dataset))
     return mixture
 
 

@@ -12,6 +12,8 @@ from scst.adapters.loaded import LoadedPolicy
 from scst.data.collate import SFTCollator
 from scst.data.consensus import data_for
 from scst.data.load_splits import LoadedData
+from scst.data.stream_settings import check_streamed
+from scst.data.streamed_rows import StreamedRows
 from scst.data.supervision import CaptionChoice
 from scst.sft.trainer import CaptionSFTTrainer
 from scst.training.progress import RichProgress
@@ -53,12 +55,15 @@ def sft_trainer(
     validation = validation or ValidationSettings()
     settings = dict(training or {})
     args = training_arguments(SFTConfig, output_dir, settings, seed=seed, precision=policy.precision)
-    choice = CaptionChoice(caption_policy, seed)
-    data = data_for(caption_policy, data, train_split, seed)
+    choice, rows = CaptionChoice(caption_policy, seed), data.training_rows(train_split)
+    if isinstance(rows, StreamedRows):
+        check_streamed(settings, caption_policy=caption_policy)
+    else:
+        rows = data_for(caption_policy, data, train_split, seed).splits[train_split]
     return CaptionSFTTrainer(
         policy.model,
         args,
-        train_dataset=choice.expand(data.splits[train_split]),
+        train_dataset=rows if isinstance(rows, StreamedRows) else choice.expand(rows),
         data_collator=SFTCollator(policy.encoder, policy.prompt, choice, policy.max_new_tokens, prompts),
         processor=policy.encoder,
         validation=validation.build(policy, data, args),

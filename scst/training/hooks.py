@@ -15,8 +15,10 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_utils import EvalLoopOutput
 
 from rewards.errors import RewardError
+from scst.data.streamed_rows import StreamedRows
 from scst.distributed.processes import first_message
 from scst.distributed.sharded_loader import sharded_loader
+from scst.distributed.stream_loader import POSITION, stream_loader
 from scst.errors import DataError
 from scst.models.prompts import PromptEncoder
 from scst.training import checkpoints
@@ -49,7 +51,7 @@ class TrainerHooks(Trainer):
     Args:
         model: a PEFT model with a trainable adapter.
         args: training arguments; those that this project decides are set here.
-        train_dataset: rows with ``image``, ``references`` and ``image_id``.
+        train_dataset: rows with ``image``, ``references`` and ``image_id``, or a stream of them.
         data_collator: makes training batches; has ``epoch`` and ``for_evaluation()``.
         processor: the checkpoint's processor, or a prompt encoder of it.
         validation: caption metrics on held-out images, or None.
@@ -72,6 +74,7 @@ class TrainerHooks(Trainer):
     has_held_out_loss = False
     """Whether evaluations also have a loss on held-out data."""
     _staging: str | None = None
+    _batch_pass = 0
 
     def __init__(
         self,
@@ -88,10 +91,13 @@ class TrainerHooks(Trainer):
     ):
         args.remove_unused_columns = False  # rewards and collators want all columns
         args.logging_nan_inf_filter = False  # it would log an infinite loss as 0.0
+        self.stream = train_dataset if isinstance(train_dataset, StreamedRows) else None
+        if self.stream is not None:
+            args.ignore_data_skip = True  # a resumed run continues at the stream's position
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset,
+            train_dataset=train_dataset if self.stream is None else self.stream.source,
             eval_dataset=validation.dataset if validation else None,
             data_collator=data_collator,
             processing_class=PromptEncoder.of(processor).processor,
@@ -111,6 +117,8 @@ class TrainerHooks(Trainer):
             can_fail=not self.has_collective_forward,
         )
         self.checkpointer.register("guard", self.guard)
+        if self.stream is not None:
+            self.checkpointer.register("stream", self.stream.position, rewinds=True)
         for monitor in self.monitors:
             self.checkpointer.register(monitor.name, monitor)
 
@@ -320,6 +328,15 @@ class TrainerHooks(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """This process's shard of every training batch; N processes share the batches that one would make."""
+        if self.stream is not None:
+            return stream_loader(
+                self.stream,
+                self.data_collator,
+                self.accelerator,
+                batch_size=self._train_batch_size,
+                drop_last=self.args.dataloader_drop_last,
+                **self._loading(),
+            )
         sampler = self._get_train_sampler()
         if self.accelerator.num_processes == 1 or not isinstance(sampler, RandomSampler | SequentialSampler):
             return super().get_train_dataloader()
@@ -369,6 +386,8 @@ class TrainerHooks(Trainer):
             pass
         except OSError as error:
             fault = innermost_line(error)
+        except DataError as error:  # of a stream, whose rows are checked as they come
+            fault = str(error)
         fault = first_message(fault)
         if fault:
             self._save_last_step()
@@ -376,7 +395,16 @@ class TrainerHooks(Trainer):
                 f"the data of step {self.state.global_step + 1} cannot be read any more: {fault}. Put the "
                 f"dataset back and go on with --resume true (step {self.state.global_step} is saved)"
             )
+        if self.stream is not None and batches:
+            positions = [batch.pop(POSITION) for batch in batches]
+            self._batch_pass = positions[-1].pop("batch_pass")
+            self.stream.position.load_state_dict(positions[-1])
         return super().get_batch_samples(iter(batches), num_batches, device)
+
+    @property
+    def data_epoch(self) -> int:
+        """The pass over the training data that this step belongs to, from 0."""
+        return int(self.state.epoch or 0) if self.stream is None else self._batch_pass
 
     # evaluation
 
