@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from scst.adapters.mergeable import check_mergeable
 from scst.adapters.saved_adapter import adapter_settings, check_adapter_exists
@@ -146,7 +147,8 @@ def _check_stream(recipe: SFTRecipe | SCSTRecipe) -> None:
     names = ("caption_policy", *IMPOSSIBLE)
     check_streamed(recipe.training, **{name: getattr(recipe, name, None) for name in names})
     for reward in recipe.rewards if isinstance(recipe, SCSTRecipe) else []:
-        if reward.get("name") == "cider_d" and not (reward.get("kwargs") or {}).get("frequencies"):
+        entry: dict[str, Any] = reward if isinstance(reward, dict) else {"name": reward}
+        if entry.get("name") == "cider_d" and not (entry.get("kwargs") or {}).get("frequencies"):
             raise RecipeError(
                 "rewards: cider_d counts the references of all training images, which a stream does not have "
                 "before the first step: give kwargs: {frequencies: FILE} (scst prepare document-frequencies)"

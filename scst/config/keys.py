@@ -145,7 +145,7 @@ class StreamKeys:
 
     streaming: bool = key(
         False,
-        "true: read the training rows in order while training, with max_steps (tar archives are always read so)",
+        "true: read the training rows in order while training, with max_steps (tar archives always are)",
     )
     stream_block: int = key(
         1000, "rows of a stream that are shuffled together; 1: its own order", range=COUNT

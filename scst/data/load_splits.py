@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import datasets
 import numpy as np
 from rich.console import Console
 
-from scst.data.columns import text_batches, values_of
-from scst.data.content_hashes import ContentHashes
-from scst.data.data_source import DataSource, seeded_subset
+from scst.data.checked_rows import check_rows, cut_into_splits, limited, record_of
+from scst.data.data_source import DataSource
 from scst.data.fractions import parse_fractions, refuse_to_resplit
-from scst.data.image_files import ImageFiles
 from scst.data.load_record import LoadRecord, LoadRecords, record_key
 from scst.data.sources import open_rows
-from scst.data.splits import check_leakage, count_splits, split_rows
+from scst.data.splits import count_splits, split_rows
+from scst.data.streamed_rows import StreamedRows
 from scst.data.validate import (
     BadExample,
     check_mode,
     check_policy,
-    inspect_examples,
     refuse_bad,
     without_blank_captions,
 )
@@ -125,7 +120,7 @@ def load_splits(
     if fractions is not None:
         _check_declared(count_splits(source.rows), resplit, console)
     if fractions is None:
-        chosen = _limited(source, split_rows(source.rows, splits, None, split_seed), limits, split_seed)
+        chosen = limited(source, split_rows(source.rows, splits, None, split_seed), limits, split_seed)
     else:  # all are checked before they are split: bad images must not count in exact fractions
         chosen = {EVERYTHING: np.arange(len(source.rows))}
     images = {name: source.images(numbers) for name, numbers in chosen.items()}
@@ -142,13 +137,13 @@ def load_splits(
         records.forget()
     record = records.find(key) if key else None
     if record is None:
-        checked = _checked(source, chosen, images, check, split_seed, console)
+        checked = check_rows(source, chosen, images, check, split_seed, console)
         bad = [example for each in checked.values() for example in each.bad]
         if on_bad_example == "error":
             refuse_bad(bad)
         if fractions is not None:
-            checked = _split(source, checked[EVERYTHING], splits, fractions, split_seed, limits)
-        record = _record(source, checked, bad)
+            checked = cut_into_splits(source, checked[EVERYTHING], splits, fractions, split_seed, limits)
+        record = record_of(source, checked, bad)
         key = key if key and records.keep(key, record) else ""
     return _loaded(source, record, key)
 
@@ -214,101 +209,12 @@ def declared_splits(dataset: str) -> list[str]:
     return [name for name in names.unique().to_pylist() if name is not None]
 
 
-def data_fingerprint(
-    splits: Mapping[str, datasets.Dataset | Mapping[str, Sequence[Any]]],
-    content_hashes: Mapping[str, Sequence[str]],
-) -> str:
-    """Return the sha256 over split names, ids, references and image hashes, in row order."""
-    digest = hashlib.sha256()
-    for name in sorted(splits):
-        columns = (splits[name]["image_id"], splits[name]["references"], content_hashes[name])
-        for row in zip(*map(values_of, columns), strict=True):
-            digest.update(json.dumps([name, *row]).encode())
-    return digest.hexdigest()
-
-
 def _check_declared(declared: Mapping[str, int], resplit: bool, console: Console | None) -> None:
     """Refuse to discard declared splits, or say that they are discarded."""
     if not resplit:
         refuse_to_resplit(declared)
     elif len(declared) > 1 and console is not None:
         console.print(f"resplit: the declared splits {', '.join(declared)} are discarded", markup=False)
-
-
-@dataclass(frozen=True)
-class _Checked:
-    """Rows that were checked.
-
-    Attributes:
-        numbers: of the good rows in the source.
-        rows: the good rows.
-        hashes: of their images.
-        bad: the others.
-        blank_captions: that were removed.
-    """
-
-    numbers: np.ndarray
-    rows: datasets.Dataset
-    hashes: ContentHashes
-    bad: list[BadExample]
-    blank_captions: int
-
-
-def _checked(
-    source: DataSource,
-    chosen: Mapping[str, np.ndarray],
-    images: Mapping[str, ImageFiles],
-    check: str,
-    seed: int,
-    console: Console | None,
-) -> dict[str, _Checked]:
-    """The chosen rows after inspection."""
-    found = {}
-    for name, numbers in chosen.items():
-        memory = source.memory(numbers, images[name], check, seed)
-        each = inspect_examples(source.select(numbers), console, memory=memory)
-        found[name] = _Checked(
-            numbers[each.kept], each.rows, each.content_hashes, each.bad, each.blank_captions
-        )
-    return found
-
-
-def _split(
-    source: DataSource,
-    everything: _Checked,
-    splits: Sequence[str],
-    fractions: str,
-    seed: int,
-    limits: Mapping[str, int],
-) -> dict[str, _Checked]:
-    """Cut the good rows of a whole dataset into the named splits."""
-    hashes = everything.hashes
-    parts = split_rows(everything.rows, splits, fractions, seed, content_hashes=hashes)
-    numbers = _limited(source, {n: everything.numbers[part] for n, part in parts.items()}, limits, seed)
-    place = np.full(len(source.rows), -1)
-    place[everything.numbers] = np.arange(len(everything.numbers))
-    blank = dict.fromkeys(parts, 0) | {next(iter(parts)): everything.blank_captions}
-    return {
-        name: _Checked(of, everything.rows.select(place[of]), hashes.take(place[of]), [], blank[name])
-        for name, of in numbers.items()
-    }
-
-
-def _record(source: DataSource, checked: Mapping[str, _Checked], bad: list[BadExample]) -> LoadRecord:
-    """What is known of checked splits, after a look for images that are in two of them."""
-    rows = {name: each.rows for name, each in checked.items()}
-    hashes = {name: each.hashes for name, each in checked.items()}
-    for name, part in rows.items():
-        if len(part) == 0:
-            raise DataError(f"no usable example is left in the split {name!r}; {len(bad)} were bad.")
-    check_leakage(rows, content_hashes=hashes)
-    return LoadRecord(
-        rows={name: each.numbers for name, each in checked.items()},
-        fingerprint=data_fingerprint(rows, hashes),
-        counts={name: _counts(part, hashes[name]) for name, part in rows.items()},
-        bad_examples=bad,
-        blank_captions=sum(each.blank_captions for each in checked.values()),
-    )
 
 
 def _loaded(source: DataSource, record: LoadRecord, key: str) -> LoadedData:
@@ -327,19 +233,6 @@ def _loaded(source: DataSource, record: LoadRecord, key: str) -> LoadedData:
     )
 
 
-def _counts(rows: datasets.Dataset, content_hashes: ContentHashes) -> dict[str, int]:
-    captions = distinct = 0
-    for (groups,) in text_batches(rows, "references"):
-        captions += sum(map(len, groups))
-        distinct += sum(len(set(group)) for group in groups)
-    return {
-        "images": len(rows),
-        "captions": captions,
-        "distinct_captions": distinct,
-        "duplicates": len(content_hashes) - content_hashes.num_distinct,
-    }
-
-
 def _limits(limit: Mapping[str, int] | int | None, splits: Sequence[str]) -> dict[str, int]:
     given = limit if isinstance(limit, Mapping) else {} if limit is None else dict.fromkeys(splits, limit)
     limits = {name: count for name, count in given.items() if count is not None}
@@ -350,17 +243,3 @@ def _limits(limit: Mapping[str, int] | int | None, splits: Sequence[str]) -> dic
     if wrong:
         raise RecipeError(f"limit should be a number of images, at least 1, or nothing; got {wrong}.")
     return limits
-
-
-def _limited(
-    source: DataSource, parts: Mapping[str, np.ndarray], limits: Mapping[str, int], seed: int
-) -> dict[str, np.ndarray]:
-    return {
-        name: numbers[_subset(source, numbers, limits[name], seed)] if name in limits else numbers
-        for name, numbers in parts.items()
-    }
-
-
-def _subset(source: DataSource, numbers: np.ndarray, count: int, seed: int) -> np.ndarray:
-    ids = source.select(numbers).select_columns("image_id")["image_id"][:]
-    return seeded_subset(ids, count, seed, "limit")

@@ -11,16 +11,9 @@ import datasets
 
 from scst.data.cache_folder import stamp
 from scst.data.columns import STORED_IMAGE
+from scst.data.data_files import parquet_files, stem_split, tar_files
 from scst.data.load_splits import LoadedData
-from scst.data.sources import (
-    HUB_FAILURES,
-    find_form,
-    hub_error,
-    open_rows,
-    parquet_files,
-    stem_split,
-    tar_files,
-)
+from scst.data.sources import HUB_FAILURES, find_form, hub_error, open_rows
 from scst.data.splits import VAL_ALIASES, split_rows
 from scst.data.streamed_rows import IMAGE_KEYS, StreamedRows
 from scst.data.validate import check_policy

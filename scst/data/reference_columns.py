@@ -53,14 +53,15 @@ class ReferenceColumns:
                 return DocumentFrequencies.load(cache.file(name))
             except (OSError, ValueError) as error:
                 logger.warning("the document frequencies are counted again: %s", error)
-        table = DocumentFrequencies.from_references(values_of(self.rows["references"]), eos=eos, split=split)
+        references = values_of(self.rows["references"])
+        table = DocumentFrequencies.from_references(references, eos=eos, split=split)
         if is_large:
             cache.write(name, table.save)
         return table
 
 
 class StreamedReferences:
-    """What ``setup`` of a reward is given where training rows are streamed: there are no columns to look at."""
+    """What ``setup`` of a reward is given where training rows are streamed: no columns to look at."""
 
     column_names = ReferenceColumns.column_names
 

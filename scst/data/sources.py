@@ -11,8 +11,6 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from scst.data.columns import (
@@ -24,11 +22,18 @@ from scst.data.columns import (
     normalise,
     text_batches,
 )
+from scst.data.data_files import (
+    parquet_files,
+    parquet_layout,
+    read_parquet,
+    resolve_paths,
+    stem_split,
+    tar_files,
+)
 from scst.data.risc import (
     CAPTIONS_FILE,
     IMAGES_FOLDER,
     refuse_links_outside,
-    refuse_outside_path,
     risc_layout,
 )
 from scst.data.risc_rows import risc_rows
@@ -36,8 +41,8 @@ from scst.errors import DataError
 
 ACCEPTED_FORMS = (
     f"a RISC folder ({CAPTIONS_FILE} beside {IMAGES_FOLDER}/), a parquet file or a folder of them (columns "
-    "image, captions, image_id, split), a folder written by datasets' save_to_disk, tar archives (webdataset), "
-    "a hub id (owner/name), or embedded:scenes"
+    "image, captions, image_id, split), a folder written by datasets' save_to_disk, tar archives "
+    "(webdataset), a hub id (owner/name), or embedded:scenes"
 )
 EMBEDDED = "embedded:scenes"
 EMBEDDED_SPLITS = ("train", "val", "test")
@@ -173,19 +178,7 @@ def _dataset(columns: dict[str, list]) -> datasets.Dataset:
     )
 
 
-# --- parquet
-
-
-def parquet_files(path: Path) -> list[Path]:
-    """The parquet files that a path means: itself, those of a folder, or of its ``data/``."""
-    if path.is_file():
-        return [path]
-    return sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
-
-
-def tar_files(path: Path) -> list[Path]:
-    """The tar archives that a path means: itself, or those of a folder."""
-    return [path] if path.is_file() else sorted(path.glob("*.tar"))
+# --- tar, saved, hub
 
 
 def _refuse_tar(dataset: str) -> datasets.Dataset:
@@ -198,68 +191,6 @@ def _refuse_tar(dataset: str) -> datasets.Dataset:
 def _check_tar(dataset: str) -> dict:
     files = tar_files(Path(dataset).expanduser())
     return {"form": "tar", "splits": {stem_split(file) or "train": None for file in files}}
-
-
-def stem_split(path: Path) -> str:
-    """``val.parquet`` and ``val-00000-of-00001.parquet`` are ``val``; other names say nothing."""
-    found = re.fullmatch(r"(train|val|validation|valid|dev|test)([-_.].*)?", path.stem)
-    return found[1] if found else ""
-
-
-def parquet_schema(path: Path) -> pa.Schema:
-    """The schema of a file. Raises DataError: it is no parquet file, or lacks a column."""
-    try:
-        schema = pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: expected a parquet file, but it cannot be read as one: {error}") from error
-    check_columns(schema.names, str(path))
-    return schema
-
-
-def _read_parquet(dataset: str) -> datasets.Dataset:
-    parts = []
-    for path in parquet_files(Path(dataset).expanduser()):
-        parquet_schema(path)
-        part = normalise(datasets.Dataset.from_parquet(str(path)), str(path), stem_split(path))
-        parts.append(resolve_paths(part, path, path.parent))
-    return concatenate(parts, dataset)
-
-
-def resolve_paths(part: datasets.Dataset, where: Path, folder: Path) -> datasets.Dataset:
-    """Make image paths that come without bytes relative to a folder that they must not leave."""
-    if _stored_inside(part):
-        return part
-    resolved = []
-    for chunk in part.data.column("image").chunks:
-        inside, paths = pc.struct_field(chunk, "bytes"), pc.struct_field(chunk, "path")
-        by_path = pc.and_(pc.is_null(inside), pc.fill_null(pc.not_equal(paths, ""), False))
-        names = pc.filter(paths, by_path).to_pylist()
-        for name in names:
-            refuse_outside_path(name, str(where), str(folder))
-        places = [str(folder / name) for name in names]
-        refuse_links_outside(folder, places)
-        paths = pc.replace_with_mask(paths, by_path, pa.array(places, paths.type))
-        resolved.append(pa.StructArray.from_arrays([inside, paths], ["bytes", "path"]))
-    return part.remove_columns("image").add_column("image", pa.chunked_array(resolved), feature=STORED_IMAGE)
-
-
-def _stored_inside(part: datasets.Dataset) -> bool:
-    chunks = part.data.column("image").chunks
-    return all(chunk.field("bytes").null_count == 0 for chunk in chunks)
-
-
-def _check_parquet(dataset: str) -> dict:
-    splits: Counter[str] = Counter()
-    for path in parquet_files(Path(dataset).expanduser()):
-        if "split" in parquet_schema(path).names:
-            values = pq.read_table(path, columns=["split"])["split"].to_pylist()
-            splits.update(value or stem_split(path) for value in values)
-        else:
-            splits[stem_split(path)] += pq.read_metadata(path).num_rows
-    return {"form": "parquet", "splits": dict(splits)}
-
-
-# --- saved, hub
 
 
 def _read_saved(dataset: str) -> datasets.Dataset:
@@ -327,7 +258,7 @@ def _from_parts(loaded: datasets.Dataset | datasets.DatasetDict, where: str) -> 
 
 READERS = {
     "risc": _read_risc_rows,
-    "parquet": _read_parquet,
+    "parquet": read_parquet,
     "saved": _read_saved,
     "tar": _refuse_tar,
     "hub": _read_hub,
@@ -335,7 +266,7 @@ READERS = {
 }
 LAYOUTS = {
     "risc": _check_risc,
-    "parquet": _check_parquet,
+    "parquet": parquet_layout,
     "saved": _check_saved,
     "tar": _check_tar,
     "hub": _check_hub,

@@ -1,8 +1,8 @@
 """Rows that are read in order and never all at once: shuffled block by block, with a position to resume at.
 
-A pass over the source is cut into blocks of ``block`` rows. Each is read, put into a random order that depends
-on (seed, pass, block) alone, and handed out. The position is that of the source before the block and a number
-within it, so a resumed run reads one block again and continues with the very next row.
+A pass over the source is cut into blocks of ``block`` rows. Each is read, put into a random order that
+depends on (seed, pass, block) alone, and handed out. The position is that of the source before the block and
+a number within it, so a resumed run reads one block again and continues with the very next row.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ class StreamedRows:
                 yield row | {"references": [text for text in row["references"] if text.strip()]}
             elif self.on_bad_example == "error":
                 raise DataError(
-                    f"{self.where}: {row['image_id'] or f'row {number}'} cannot be used: {problem}. Repair or "
-                    "remove it, or leave such rows out with --on_bad_example skip."
+                    f"{self.where}: {row['image_id'] or f'row {number}'} cannot be used: {problem}. Repair "
+                    "or remove it, or leave such rows out with --on_bad_example skip."
                 )
 
 

@@ -18,7 +18,6 @@ from rewards.errors import RewardError
 from scst.data.streamed_rows import StreamedRows
 from scst.distributed.processes import first_message
 from scst.distributed.sharded_loader import sharded_loader
-from scst.distributed.stream_loader import POSITION, stream_loader
 from scst.errors import DataError
 from scst.models.prompts import PromptEncoder
 from scst.training import checkpoints
@@ -28,6 +27,7 @@ from scst.training.micro_batcher import MicroBatcher
 from scst.training.monitor import Monitor
 from scst.training.non_finite import Diverged, NonFiniteGuard, weights_are_finite
 from scst.training.step_metrics import StepMetrics
+from scst.training.stream_loader import POSITION, stream_loader
 from scst.training.unreadable_data import GuardedBatches, UnreadableData, innermost_line
 from scst.training.validation import CaptionValidation
 

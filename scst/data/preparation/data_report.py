@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from scst.data.load_splits import data_fingerprint
+from scst.data.checked_rows import data_fingerprint
 from scst.data.preparation.inspection import Example, Inspected
 from scst.data.preparation.prepared_dataset import Prepared
 from scst.data.preparation.statistics import (

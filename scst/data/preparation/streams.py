@@ -15,17 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scst.data.columns import STORED_IMAGE, TEXT, TEXTS, normalise
+from scst.data.data_files import parquet_files, parquet_schema, resolve_paths, stem_split
 from scst.data.images import StoredImage, image_bytes
-from scst.data.sources import (
-    HUB_FAILURES,
-    find_form,
-    hub_error,
-    parquet_files,
-    parquet_schema,
-    read_rows,
-    resolve_paths,
-    stem_split,
-)
+from scst.data.sources import HUB_FAILURES, find_form, hub_error, read_rows
 from scst.errors import DataError
 
 BATCH = 32  # rows in memory at once
