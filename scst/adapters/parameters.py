@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.table import Table
+
+from scst.data.terminal import PlainTable
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ def _num_elements(parameter: Any) -> int:
     return state.shape.numel() if state is not None else parameter.numel()
 
 
-def parameter_table(model: torch.nn.Module) -> Table:
+def parameter_table(model: torch.nn.Module) -> PlainTable:
     """A table of trainable parameters per part, with their share of the whole model."""
     parts = count_parameters(model)
     whole = sum(part.total for part in parts)
-    table = Table(title="Trainable parameters", title_justify="left")
+    table = PlainTable(title="Trainable parameters", title_justify="left")
     for column in ("part", "trainable", "of", "share of the whole"):
         table.add_column(column, justify="left" if column == "part" else "right")
     for part in [*parts, PartParameters("all", sum(p.trainable for p in parts), whole)]:

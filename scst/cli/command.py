@@ -15,6 +15,7 @@ from scst.cli.arguments import Arguments, parse
 from scst.cli.launcher import start_processes
 from scst.cli.usage import help_text
 from scst.config.keys import Recipe
+from scst.data.shown import shown_lines
 from scst.errors import Interrupted, ScstError
 from scst.training.secrets import hide_secrets
 
@@ -57,7 +58,7 @@ def run_command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Interrupted as error:
         if os.environ.get("RANK", "0") == "0":  # one line, not one for every process
-            print(error, file=sys.stderr)
+            print(_one_message(error), file=sys.stderr)
         return error.exit_code
     except ScstError as error:
         print(f"error: {_one_message(error)}", file=sys.stderr)
@@ -73,8 +74,7 @@ def run_command(
 
 def _one_message(error: BaseException) -> str:
     """What an error says, without secrets and control characters, and of bounded length."""
-    text = hide_secrets(str(error))
-    text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    text = shown_lines(hide_secrets(str(error)))
     return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE // 2]} ... {text[-1000:]}"
 
 

@@ -11,6 +11,7 @@ tuning it contains the virtual tokens.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,12 +37,14 @@ def run(arguments: Arguments[MergeRecipe]) -> None:
     from scst.adapters.merging import write_merged
     from scst.config import build
     from scst.config.checks import base_model_of
+    from scst.data.terminal import plain
 
     build.prepare_libraries()
     base = base_model_of(recipe)
     tokens = write_merged(base, str(recipe.adapter), recipe.output_dir, precision=recipe.precision)
-    flags = f"--model_name_or_path {recipe.output_dir} --prompt '{''.join(tokens)}{recipe.prompt}'"
-    build.make_console().print(f"merged; use it with {flags}", markup=False, highlight=False, soft_wrap=True)
+    prompt = "".join(tokens) + recipe.prompt
+    flags = shlex.join(["--model_name_or_path", recipe.output_dir, "--prompt", prompt])
+    build.make_console().print(plain(f"merged; use it with {flags}"), soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

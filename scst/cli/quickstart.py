@@ -23,6 +23,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from scst.data.shown import shown, shown_lines
+
 OUTPUT = "outputs/quickstart"
 PARTS = ("base", "sft", "scst")
 
@@ -82,11 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     output, flags = folder_for(flags)
     if output.startswith(f"{OUTPUT}-"):
-        print(f"{OUTPUT} holds an earlier quickstart; this one writes to {output}")
+        print(shown(f"{OUTPUT} holds an earlier quickstart; this one writes to {output}"))
     environment = {"OMP_NUM_THREADS": str(min(os.cpu_count() or 1, 8))} | os.environ
     started = time.time()
     for command in commands(flags, output):
-        print(f"\n$ scst {shlex.join(command)}", flush=True)
+        print(shown_lines(f"\n$ scst {shlex.join(command)}"), flush=True)
         code = run_child([sys.executable, "-m", "scst.cli", *command], environment)
         if code:
             print(f"error: this command ended with exit code {code}", file=sys.stderr)
@@ -129,6 +131,7 @@ def summarise(output: str, seconds: float) -> None:
     """Show the metrics of the three models, some captions side by side, and where the files are."""
     from rich.console import Console
 
+    from scst.data.terminal import plain
     from scst.evaluation.side_by_side import captions_table, comparison_table
 
     console = Console()
@@ -137,10 +140,8 @@ def summarise(output: str, seconds: float) -> None:
         captions_table(runs, images=4, title="the same held-out scenes, captioned by the three models")
     )
     console.print(comparison_table(runs, title="held-out scenes"))
-    console.print(
-        f"Done in {seconds:.0f} s. Adapters, metrics.json, predictions.jsonl and report.html are in "
-        f"{output}/{{base,sft,scst}}."
-    )
+    files = "Adapters, metrics.json, predictions.jsonl and report.html"
+    console.print(plain(f"Done in {seconds:.0f} s. {files} are in {output}/{{base,sft,scst}}."))
 
 
 if __name__ == "__main__":

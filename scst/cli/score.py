@@ -13,7 +13,6 @@ JSON or plain text, one file per reference. Prints JSON: value, 95 % interval an
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +20,7 @@ from scst.cli.arguments import Arguments
 from scst.cli.command import run_command
 from scst.cli.dry_run import print_dry_run
 from scst.config.recipes import ScoreRecipe
+from scst.data.shown import json_text
 from scst.errors import RecipeError
 
 
@@ -48,7 +48,7 @@ def run(arguments: Arguments[ScoreRecipe]) -> None:
         )
     if recipe.per_caption:
         write_per_caption(recipe.per_caption, corpus, results)
-    print(json.dumps(metrics_json(results), indent=2, ensure_ascii=False))
+    print(json_text(metrics_json(results), indent=2))
 
 
 def list_metrics(arguments: Arguments[ScoreRecipe]) -> None:

@@ -24,7 +24,6 @@ import datasets
 import transformers
 from accelerate import PartialState
 from rich.console import Console
-from rich.progress import Progress
 
 from scst.adapters.kinds import Adapter
 from scst.adapters.loaded import LoadedPolicy
@@ -45,6 +44,7 @@ from scst.data.open_stream import is_streamed, load_stream
 from scst.data.preview import training_preview
 from scst.data.streamed_rows import StreamedRows
 from scst.data.supervision import CaptionChoice
+from scst.data.terminal import progress_bar
 from scst.distributed.launching import start_processes
 from scst.distributed.main_process import on_main_process
 from scst.distributed.processes import from_main_process
@@ -172,6 +172,6 @@ def preview(recipe: TrainingRecipe, data: LoadedData, policy: LoadedPolicy, cons
 @contextmanager
 def progress_to_stderr(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on standard error; yields a function to call with the number of images just done."""
-    with Progress(console=Console(stderr=True, quiet=not is_main_process()), transient=True) as progress:
+    with progress_bar(Console(stderr=True, quiet=not is_main_process()), transient=True) as progress:
         task = progress.add_task(title, total=total)
         yield lambda done: progress.advance(task, done)

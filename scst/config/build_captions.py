@@ -12,6 +12,7 @@ from scst.data.load_splits import load_splits
 from scst.data.open_stream import load_stream
 from scst.data.reference_columns import ReferenceColumns
 from scst.data.stream_settings import is_tar
+from scst.data.terminal import plain
 
 
 def write_document_frequencies(recipe: DocumentFrequenciesRecipe) -> None:
@@ -20,10 +21,11 @@ def write_document_frequencies(recipe: DocumentFrequenciesRecipe) -> None:
     table = _of_stream(dataset, recipe) if is_tar(dataset) else _of_rows(dataset, recipe, console)
     Path(recipe.output).parent.mkdir(parents=True, exist_ok=True)
     table.save(recipe.output)
-    console.print(
+    line = (
         f"{recipe.output}: {len(table.counts)} n-grams of {table.num_images} images, split {table.split}, "
         f"end of sequence {table.eos}, fingerprint {table.fingerprint[:6]}"
     )
+    console.print(plain(line))
 
 
 def _of_stream(dataset: str, recipe: DocumentFrequenciesRecipe) -> DocumentFrequencies:

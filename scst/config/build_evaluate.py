@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from scst.config.checks import base_model_of, check_recipe
 from scst.config.reader import read_recipe_file, recipe_of
 from scst.config.recipes import EvaluateRecipe
 from scst.data.files import write_text
+from scst.data.terminal import plain
 from scst.errors import RunStopped, ScstError
 from scst.evaluation.evaluation import Evaluation
 
@@ -110,8 +112,8 @@ def evaluate_files(files: Sequence[str]) -> None:
             write_text(Path(recipe.output_dir) / ERROR_FILE, text + "\n")
             failed.append(file)
             if known:
-                evaluator.console.print(f"error: {text}")
+                evaluator.console.print(plain(f"error: {text}"))
             else:
-                evaluator.console.print_exception()
+                evaluator.console.print(plain(traceback.format_exc()))
     if failed:
         raise RunStopped(f"{len(failed)} of {len(files)} evaluations failed: {', '.join(failed)}")

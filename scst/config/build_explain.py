@@ -12,6 +12,7 @@ from rich.console import Console
 
 from scst.config.checks import BASE, base_model_of
 from scst.config.recipes import ExplainRecipe
+from scst.data.terminal import labelled, plain
 from scst.errors import DataError, RecipeError
 from scst.training.secrets import without_secrets
 
@@ -98,7 +99,7 @@ def explain_model(
     policy = build.build_policy(recipe, base_model_of(recipe), trainable=False)
     model, encoder = policy.model, policy.encoder
     caption = recipe.caption if recipe.caption is not None else _caption(recipe, model, encoder, image)
-    console.print(f"[bold]{label}[/bold]: {caption}", highlight=False)
+    console.print(labelled(f"{label}:", "bold", caption))
     targets = 2 if recipe.word is not None else len(caption.split()) + 1
     with build.progress_to_stderr(f"explaining {label}", pictures_to_see(settings, targets)) as advance:
         return explain_caption(
@@ -166,5 +167,5 @@ def write_outputs(
         numbers = ", ".join(
             f"{METHODS[name]} {curve.faithfulness:+.3f}" for name, curve in explanation.curves.items()
         )
-        console.print(f"{explanation.label}: faithfulness {numbers}", highlight=False)
-    console.print(f"[bold]done[/bold]: {Path(recipe.output_dir) / PAGE}", highlight=False)
+        console.print(plain(f"{explanation.label}: faithfulness {numbers}"))
+    console.print(labelled("done:", "bold", Path(recipe.output_dir) / PAGE))

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import yaml
-
 from scst.config.build_metrics import check_settings
 from scst.config.build_rewards import build_reward
 from scst.config.checks import check_recipe
@@ -26,6 +24,7 @@ from scst.config.recipes import (
     SFTRecipe,
     required_dataset,
 )
+from scst.data.shown import yaml_text
 from scst.data.sources import check_layout
 from scst.errors import RecipeError
 from scst.experiments import matrix_run
@@ -141,7 +140,7 @@ def print_plan(plan: Plan) -> None:
             for result in collect(plan, {})
         ],
     }
-    print(yaml.safe_dump(without_secrets(content), sort_keys=False, allow_unicode=True, width=110), end="")
+    print(yaml_text(without_secrets(content)), end="")
 
 
 def _described(run: Run) -> dict[str, Any]:

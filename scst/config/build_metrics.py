@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ from rich.console import Console
 
 from scst.config.keys import MetricKeys
 from scst.config.recipes import EvaluateRecipe, required_dataset
+from scst.data.shown import json_text
 from scst.errors import RecipeError
 from scst.evaluation.caption_files import read_captions
 from scst.evaluation.score_files import compare_files, differences_table
@@ -101,4 +101,4 @@ def print_comparison(recipe: EvaluateRecipe, files: Sequence[str]) -> None:
         seed=recipe.seed,
     )
     Console(stderr=True).print(differences_table(differences, first, second))
-    print(json.dumps(comparison_json(differences), indent=2, ensure_ascii=False))
+    print(json_text(comparison_json(differences), indent=2))

@@ -18,6 +18,7 @@ from scst.config.recipes import PrepareRecipe
 from scst.data.files import write_text
 from scst.data.preparation.data_report import DataReport
 from scst.data.preparation.preparation import Preparation, peak_memory_mb
+from scst.data.terminal import plain
 from scst.report.data_page import report_html
 from scst.training.run_record import write_run_record
 
@@ -56,7 +57,7 @@ def prepare_dataset(recipe: PrepareRecipe) -> None:
         )
 
     build_preparation(recipe).run(finish, console)
-    console.print(f"see {Path(recipe.output_dir) / PAGE}")
+    console.print(plain(f"see {Path(recipe.output_dir) / PAGE}"))
 
 
 def quiet_libraries() -> None:

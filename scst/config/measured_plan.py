@@ -7,7 +7,6 @@ after the arguments are parsed: it imports torch.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import tempfile
@@ -26,7 +25,9 @@ from rich.console import Console
 from scst.config.recipes import SCSTRecipe, SFTRecipe
 from scst.data.files import write_json
 from scst.data.load_splits import LoadedData
+from scst.data.shown import json_text
 from scst.data.stream_settings import is_tar
+from scst.data.terminal import plain
 from scst.errors import RecipeError
 from scst.models.policy import base_model, trains_prompt, trains_vision
 from scst.training.hooks import TrainerHooks
@@ -108,7 +109,7 @@ def print_plan_of(
     if is_main and isinstance(target, str):
         write_json(Path(target), record)
     elif is_main:
-        print(json.dumps(record, indent=2))
+        print(json_text(record, indent=2))
 
 
 def make_plan(
@@ -125,7 +126,7 @@ def make_plan(
     startup = time.time() - started
     batches = math.ceil(len(trainer.get_train_dataloader()) / trainer.args.gradient_accumulation_steps)
     schedule = schedule_of(trainer.args, total_steps(trainer), batches)
-    console.print(f"plan: {1 + MEASURED_STEPS} steps of the recipe")
+    console.print(plain(f"plan: {1 + MEASURED_STEPS} steps of the recipe"))
     step = _cost_if_it_fits(trainer, MEASURED_STEPS)
     evaluation = projection = None
     if step is not None:
@@ -205,7 +206,7 @@ def _measure_alternative(
     console: Console,
 ) -> Alternative:
     alternative = Alternative(settings, None)
-    console.print(f"plan: {1 + MEASURED_STEPS_OF_ALTERNATIVES} steps with {alternative.name}")
+    console.print(plain(f"plan: {1 + MEASURED_STEPS_OF_ALTERNATIVES} steps with {alternative.name}"))
     base = base_model(model)
     base.gradient_checkpointing_disable()  # the trainer enables it where the setting asks for it
     base.disable_input_require_grads()

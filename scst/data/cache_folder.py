@@ -14,6 +14,8 @@ from pathlib import Path
 
 import datasets
 
+from scst.data.shown import shown
+
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
@@ -67,7 +69,7 @@ class CacheFolder:
             for old in self.newest(f"{name.split('-')[0]}-*")[keep:] if keep else ():
                 old.unlink(missing_ok=True)
         except OSError as error:
-            logger.warning("what was checked of %s is not remembered: %s", self.dataset, error)
+            logger.warning("what was checked of %s", shown(f"{self.dataset} is not remembered: {error}"))
             return None
         return self.file(name)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from scst.data.shown import json_text
 
 STAGING = ".staging"
 """Hidden folder of a run for what is not finished yet, or no longer wanted."""
@@ -27,12 +28,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that the file is complete or absent."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(content, indent=2) + "\n")
 
 
 def write_jsonl(rows: Sequence[dict[str, Any]], path: str | Path | None) -> None:
     """Write one JSON object per line to a file (complete or absent); to standard output without a path."""
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    lines = "".join(json_text(row) + "\n" for row in rows)
     if path is None:
         sys.stdout.write(lines)
         return

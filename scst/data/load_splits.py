@@ -17,6 +17,7 @@ from scst.data.load_record import LoadRecord, LoadRecords, record_key
 from scst.data.sources import open_rows
 from scst.data.splits import count_splits, split_rows
 from scst.data.streamed_rows import StreamedRows
+from scst.data.terminal import plain
 from scst.data.validate import (
     BadExample,
     check_mode,
@@ -214,7 +215,7 @@ def _check_declared(declared: Mapping[str, int], resplit: bool, console: Console
     if not resplit:
         refuse_to_resplit(declared)
     elif len(declared) > 1 and console is not None:
-        console.print(f"resplit: the declared splits {', '.join(declared)} are discarded", markup=False)
+        console.print(plain(f"resplit: the declared splits {', '.join(declared)} are discarded"))
 
 
 def _loaded(source: DataSource, record: LoadRecord, key: str) -> LoadedData:

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from scst.data.load_splits import LoadedData
 from scst.data.supervision import CaptionChoice, words
+from scst.data.terminal import PlainTable, plain
 from scst.data.validate import BadExample
 from scst.errors import DataError
 
@@ -233,14 +232,15 @@ def print_preview(preview: Preview, console: Console, max_new_tokens: int) -> No
     if preview.counts:
         console.print(_counts_table(preview))
     for reason, count in preview.bad_reasons.items():
-        console.print(f"left out: {count} x {escape(reason)}")
+        console.print(plain(f"left out: {count} x {reason}"))
     console.print(_examples_table(preview.examples))
-    console.print(
+    line = (
         f"{_how_many(preview)}; {preview.cut_share:.1%} are cut by the limit of {max_new_tokens} "
         f"tokens (the longest has {preview.longest}); {preview.known_share:.1%} of their words are known to "
         f"the references (decoded batch: {preview.batch_known_share:.1%}); "
         f"{preview.eos_share:.0%} of the batch ends in <eos>"
     )
+    console.print(plain(line))
 
 
 def _sample(rows: Dataset) -> Dataset:
@@ -256,18 +256,18 @@ def _how_many(preview: Preview) -> str:
     return f"{preview.captions} captions"
 
 
-def _counts_table(preview: Preview) -> Table:
+def _counts_table(preview: Preview) -> PlainTable:
     columns = list(next(iter(preview.counts.values())))
-    table = Table("split", *(name.replace("_", " ") for name in columns), title="data")
+    table = PlainTable("split", *(name.replace("_", " ") for name in columns), title="data")
     for split, counts in preview.counts.items():
-        table.add_row(escape(split), *(f"{counts[name]:,}" for name in columns))
+        table.add_row(split, *(f"{counts[name]:,}" for name in columns))
     return table
 
 
-def _examples_table(examples: Sequence[PreviewExample]) -> Table:
-    table = Table("image id", "prompt (not trained)", "caption (trained)", title="as the model sees it")
+def _examples_table(examples: Sequence[PreviewExample]) -> PlainTable:
+    table = PlainTable("image id", "prompt (not trained)", "caption (trained)", title="as the model sees it")
     for example in examples:
-        table.add_row(escape(example.image_id), escape(example.prompt), escape(example.caption))
+        table.add_row(example.image_id, example.prompt, example.caption)
     return table
 
 

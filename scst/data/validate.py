@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
 
 from scst.data.columns import TEXTS, text_batches
 from scst.data.content_hashes import ContentHashes
 from scst.data.image_files import ImageFiles
 from scst.data.images import probe_image
 from scst.data.remembered_checks import Probes, RememberedChecks
+from scst.data.terminal import progress_bar
 from scst.errors import DataError, RecipeError
 
 POLICIES = ("error", "skip")
@@ -227,7 +227,7 @@ def _probe_images(
     )
     console = console or Console(stderr=True)  # stdout may be captions or JSON
     hidden = len(unread) <= PROGRESS_FROM or not console.is_terminal
-    bar = Progress(console=console, transient=True, disable=hidden)
+    bar = progress_bar(console, transient=True, disable=hidden)
     images = rows.select_columns("image")
     images = images if len(unread) == len(rows) else images.select(unread)
     numbers, done, read_ns = unread.tolist(), 0, time.time_ns()

@@ -12,10 +12,10 @@ import datasets
 import torch
 from accelerate import PartialState
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from scst.data.files import write_json, write_jsonl, write_text
+from scst.data.terminal import PlainColumn, PlainTable
 from scst.distributed.sharded_loader import map_across_ranks
 from scst.errors import DataError
 from scst.evaluation.caption_files import PREDICTIONS, CaptionPairs, read_pairs
@@ -201,7 +201,7 @@ def _check_columns(dataset: datasets.Dataset) -> None:
 def _with_progress(
     caption: Callable[..., list[Caption]], total: int, description: str, console: Console
 ) -> list[Caption]:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = PlainColumn(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(description, total=total)
         return caption(progress=partial(progress.advance, task))
@@ -234,9 +234,9 @@ def _prediction_rows(dataset: datasets.Dataset, captions: Sequence[Caption]) -> 
     ]
 
 
-def results_table(title: str, results: Mapping[str, MetricResult]) -> Table:
+def results_table(title: str, results: Mapping[str, MetricResult]) -> PlainTable:
     """Metrics with their intervals."""
-    table = Table("metric", "value", "95 % interval", title=title)
+    table = PlainTable("metric", "value", "95 % interval", title=title)
     for name, result in results.items():
         low, high = result.ci95
         table.add_row(METRICS[name].title, f"{result.value:.4f}", f"{low:.4f} - {high:.4f}")

@@ -6,11 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.markup import escape
-from rich.table import Table
-
 from scst.data.files import write_jsonl
 from scst.data.pictures import PictureFiles, pictures_by_id
+from scst.data.terminal import PlainTable
 from scst.errors import DataError
 from scst.evaluation.caption_files import CaptionPairs, read_pairs
 from scst.metrics.bootstrap import MetricResult
@@ -120,12 +118,11 @@ def in_order_of(pairs: CaptionPairs, image_ids: Sequence[str], *, of: tuple[str,
     return CaptionPairs(**columns)
 
 
-def differences_table(differences: Mapping[str, MetricDifference], first: str, second: str) -> Table:
+def differences_table(differences: Mapping[str, MetricDifference], first: str, second: str) -> PlainTable:
     """A, B, their difference with its interval, the p-value with its test and the images that were judged on
     both sides, a line per metric; "-" for what cannot be said."""
     heads = ("metric", "A", "B", "B - A", "95 % interval", "p", "test", "images")
-    table = Table(*heads, title_justify="left")
-    table.title = f"A: {escape(first)}\nB: {escape(second)}"
+    table = PlainTable(*heads, title=f"A: {first}\nB: {second}", title_justify="left")
     for name, d in differences.items():
         values = (_shown(d.values[0]), _shown(d.values[1]), _shown(d.difference, "+.4f"))
         interval = "-" if math.isnan(d.ci95[0]) else f"{d.ci95[0]:+.4f} to {d.ci95[1]:+.4f}"

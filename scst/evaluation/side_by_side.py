@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
+from scst.data.terminal import PlainTable, plain
 from scst.errors import DataError
 from scst.files.json_reader import as_object, parse_json, read_json_object
 from scst.files.reading import read_text
 from scst.metrics.suite import METRICS
 
 
-def comparison_table(runs: Mapping[str, str | Path], *, title: str = "") -> Table:
+def comparison_table(runs: Mapping[str, str | Path], *, title: str = "") -> PlainTable:
     """Metrics of several runs with their 95 % intervals, a column each; a changed signature is marked.
 
     Args:
@@ -30,11 +30,11 @@ def comparison_table(runs: Mapping[str, str | Path], *, title: str = "") -> Tabl
         DataError: a folder without ``metrics.json``.
     """
     metrics = {name: read_metrics(folder) for name, folder in runs.items()}
-    table = Table("metric", *(escape(name) for name in runs), title=title or None)
+    table = PlainTable("metric", *runs, title=title)
     for key in dict.fromkeys(key for run in metrics.values() for key in run):
         signatures = {run[key]["signature"] for run in metrics.values() if key in run}
         comparable = len(signatures) == 1
-        label = METRICS[key].title if key in METRICS else escape(key)
+        label = METRICS[key].title if key in METRICS else key
         mark = "" if comparable else " (!)"
         table.add_row(label + mark, *(_metric_cell(run.get(key)) for run in metrics.values()))
         if not comparable:
@@ -42,14 +42,14 @@ def comparison_table(runs: Mapping[str, str | Path], *, title: str = "") -> Tabl
     return table
 
 
-def _metric_cell(entry: Mapping[str, Any] | None) -> str:
+def _metric_cell(entry: Mapping[str, Any] | None) -> Text:
     if entry is None:
-        return "-"
+        return plain("-")
     low, high = entry["ci95"]
-    return f"{entry['value']:.3f}\n[dim]{low:.3f} - {high:.3f}[/dim]"
+    return Text.assemble(f"{entry['value']:.3f}\n", (f"{low:.3f} - {high:.3f}", "dim"))
 
 
-def captions_table(runs: Mapping[str, str | Path], *, images: int = 4, title: str = "") -> Table:
+def captions_table(runs: Mapping[str, str | Path], *, images: int = 4, title: str = "") -> PlainTable:
     """Captions of the same images by several runs, with one of their references.
 
     Args:
@@ -61,13 +61,13 @@ def captions_table(runs: Mapping[str, str | Path], *, images: int = 4, title: st
     rows = {name: {row["image_id"]: row for row in run} for name, run in predictions.items()}
     first = next(iter(rows.values()))
     shared = [image_id for image_id in first if all(image_id in run for run in rows.values())]
-    table = Table("image", "by", "caption", title=title or None)
+    table = PlainTable("image", "by", "caption", title=title)
     for image_id in shared[:: max(len(shared) // images, 1)][:images]:
         table.add_section()
-        reference = escape(first[image_id]["references"][0])
-        table.add_row(escape(str(image_id)), "[dim]reference", f"[dim]{reference}")
+        reference = first[image_id]["references"][0]
+        table.add_row(str(image_id), plain("reference", "dim"), plain(reference, "dim"))
         for name, run in rows.items():
-            table.add_row("", escape(name), escape(run[image_id]["caption"]) or "(empty)")
+            table.add_row("", name, run[image_id]["caption"] or "(empty)")
     return table
 
 

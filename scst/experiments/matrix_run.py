@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from scst.data.files import write_json, write_text
+from scst.data.terminal import plain
 from scst.errors import RunStopped
 from scst.experiments import results as measured
 from scst.experiments import tables
@@ -51,7 +52,7 @@ def run_matrix(
     results = write_tables(plan, root, outcome.errors, main_metric)
     write_figures(plan, root, results, main_metric)
     console.print(tables.rich_table(_title(root), measured.rows_of(results), measured.metric_names(results)))
-    console.print(f"{_summary(results, outcome)}; {root / 'matrix.html'}")
+    console.print(plain(f"{_summary(results, outcome)}; {root / 'matrix.html'}"))
     failed = [result for result in results if result.state != "complete"]
     if failed:
         names = "\n".join(f"  {tables.label(result)}: {result.error}" for result in failed)

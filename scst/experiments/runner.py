@@ -16,9 +16,10 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from scst.data.files import write_text
+from scst.data.terminal import PlainColumn, labelled, plain
 from scst.errors import Interrupted, RunStopped
 from scst.experiments.matrix_plan import RECIPE_FILE, Cell, Plan, Run, group_by_adapter
 
@@ -171,21 +172,21 @@ class Runner:
 
     @contextmanager
     def _progress(self, total: int) -> Iterator[Callable[..., None]]:
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        columns = PlainColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         with Progress(*columns, console=self.console, transient=True) as progress:
             task, done = progress.add_task("matrix", total=total), set()
 
             def advance(run: Run, *, starting: bool = False, seen: bool = False) -> None:
                 if starting:
                     progress.update(task, description=f"{run.stage}: {run.folder.name}")
-                    self.console.print(f"{run.stage}: {run.folder.name}", highlight=False)
+                    self.console.print(plain(f"{run.stage}: {run.folder.name}"))
                     return
                 if run.folder not in done:
                     done.add(run.folder)
                     progress.advance(task)
                 error = "" if seen else self.outcome.errors.get(run.folder, "")
                 if error and not error.startswith(_NOT_RUN):
-                    self.console.print(f"[red]failed[/red] {run.folder.name}: {error}", highlight=False)
+                    self.console.print(labelled("failed", "red", f"{run.folder.name}: {error}"))
 
             yield advance
 
@@ -232,6 +233,6 @@ def _acquire(descriptor: int, root: Path, console: Console) -> None:
                 )
                 raise RunStopped(message) from None
         if not told:
-            console.print(f"waiting for the runs of another process in {root}")
+            console.print(plain(f"waiting for the runs of another process in {root}"))
             told = True
         time.sleep(0.2)

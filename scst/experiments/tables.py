@@ -7,9 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
+from scst.data.shown import shown
+from scst.data.terminal import PlainTable, plain
 from scst.experiments.results import Result, Robustness, Row, Value, metric_names
 from scst.metrics.suite import METRICS
 
@@ -108,17 +107,17 @@ def markdown(
     """``matrix.md``: the table, robustness, signatures, what failed."""
     metrics = metric_names(results)
     parts = [
-        f"# {title}",
-        how_to_read(rows) + ".",
+        f"# {_md(title)}",
+        _md(how_to_read(rows)) + ".",
         _md_table(*grid(rows, metrics)),
     ]
     if metric and robustness:
-        parts += [f"## Prompt robustness ({title_of(metric)})"]
+        parts += [f"## Prompt robustness ({_md(title_of(metric))})"]
         parts += [_md_table(ROBUSTNESS_HEADING, robustness_lines(robustness))]
     parts += ["## Signatures", *_signature_notes(rows, metrics)]
     failed = [r for r in results if r.state != "complete"]
     if failed:
-        notes = [f"- {label(r)}: {r.error or 'not run yet'}" for r in failed]
+        notes = [_md(f"- {label(r)}: {r.error or 'not run yet'}") for r in failed]
         parts += [f"## Without result ({len(failed)} of {len(results)} cells)", "\n".join(notes)]
     return "\n\n".join(parts) + "\n"
 
@@ -127,7 +126,7 @@ def _signature_notes(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
     notes = []
     for name, found in signatures(rows, metrics).items():
         warning = "" if len(found) == 1 else " (they differ: values must not be compared)"
-        notes.append(f"- {title_of(name)}{warning}: " + "; ".join(f"`{text}`" for text in found))
+        notes.append(f"- {_md(title_of(name))}{warning}: " + "; ".join(f"`{_md(text)}`" for text in found))
     return ["\n".join(notes)] if notes else []
 
 
@@ -140,24 +139,44 @@ def label(result: Result) -> str:
 
 def _md_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        return "| " + " | ".join(_md(cell).replace("|", "\\|") for cell in cells) + " |"
 
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, lines)])
 
 
+def _md(text: str) -> str:
+    """Text in one line of Markdown: no HTML, no link or image, no end of a code span."""
+    text = shown(text.replace("\n", " ")).replace("](", "]&#40;")
+    return text.replace("<", "&lt;").replace("`", "&#96;")
+
+
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+"""How a cell begins that a spreadsheet takes for a formula (OWASP, "CSV Injection")."""
+
+
+def _csv_cell(value: object) -> object:
+    """Text that a spreadsheet would run begins with an apostrophe; numbers stay numbers."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
 def csv_text(results: Sequence[Result]) -> str:
-    """``matrix.csv``: a line per cell and metric, numbers unrounded; a cell without any has one line."""
+    """``matrix.csv``: a line per cell and metric, numbers unrounded; a cell without any has one line.
+
+    Text is quoted, so that no separator of another country's spreadsheet splits it, and never a formula.
+    """
     keys = list(dict.fromkeys(name for result in results for name in result.keys()))  # noqa: SIM118
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [*keys, *CSV_TAIL], lineterminator="\n")
-    writer.writeheader()
+    heads = [*keys, *CSV_TAIL]
+    writer = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(map(_csv_cell, heads))
     for result in results:
         common = result.keys() | {"state": result.state, "error": result.error}
         common |= {"folder": result.cell.run.place}
         for name, entry in (result.metrics or {"": {}}).items():
             low, high = entry.get("ci95", (None, None))
             numbers = {"value": entry.get("value"), "ci95_low": low, "ci95_high": high}
-            writer.writerow(common | {"metric": name or None, "signature": entry.get("signature")} | numbers)
+            line = common | {"metric": name or None, "signature": entry.get("signature")} | numbers
+            writer.writerow(_csv_cell(line.get(head)) for head in heads)
     return buffer.getvalue()
 
 
@@ -198,11 +217,11 @@ def json_content(
     }
 
 
-def rich_table(title: str, rows: Sequence[Row], metrics: Sequence[str]) -> Table:
+def rich_table(title: str, rows: Sequence[Row], metrics: Sequence[str]) -> PlainTable:
     """The table on the screen."""
     head, lines = grid(rows, metrics)
-    table = Table(*(escape(name) for name in head), title=escape(title))
+    table = PlainTable(*head, title=title)
     for line in lines:
-        table.add_row(*(escape(text).replace(" \\[", "\n\\[").replace(" ±", "\n±") for text in line))
-    table.caption = escape(how_to_read(rows))
+        table.add_row(*(text.replace(" [", "\n[").replace(" ±", "\n±") for text in line))
+    table.caption = plain(how_to_read(rows), "table.caption")
     return table

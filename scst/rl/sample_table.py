@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from transformers import TrainerCallback
 
+from scst.data.terminal import PlainTable
 from scst.rl.rewarder import RewardedRollout
 
 
@@ -41,9 +41,9 @@ class SampleTable(TrainerCallback):
             self.console.print(sample_table(record, state.global_step, self.num_images))
 
 
-def sample_table(record: RewardedRollout, step: int, num_images: int) -> Table:
+def sample_table(record: RewardedRollout, step: int, num_images: int) -> PlainTable:
     """Image id, references, greedy caption, the first sample, their rewards and the advantage."""
-    table = Table(title=f"step {step}", title_justify="left", show_lines=True)
+    table = PlainTable(title=f"step {step}", title_justify="left", show_lines=True)
     for column in ("image", "references", "greedy caption", "reward", "a sample", "reward", "advantage"):
         table.add_column(column, justify="right" if column in ("reward", "advantage") else "left")
     for i in range(min(num_images, len(record.rollout.greedy_captions))):

@@ -9,6 +9,7 @@ from pathlib import Path
 from accelerate import PartialState
 from rich.console import Console
 
+from scst.data.terminal import plain
 from scst.distributed.processes import first_message, from_main_process
 from scst.errors import RecipeError
 from scst.training.output_folder import OutputFolder
@@ -37,7 +38,7 @@ def claimed_output(
     path = Path(output_dir)
 
     def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False)
+        console.print(plain(line))
 
     output = OutputFolder(path, say)
     with ExitStack() as stack:

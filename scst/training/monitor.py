@@ -13,6 +13,7 @@ from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from scst.adapters.loading import adapter_weights, fill_adapter
+from scst.data.terminal import labelled, plain
 
 TRUSTED = "trusted"
 """Name of the folder, in the output folder, of the adapter of the last evaluation without suspicion."""
@@ -64,7 +65,7 @@ class Monitor(TrainerCallback):
     def report(self, alarms: Sequence[object], control: TrainerControl) -> None:
         """Print alarms; with ``stop``, also end the run."""
         for alarm in alarms:
-            self.console.print(f"[bold red]ALARM[/bold red] {alarm}")
+            self.console.print(labelled("ALARM", "bold red", alarm))
         if alarms and self.stop:
             self.stopped = control.should_training_stop = True
 
@@ -93,4 +94,4 @@ class Monitor(TrainerCallback):
         if sound is not None and model is not None:
             source, name = sound
             fill_adapter(model, adapter_weights(source), source)
-            self.console.print(f"stopped at step {step}; the adapter is that of {name}")
+            self.console.print(plain(f"stopped at step {step}; the adapter is that of {name}"))

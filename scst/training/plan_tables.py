@@ -5,27 +5,27 @@ from __future__ import annotations
 import math
 
 from rich.console import Console
-from rich.table import Table
 
+from scst.data.terminal import PlainTable, plain
 from scst.training.plan import Alternative, Plan, Projection, Schedule, StepCost, peak_of
 
 
 def print_plan(plan: Plan, evaluation_images: int, console: Console) -> None:
     """Print tables of the step, the run and the alternatives, then the advice."""
     if plan.step is None or plan.projection is None:
-        console.print(f"[bold red]does not fit[/bold red] into {plan.device_gb:.1f} GB on {plan.device}")
+        console.print(plain(f"does not fit into {plan.device_gb:.1f} GB on {plan.device}", "bold red"))
     else:
         console.print(step_table(plan, plan.step))
         console.print(projection_table(plan.schedule, plan.projection, evaluation_images))
     if plan.alternatives:
         console.print(alternatives_table(plan))
     for line in plan.advice or ["none of the other settings is clearly faster"]:
-        console.print(f"- {line}")
+        console.print(plain(f"- {line}"))
 
 
-def step_table(plan: Plan, step: StepCost) -> Table:
+def step_table(plan: Plan, step: StepCost) -> PlainTable:
     """Time and memory of a step by phase."""
-    table = Table(title=f"one step of {step.images} images on {plan.device}", title_justify="left")
+    table = PlainTable(title=f"one step of {step.images} images on {plan.device}", title_justify="left")
     for column in ("phase", "seconds", "share", "peak memory"):
         table.add_column(column, justify="left" if column == "phase" else "right")
     for name, seconds in step.phases.items():
@@ -38,9 +38,9 @@ def step_table(plan: Plan, step: StepCost) -> Table:
     return table
 
 
-def projection_table(schedule: Schedule, projection: Projection, evaluation_images: int) -> Table:
+def projection_table(schedule: Schedule, projection: Projection, evaluation_images: int) -> PlainTable:
     """Projected time of the whole run by what it is spent on."""
-    table = Table(title="the whole run", title_justify="left")
+    table = PlainTable(title="the whole run", title_justify="left")
     table.add_column("what")
     table.add_column("time", justify="right")
     table.add_row("start: data and model", duration(projection.startup))
@@ -51,13 +51,13 @@ def projection_table(schedule: Schedule, projection: Projection, evaluation_imag
     what = f"{schedule.checkpoints} checkpoints and the output"
     table.add_row(what, duration(projection.checkpoints))
     table.add_section()
-    table.add_row("[bold]all[/bold]", f"[bold]{duration(projection.total)}[/bold]")
+    table.add_row(plain("all", "bold"), plain(duration(projection.total), "bold"))
     return table
 
 
-def alternatives_table(plan: Plan) -> Table:
+def alternatives_table(plan: Plan) -> PlainTable:
     """Speed and memory of the alternatives, with the recipe as the first row."""
-    table = Table(title="other settings", title_justify="left")
+    table = PlainTable(title="other settings", title_justify="left")
     for column in ("setting", "images/s", "s/step", f"images per {plan.clock}", "peak memory"):
         table.add_column(column, justify="left" if column == "setting" else "right")
     for other in [Alternative({"the recipe": "as it is"}, plan.step), *plan.alternatives]:

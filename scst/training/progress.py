@@ -9,11 +9,12 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from scst.data.terminal import PlainColumn, plain
 
 SHOWN_METRICS = (
     "loss",
@@ -46,12 +47,12 @@ class RichProgress(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            PlainColumn("{task.description}", "bold"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"),
+            PlainColumn("{task.fields[metrics]}"),
             console=self.console,
             refresh_per_second=2,
         )
@@ -80,7 +81,8 @@ class RichProgress(TrainerCallback):
         if shown:
             self.progress.update(self.task, metrics=_line(shown))
             if not self.console.is_terminal:
-                self.console.print(f"{self.title} step {state.global_step}/{state.max_steps}  {_line(shown)}")
+                line = f"{self.title} step {state.global_step}/{state.max_steps}  {_line(shown)}"
+                self.console.print(plain(line))
 
     def on_evaluate(
         self,
@@ -99,7 +101,8 @@ class RichProgress(TrainerCallback):
                 "eval_ended_by_eos",
             )
             shown = {name: metrics[name] for name in names if name in metrics}
-            self.console.print(f"{self.title} step {state.global_step}: validation  {_line(shown)}")
+            line = f"{self.title} step {state.global_step}: validation  {_line(shown)}"
+            self.console.print(plain(line))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

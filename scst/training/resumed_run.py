@@ -12,6 +12,7 @@ import transformers
 from rich.console import Console
 
 from scst.adapters.loading import adapter_weights, fill_adapter
+from scst.data.terminal import plain
 from scst.files.json_reader import read_json_object
 from scst.training.argument_checks import DEFAULTS
 from scst.training.changed_settings import refuse_changes
@@ -46,7 +47,7 @@ def check_resumed(
         record,
         defaults=defaults,
         insist=insist,
-        say=lambda line: console.print(line, markup=False, highlight=False),
+        say=lambda line: console.print(plain(line)),
     )
 
 

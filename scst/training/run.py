@@ -16,6 +16,7 @@ from scst.adapters.loaded import LoadedPolicy
 from scst.adapters.parameters import count_parameters, parameter_table
 from scst.data.files import STAGING, clean_up
 from scst.data.load_splits import LoadedData
+from scst.data.terminal import labelled, plain
 from scst.errors import Interrupted, RunStopped
 from scst.models.pretrained import allow_deepspeed_states
 from scst.training import checkpoints
@@ -100,13 +101,14 @@ def run_training(trainer: TrainerHooks, run: Run, output: OutputFolder, console:
         check_resumed(
             checkpoint, trainer.settings, type(trainer.args), insist=run.resume_changed, console=console
         )
-        console.print(f"resuming from {checkpoint}", highlight=False)
+        console.print(plain(f"resuming from {checkpoint}"))
     console.print(parameter_table(trainer.model))
     trainer.remove_callback(transformers.PrinterCallback)
     if trainer.is_deepspeed_enabled:
         allow_deepspeed_states()
     if checkpoint and has_ended(checkpoint, total_steps(trainer)):
-        console.print(f"{run.stage}: all {newest_step(checkpoint)} steps were done; nothing is trained again")
+        line = f"{run.stage}: all {newest_step(checkpoint)} steps were done; nothing is trained again"
+        console.print(plain(line))
         restore_finished(trainer, checkpoint)
         if (output.path / RECORD_NAME).is_file():
             return
@@ -127,10 +129,9 @@ def run_training(trainer: TrainerHooks, run: Run, output: OutputFolder, console:
             results=_results(trainer, run, seconds),
         )
         output.has_result()
-    console.print(
-        f"[bold]{run.stage} done[/bold]: {trainer.state.global_step} steps in "
-        f"{time.time() - run.started:.0f} s; adapter in {output.path}"
-    )
+    seconds = time.time() - run.started
+    done = f"{trainer.state.global_step} steps in {seconds:.0f} s; adapter in {output.path}"
+    console.print(labelled(f"{run.stage} done:", "bold", done))
 
 
 def _begin(trainer: TrainerHooks, output: OutputFolder) -> None:

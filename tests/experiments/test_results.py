@@ -8,6 +8,7 @@ import io
 import json
 import re
 import struct
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -152,7 +153,7 @@ def test_all_formats_say_the_same(written):
         for li in (written / "matrix.md").read_text().partition("##")[0].splitlines()
         if "| " in li
     ]
-    head, *lines = [[text.strip().replace("\\|", "|") for text in line[1:-1]] for line in table]
+    head, *lines = [[unescape(text.strip().replace("\\|", "|")) for text in line[1:-1]] for line in table]
     assert head[:3] == ["model", "prompt", "tokens"]  # all are greedy
     shown = {tuple(line[:3]): line[head.index("CIDEr-D")] for line in lines}
     for row in content["rows"]:

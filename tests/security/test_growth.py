@@ -33,7 +33,8 @@ def test_time_grows_as_the_text_does(reader):
 
 def test_quadratic_time_is_noticed():
     """The control: a pattern that tries every place anew, to the end of the text."""
-    assert growth(lambda caption: re.search(r"a+b", caption), "a", 2_000) > LINEAR
+    ratios = [growth(lambda caption: re.search(r"a+b", caption), "a", 4_000) for _ in range(3)]
+    assert max(ratios) > LINEAR, ratios
 
 
 def test_numbers_of_absurd_length_are_no_numbers():

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from rewards.scorers.document_frequencies import FILE_NAME, DocumentFrequencies
 from scst.data.fractions import parse_fractions, refuse_to_resplit
@@ -38,6 +36,7 @@ from scst.data.preparation.streams import RowStream
 from scst.data.preparation.synonyms import synonym_step, wordnet_related
 from scst.data.preparation.writers import make_writer
 from scst.data.sources import check_layout, find_form
+from scst.data.terminal import PlainTable, plain, progress_bar
 from scst.data.validate import refuse_bad
 from scst.errors import DataError, RecipeError
 
@@ -167,7 +166,7 @@ class Preparation:
         return report
 
     def _write_into(self, work: Path, finish: Finish | None) -> DataReport:
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        with progress_bar(Console(stderr=True), transient=True) as progress:
 
             def bar(title: str, count: int | None) -> Callable[[int], None]:
                 task = progress.add_task(title, total=count)
@@ -320,18 +319,20 @@ def peak_memory_mb() -> int:
 
 def print_summary(report: DataReport, output: Path, console: Console, seconds: float) -> None:
     """What was changed: a table before and after, a line per cleaning step, and where everything is."""
-    table = Table("", "before", "after", title=f"{report.dataset}: {report.train_split}")
+    table = PlainTable("", "before", "after", title=f"{report.dataset}: {report.train_split}")
     for name, before, after in summary_rows(report):
         table.add_row(name, before, after)
     console.print(table)
     for step in report.prepared.steps:
-        console.print(
+        line = (
             f"{step.name}: {step.changed:,} captions changed, {step.dropped:,} left out, "
             f"{step.captions:,} captions and {step.vocabulary:,} distinct words left"
         )
+        console.print(plain(line))
     for name, reason in report.not_measured.items():
-        console.print(f"agreement by {name} was not measured: {reason}")
-    console.print(
+        console.print(plain(f"agreement by {name} was not measured: {reason}"))
+    line = (
         f"{output}: {len(report.prepared.after):,} images in {seconds:.0f} s, at most {peak_memory_mb():,} MB"
         " of memory"
     )
+    console.print(plain(line))
