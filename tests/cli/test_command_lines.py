@@ -336,3 +336,22 @@ def test_keys_come_from_the_run_that_made_the_adapter(stage, tmp_path):
     assert (recipe.model_name_or_path, recipe.prompt, recipe.max_new_tokens) == ("base", "its prompt", 9)
     assert getattr(recipe, "dataset", "its data") == "its data"
     assert parse(RECIPES[stage], ["--adapter", str(tmp_path), "--prompt", "mine"]).recipe.prompt == "mine"
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "caption", "explain"])
+@pytest.mark.parametrize("record", ["run.json", "settings.json", "../run.json", None])
+def test_the_base_model_is_the_one_that_the_adapter_names(stage, record, tmp_path):
+    """`adapter_config.json` first; the prompt from the record of the run, of the checkpoint, or above it."""
+    adapter = tmp_path / "checkpoint-4"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "its base"}))
+    if record:
+        trained = {"model_name_or_path": "another", "prompt": "its prompt", "output_dir": "elsewhere"}
+        (adapter / record).write_text(json.dumps({"recipe": trained}))
+    flags = ["--adapter", str(adapter), "--dataset", "d"]
+    recipe = parse(RECIPES[stage], flags).recipe
+    assert recipe.model_name_or_path == "its base"
+    assert recipe.prompt == ("its prompt" if record else "caption en")
+    assert recipe.output_dir != "elsewhere"
+    mine = parse(RECIPES[stage], [*flags, "--model_name_or_path", "mine"]).recipe
+    assert mine.model_name_or_path == "mine"

@@ -12,6 +12,8 @@ import pytest
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.cli.prepare import main
 from scst.data.load_splits import load_splits
+from scst.data.preparation.prepared_folder import check_output
+from scst.errors import RecipeError
 from tests.support.commands import start
 from tests.support.worlds import write_risc
 
@@ -118,9 +120,32 @@ def test_an_earlier_preparation_is_replaced_only_on_request(data, tmp_path, caps
     assert call(*flags) == 0
     assert call(*flags) == 2
     assert "holds an earlier prepared dataset" in capsys.readouterr().err
-    (tmp_path / "new" / "left_over").touch()
+    (tmp_path / "new" / "notes.md").touch()
+    (tmp_path / "new" / "captions.csv").touch()
     assert call(*flags, "--overwrite", "true") == 0
-    assert not (tmp_path / "new" / "left_over").exists()
+    assert (tmp_path / "new" / "notes.md").exists(), "the user's"
+    assert not (tmp_path / "new" / "captions.csv").exists(), "of an earlier preparation"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("new")] == ["new"]
+
+
+def test_killed_while_an_earlier_preparation_is_replaced(tmp_path):
+    """Between the two renames, and before the earlier one is deleted: nothing of the user's is lost."""
+    output, replaced = tmp_path / "new", tmp_path / "new.replaced"
+    replaced.mkdir()
+    for name in ("data_report.json", "train.parquet", "notes.md"):
+        (replaced / name).write_text("earlier")
+    with pytest.raises(RecipeError, match="holds an earlier prepared dataset"):
+        check_output(output, overwrite=False)
+    assert {path.name for path in output.iterdir()} == {"data_report.json", "train.parquet", "notes.md"}
+    output.rename(replaced)
+    output.mkdir()
+    (output / "data_report.json").write_text("new")
+    check_output(output, overwrite=True)
+    assert {path.name: path.read_text() for path in output.iterdir()} == {
+        "data_report.json": "new",
+        "notes.md": "earlier",
+    }
+    assert not replaced.exists()
 
 
 def test_a_failure_leaves_nothing_behind(data, tmp_path, monkeypatch):
@@ -209,7 +234,7 @@ def test_output_that_is_somebody_elses_or_the_dataset(data, tmp_path, capsys):
     (tmp_path / "full" / "thesis.tex").touch()
     flags = ["--dataset", str(data), "--overwrite", "true", "--output_dir"]
     assert call(*flags, str(tmp_path / "full")) == 2
-    assert "was not made by launch/prepare.py" in capsys.readouterr().err
+    assert "was not made by scst prepare" in capsys.readouterr().err
     for folder in (data, data / "inside", tmp_path):
         assert call(*flags, str(folder)) == 2
     assert (data / "captions.csv").is_file()

@@ -30,6 +30,7 @@ from scst.data.preparation.prepared_dataset import (
     split_examples,
     write_examples,
 )
+from scst.data.preparation.prepared_folder import REPORT, check_output, new_folder
 from scst.data.preparation.selection import sibling_scores
 from scst.data.preparation.statistics import agreement_sample, agreements
 from scst.data.preparation.streams import RowStream
@@ -39,8 +40,6 @@ from scst.data.sources import check_layout, find_form
 from scst.data.terminal import PlainTable, plain, progress_bar
 from scst.data.validate import refuse_bad
 from scst.errors import DataError, RecipeError
-
-REPORT = "data_report.json"
 
 Finish = Callable[[Path, DataReport, DocumentFrequencies], None]
 """Called with the folder, the report and the table when all else is written; may add files of its own."""
@@ -149,18 +148,11 @@ class Preparation:
         """
         self.check()
         started, output = time.time(), Path(self.output_dir)
-        work = output.with_name(output.name + ".partial")
-        shutil.rmtree(work, ignore_errors=True)
         try:
-            work.mkdir(parents=True)
-            report = self._write_into(work, finish)
-            if output.exists():
-                shutil.rmtree(output)
-            work.rename(output)
+            with new_folder(output) as work:
+                report = self._write_into(work, finish)
         except OSError as error:
             raise DataError(f"output_dir: {self.output_dir!r} cannot be written: {error}") from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
         if console is not None:
             print_summary(report, output, console, time.time() - started)
         return report
@@ -269,25 +261,6 @@ class Preparation:
     def _document_frequencies(self, prepared: Prepared) -> DocumentFrequencies:
         references = [e.references for e in prepared.after if e.split == self.train_split]
         return DocumentFrequencies.from_references(references, eos=self.eos, split=self.train_split)
-
-
-def check_output(output: Path, *, overwrite: bool) -> None:
-    """Refuse an output folder that holds anything, unless it is an earlier preparation to be replaced.
-
-    Raises:
-        RecipeError: saying what was found.
-    """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not (output / REPORT).is_file():
-        raise RecipeError(
-            f"output_dir: {str(output)!r} exists and was not made by launch/prepare.py; give another folder"
-        )
-    if not overwrite:
-        raise RecipeError(
-            f"output_dir: {str(output)!r} holds an earlier prepared dataset; give another folder, or "
-            "--overwrite true to replace it"
-        )
 
 
 def read_categories(file: str | None, dataset: str) -> dict[str, str]:
