@@ -301,6 +301,11 @@ class TrainerHooks(Trainer):
         if checkpoint is not None:
             self.checkpointer.restore(checkpoint)
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """A ``README.md`` for the hub only: TRL writes one with every checkpoint, over one of the user's."""
+        if self.args.push_to_hub:
+            super().create_model_card(*args, **kwargs)
+
     def _load_callback_state(self) -> None:
         """The library restores early stopping with the patience of the checkpoint; this run's counts."""
         patience = [each.early_stopping_patience for each in self._early_stopping()]

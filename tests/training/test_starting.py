@@ -30,10 +30,16 @@ def content(folder):
 def earlier(run_stage, tmp_path_factory):
     """A complete run with a checkpoint, and files of the user's beside it."""
     folder = tmp_path_factory.mktemp("earlier") / "run"
+    folder.mkdir()
+    (folder / "README.md").write_text("mine")
     run_stage("sft", output_dir=str(folder), max_steps=1, save_strategy="steps", save_steps=1)
     (folder / "checkpoint-mynotes").mkdir()
     (folder / "checkpoint-mynotes" / "a.txt").write_text("mine")
     return folder
+
+
+def test_readme_of_the_user_is_not_written_over(earlier):
+    assert (earlier / "README.md").read_text() == "mine"
 
 
 def setup_that_fails(completions, **columns):
