@@ -44,9 +44,23 @@ def draw_figures(
     Returns:
         File names and captions, the ablations first.
     """
+    from matplotlib import rc_context
+
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
+    # names of models and prompts are texts: a "$" in them begins no formula
+    with rc_context({"text.parse_math": False}):
+        return _drawn(rows, robustness, metrics, main, folder)
+
+
+def _drawn(
+    rows: Sequence[Row],
+    robustness: Sequence[Robustness],
+    metrics: Sequence[str],
+    main: str | None,
+    folder: Path,
+) -> list[DrawnFigure]:
     letters = prompt_letters(rows)
     legend = prompt_legend(letters)
     figures = []

@@ -27,10 +27,13 @@ svg { width: 100%; height: auto; }
   border: 1px solid var(--line); border-radius: 1rem; } .panels > * { display: none; }
 """
 MOST_TABS = 8
+# No script and nothing from elsewhere, even where text of data should ever reach a page unescaped
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>{style}</style>
@@ -47,7 +50,11 @@ _PAGE = """<!DOCTYPE html>
 def html_page(title: str, subtitle: str, body: str, *, style: str = "") -> str:
     """A whole page: title and subtitle are escaped, ``body`` is HTML, ``style`` CSS after the common one."""
     return _PAGE.format(
-        title=escape(title), subtitle=escape(subtitle), style=STYLE + _tab_rules() + style, body=body
+        policy=_POLICY,
+        title=escape(title),
+        subtitle=escape(subtitle),
+        style=STYLE + _tab_rules() + style,
+        body=body,
     )
 
 

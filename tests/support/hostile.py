@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from html.parser import HTMLParser
 
 from rich.console import Console
 
@@ -51,3 +52,32 @@ def assert_not_obeyed(printed: str) -> None:
     obeyed = [character for character in left if character < " " and character not in "\n\t"]
     obeyed += [character for character in left if character in "\x7f\x9b\u202e\u2066"]
     assert not obeyed, (obeyed, printed)
+
+
+class _Elements(HTMLParser):
+    def __init__(self, page: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def assert_inert(page: str, text: str) -> None:
+    """The page runs nothing, loads nothing, says so to the browser, and shows the hostile text."""
+    parsed = _Elements(page)
+    for tag, attributes in parsed.elements:
+        assert tag not in ("script", "iframe", "object", "embed", "link", "base", "form"), tag
+        assert not any(name.startswith("on") for name in attributes), attributes
+        for name in ("src", "href", "xlink:href", "action"):
+            address = attributes.get(name) or "#"
+            assert address.startswith(("#", "data:image/")), address
+    policy = [a["content"] for tag, a in parsed.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy, "the browser is told to run nothing"
+    assert "default-src 'none'" in str(policy[0])
+    assert text in "".join(parsed.texts)
