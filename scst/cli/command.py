@@ -6,6 +6,7 @@ Nothing here imports torch: help and a wrong recipe are answered at once.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -16,6 +17,7 @@ from scst.cli.launcher import start_processes
 from scst.cli.usage import help_text
 from scst.config.keys import Recipe
 from scst.data.shown import shown_lines
+from scst.distributed.parent_process import end_with_launcher
 from scst.errors import Interrupted, ScstError
 from scst.training.secrets import hide_secrets
 
@@ -43,6 +45,7 @@ def run_command(
         argv: arguments; those of the process by default.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    end_with_launcher()
     try:
         if "--help" in argv or "-h" in argv:
             print(help_text(recipe_class, usage or ""))
@@ -66,6 +69,10 @@ def run_command(
     except RewardError as error:
         print(f"error: {_one_message(error)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print("SIGINT: stopped before there was anything to save", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BaseException as error:
         _tell_launcher(error)
         raise

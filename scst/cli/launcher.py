@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def start_processes(launch: Launch, module: str, arguments: Sequence[str]) -> in
     """Run ``python -m module arguments`` in the processes of a launch; returns the exit code.
 
     One process replaces this one, so that signals and its exit code are its own. Several are children of
-    torchrun's agent in this process, which hands SIGTERM and SIGINT on to them.
+    torchrun's agent in this process, which hands SIGTERM, SIGINT and SIGHUP on to them.
     """
     from accelerate.commands import launch as accelerate_launch
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -87,6 +88,8 @@ def start_processes(launch: Launch, module: str, arguments: Sequence[str]) -> in
     parsed = accelerate_launch.launch_command_parser().parse_args([*flags, "-m", module, *arguments])
     # accelerate's own would wait for a child and leave it behind when SIGTERM ends the launcher
     accelerate_launch.simple_launcher = _become
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: torchrun would end with the terminal
+        os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
     try:
         accelerate_launch.launch_command(parsed)
     except ChildFailedError as error:

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 
 from scst.data.shown import shown, shown_lines
+from scst.distributed.parent_process import end_with_parent
 
 OUTPUT = "outputs/quickstart"
 PARTS = ("base", "sft", "scst")
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a process to its end; SIGTERM is passed on to it, and the exit code is that of a shell.
+    """Run a process to its end; SIGTERM and SIGHUP are passed on to it, and its exit code is that of a shell.
 
     SIGINT is not passed on: a terminal sends it to the child as well. This process waits for the child, which
     saves a checkpoint before it ends.
@@ -114,10 +115,11 @@ def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
     before = {
         signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, forward),
         signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
     }
     try:
-        child = subprocess.Popen(command, env=environment)
+        child = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent)
         if terminated:  # between the handler and the start of the child
             child.terminate()
         code = child.wait()

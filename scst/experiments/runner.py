@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,12 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from scst.data.files import write_text
 from scst.data.terminal import PlainColumn, labelled, plain
+from scst.distributed.parent_process import end_with_parent
 from scst.errors import Interrupted, RunStopped
 from scst.experiments.matrix_plan import RECIPE_FILE, Cell, Plan, Run, group_by_adapter
 
 LOG_FILE, ERROR_FILE = "log.txt", "error.txt"
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here, not between fork and exec
 _LOCK_PATIENCE_S = 120
 _NOT_RUN = "not run: "
 
@@ -143,7 +140,7 @@ class Runner:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which hands it on once
-                preexec_fn=_end_with_parent if _LIBC else None,
+                preexec_fn=end_with_parent,
                 pass_fds=self._lock,
             )
             code = self._child.wait()
@@ -189,12 +186,6 @@ class Runner:
                     self.console.print(labelled("failed", "red", f"{run.folder.name}: {error}"))
 
             yield advance
-
-
-def _end_with_parent() -> None:
-    """In the child: SIGTERM when the parent dies, however it does."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _last_words(log: Path, begin: int) -> str:

@@ -92,7 +92,7 @@ def run_training(trainer: TrainerHooks, run: Run, output: OutputFolder, console:
 
     Raises:
         RecipeError: when the checkpoint to resume from was made with other settings or data.
-        Interrupted: after SIGTERM or SIGINT; the message says whether a checkpoint was saved.
+        Interrupted: after SIGTERM, SIGINT or SIGHUP; the message says whether a checkpoint was saved.
         RunStopped: when the output cannot be written.
     """
     trainer.settings = settings_record(run.stage, run.settings, run.data_fingerprint)
@@ -172,7 +172,7 @@ def _train(trainer: TrainerHooks, run: Run, checkpoint: str | None) -> float:
     """Train; returns seconds.
 
     Raises:
-        Interrupted: after SIGTERM or SIGINT.
+        Interrupted: after SIGTERM, SIGINT or SIGHUP.
     """
     with StopSignals().installed() as signals:
         stop = SaveAndStop(signals, run.save_minutes)

@@ -1,4 +1,4 @@
-"""Checkpoints by the clock, and a clean end of training after SIGTERM or SIGINT."""
+"""Checkpoints by the clock, and a clean end of training after SIGTERM, SIGINT or SIGHUP."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from scst.distributed.processes import any_process
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SECONDS_UNDER_LAUNCHER = 25.0
-"""A process under torchrun exits this long after SIGTERM: torchrun sends SIGKILL after 30 s."""
+"""A process under torchrun exits this long after it was told to: torchrun sends SIGKILL after 30 s."""
 
 
 class StopSignals:
-    """Records the first SIGTERM or SIGINT instead of ending the process. A second SIGINT ends it at once.
+    """Records the first of :data:`SIGNALS` instead of ending the process. A second SIGINT ends it at once.
 
     Attributes:
         received: number of the first signal, or None.
@@ -33,8 +33,13 @@ class StopSignals:
 
     @contextmanager
     def installed(self) -> Iterator[StopSignals]:
-        """Handle the signals inside the block; restore the previous handlers afterwards. Main thread only."""
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        """Handle the signals inside the block; restore the previous handlers afterwards. Main thread only.
+
+        SIGHUP stays ignored where it is: under ``nohup`` training goes on when the terminal closes.
+        """
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        numbers = [number for number in SIGNALS if number != signal.SIGHUP or not ignored]
+        before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             with _leaving_with_launcher():
                 yield self
@@ -43,8 +48,8 @@ class StopSignals:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:  # a forked child: it inherits the handler, but must end on SIGTERM
-            if number == signal.SIGTERM:
+        if os.getpid() != self._owner:  # a forked child: it inherits the handler, but must end when told
+            if number != signal.SIGINT:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
             return
@@ -139,7 +144,7 @@ def _ends_epoch(state: TrainerState) -> bool:
 
 @contextmanager
 def _leaving_with_launcher() -> Iterator[None]:
-    """Under torchrun, exit in time after SIGTERM even when the main thread is blocked.
+    """Under torchrun, exit in time after a signal even when the main thread is blocked.
 
     torchrun sends SIGTERM to all processes when one of them dies. The others may be waiting for the dead one
     in a collective operation on the GPU, where Python runs no signal handlers. So a thread waits for the
@@ -162,7 +167,7 @@ def _leaving_with_launcher() -> Iterator[None]:
 
 
 def _leave_when_told(pipe: int, over: threading.Event) -> None:
-    """Wait for signal numbers on a pipe; after SIGTERM exit, unless ``over`` is set in time."""
+    """Wait for signal numbers on a pipe; after one that stops exit, unless ``over`` is set in time."""
     while numbers := os.read(pipe, 1):
-        if numbers[0] == signal.SIGTERM and not over.wait(SECONDS_UNDER_LAUNCHER):
-            os._exit(128 + signal.SIGTERM)
+        if numbers[0] in SIGNALS and not over.wait(SECONDS_UNDER_LAUNCHER):
+            os._exit(128 + numbers[0])

@@ -27,7 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos import faults
+from tests.chaos import faults, launchers
 from tests.chaos.kills import Outcome, kill_repeatedly
 from tests.chaos.lab import Lab, Workload
 from tests.support.preloaded import preload
@@ -108,7 +108,7 @@ def _faults(lab: Lab, short: bool) -> list[Callable[[], Outcome]]:
         lambda h=h: faults.dying_rank(lab, h) for h in (["exception"] if short else ["exception", "SIGKILL"])
     ]
     jobs += [lambda: faults.stuck_reward(lab)]
-    return jobs if short else [*jobs, lambda: faults.launcher(lab)]
+    return jobs if short else [*jobs, lambda: faults.launcher(lab), *launchers.jobs(lab)]
 
 
 def _line(outcome: Outcome) -> str:
