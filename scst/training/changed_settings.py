@@ -119,8 +119,10 @@ def _changes(
     old = {"stage": before.get("stage"), **before["recipe"]}
     new = json.loads(json.dumps({"stage": now["stage"], **now["recipe"]}, default=str))
     known = json.loads(json.dumps(dict(defaults), default=str))
-    names = sorted(old.keys() | new.keys())
-    pairs = {name: tuple(each.get(name, known.get(name)) for each in (old, new)) for name in names}
+    names = old.keys() | new.keys()
+    if ("adapter_config" in old) != ("adapter_config" in new):  # one of a recipe, one from Python
+        names = old.keys() & new.keys()
+    pairs = {name: tuple(each.get(name, known.get(name)) for each in (old, new)) for name in sorted(names)}
     changes = {name: (a, b) for name, (a, b) in pairs.items() if a != b}
     if _images_per_step(old, known) == _images_per_step(new, known):  # the same images, cut in another way
         changes = {name: change for name, change in changes.items() if name not in _BATCH}

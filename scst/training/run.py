@@ -17,6 +17,7 @@ from scst.adapters.parameters import count_parameters, parameter_table
 from scst.data.files import STAGING, clean_up
 from scst.data.load_splits import LoadedData
 from scst.data.terminal import labelled, plain
+from scst.distributed.processes import first_message
 from scst.errors import Interrupted, RunStopped
 from scst.models.pretrained import allow_deepspeed_states
 from scst.training import checkpoints
@@ -135,16 +136,25 @@ def run_training(trainer: TrainerHooks, run: Run, output: OutputFolder, console:
 
 
 def _begin(trainer: TrainerHooks, output: OutputFolder) -> None:
-    """Begin to write: move aside what is replaced, and write the tables of the stage."""
+    """Begin to write: move aside what is replaced, and write the tables of the stage. Collective.
+
+    Raises:
+        RunStopped: on all processes, when the folder cannot be written.
+    """
+    fault = None
     if trainer.is_world_process_zero():
-        output.begin()
-        tables = output.path / STAGING / "tables"
-        tables.mkdir(parents=True)
-        trainer.write_tables(tables)
-        output.place(tables)
-        clean_up(output.path)
-        output.add(TRUSTED, "trainer_state.json")
-    trainer.accelerator.wait_for_everyone()
+        try:
+            output.begin()
+            tables = output.path / STAGING / "tables"
+            tables.mkdir(parents=True)
+            trainer.write_tables(tables)
+            output.place(tables)
+            clean_up(output.path)
+            output.add(TRUSTED, "trainer_state.json")
+        except OSError as error:
+            fault = f"{output.path} cannot be written: {error}"
+    if fault := first_message(fault):
+        raise RunStopped(fault)
 
 
 class _ResultOf(transformers.TrainerCallback):

@@ -71,7 +71,6 @@ class Run:
         **run: Any,
     ) -> Run:
         """The run of a policy that was loaded without a recipe; ``settings`` are recorded as plain values."""
-        adapter = getattr(policy.model, "active_peft_config", None)
         recorded = {
             "model_name_or_path": policy.base,
             "quantization": policy.quantization,
@@ -79,15 +78,29 @@ class Run:
             "prompt": policy.prompt,
             "max_new_tokens": policy.max_new_tokens,
             "min_new_tokens": policy.min_new_tokens,
-            "adapter_config": _plain(adapter.to_dict()) if adapter else None,
+            "adapter_config": _adapter_config(policy.model),
             **{name: _plain(value) for name, value in settings.items()},
         }
         images = {name: len(rows) for name, rows in data.splits.items()}
         return cls(stage, recorded, data.fingerprint, images, **run)
 
 
+_OF_ADAPTER = (
+    *("peft_type", "r", "rank_pattern", "target_modules", "use_rslora", "use_dora"),
+    *("num_virtual_tokens", "num_heads", "head_dim", "bottleneck_size", "width"),
+)
+"""What an adapter's configuration says of its weights; the rest changes with PEFT's version."""
+
+
+def _adapter_config(model: object) -> dict[str, Any]:
+    """Type, places and sizes of a model's adapter; ``{}`` for a model without one."""
+    config = getattr(model, "active_peft_config", None)
+    values = {name: getattr(config, name, None) for name in _OF_ADAPTER}
+    return {name: _plain(value) for name, value in values.items() if value is not None}
+
+
 def _plain(value: Any) -> Any:
-    """A setting as a JSON value; functions and other objects become their names."""
+    """A setting as a JSON value; functions become their names, other objects those of their classes."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, dict):
@@ -96,11 +109,10 @@ def _plain(value: Any) -> Any:
         return sorted(map(str, value))
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
-    return (
-        value
-        if isinstance(value, str | int | float | bool | None)
-        else getattr(value, "__name__", str(value))
-    )
+    if isinstance(value, Path):
+        return str(value)
+    is_plain = isinstance(value, str | int | float | bool | None)
+    return value if is_plain else getattr(value, "__name__", type(value).__name__)
 
 
 def versions() -> dict[str, str | None]:
