@@ -25,8 +25,11 @@ import pytest
 from tests.support.browser import chromium
 from tests.support.paths import SHARED
 
-SET_BY_LIBRARIES = ("PYTEST_CURRENT_TEST", "KMP_", "PYTORCH_NVML_BASED_CUDA_CHECK")
-"""How variables begin that no test changes: set by pytest, by the import of scikit-learn, by accelerate."""
+SET_BY_LIBRARIES = (
+    *("PYTEST_CURRENT_TEST", "KMP_", "PYTORCH_NVML_BASED_CUDA_CHECK"),
+    "TORCHINDUCTOR_CACHE_DIR",
+)
+"""How variables begin that no test changes: set by pytest and by imports of scikit-learn, accelerate, torch."""
 
 pytest_plugins = ["tests.support.stages"]
 
