@@ -44,13 +44,13 @@ class LoRA:
 
 
 @dataclass(frozen=True)
-class PromptTuning:
-    """Trained embeddings of virtual tokens in the prompt (Lester et al. 2021, arXiv:2104.08691).
+class VirtualTokens:
+    """What prompt tuning and prefix tuning have in common: trained vectors in the place of tokens.
 
     Attributes:
-        num_virtual_tokens: in front of every instruction.
-        init_text: the virtual tokens begin as the tokens of this text, repeated; None: of the prompt.
-        random_init: begin as random words of the vocabulary instead.
+        num_virtual_tokens: in front of every instruction; of prefix tuning, in every decoder layer.
+        init_text: they begin as the tokens of this text, repeated; None: of the prompt.
+        random_init: they begin as random words of the vocabulary instead.
     """
 
     num_virtual_tokens: int = 20
@@ -58,25 +58,17 @@ class PromptTuning:
     random_init: bool = False
 
     def __post_init__(self) -> None:
-        _check_virtual_tokens(self.num_virtual_tokens, self.init_text, random_init=self.random_init)
+        _require(self.num_virtual_tokens >= 1, "num_virtual_tokens", "1 or more", self.num_virtual_tokens)
+        both = self.random_init and self.init_text
+        _require(not both, "init_text", "None with random_init", self.init_text)
 
 
-@dataclass(frozen=True)
-class PrefixTuning:
-    """Trained keys and values in every decoder layer (Li and Liang 2021, arXiv:2101.00190).
+class PromptTuning(VirtualTokens):
+    """Trained embeddings of virtual tokens in the prompt (Lester et al. 2021, arXiv:2104.08691)."""
 
-    Attributes:
-        num_virtual_tokens: keys and values per layer.
-        init_text: they begin as those of the tokens of this text, repeated; None: of the prompt.
-        random_init: begin as those of random words of the vocabulary instead.
-    """
 
-    num_virtual_tokens: int = 20
-    init_text: str | None = None
-    random_init: bool = False
-
-    def __post_init__(self) -> None:
-        _check_virtual_tokens(self.num_virtual_tokens, self.init_text, random_init=self.random_init)
+class PrefixTuning(VirtualTokens):
+    """Trained keys and values in every decoder layer (Li and Liang 2021, arXiv:2101.00190)."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +90,6 @@ class Bottleneck:
 
 
 Adapter = LoRA | PromptTuning | PrefixTuning | Bottleneck
-
-
-def _check_virtual_tokens(count: int, init_text: str | None, *, random_init: bool) -> None:
-    _require(count >= 1, "num_virtual_tokens", "1 or more", count)
-    _require(not (random_init and init_text), "init_text", "None with random_init", init_text)
 
 
 def _require(holds: bool, name: str, expected: str, got: object) -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from scst.data import images
+from scst.data.images import image_bytes
 from scst.data.pictures import open_picture
 from scst.data.sources import check_layout, read_rows
 from scst.data.validate import MAX_CAPTION_CHARACTERS, inspect_examples
@@ -53,7 +54,13 @@ class TestLinksOutOfTheFolder:
         (risc / "resized" / "img_1.png").unlink()
         (risc / "resized" / "img_1.png").symlink_to("img_2.png")
         (tmp_path / "my-data").symlink_to(risc)
-        READERS[reader](str(tmp_path / "my-data"))
+        found = READERS[reader](str(tmp_path / "my-data"))
+        if reader == "check_layout":
+            assert (found["splits"], found["missing_images"]) == ({"train": 3, "val": 2}, 0)
+        else:
+            assert len(found) == 5
+            linked = found["image_id"].index("img_1")
+            assert image_bytes(found[linked]["image"]) == (risc / "resized" / "img_2.png").read_bytes()
 
 
 def test_a_link_beside_a_parquet_file_is_refused(tmp_path, private):
