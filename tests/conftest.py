@@ -29,7 +29,8 @@ SET_BY_LIBRARIES = (
     *("PYTEST_CURRENT_TEST", "KMP_", "PYTORCH_NVML_BASED_CUDA_CHECK"),
     "TORCHINDUCTOR_CACHE_DIR",
 )
-"""How variables begin that no test changes: set by pytest and by imports of scikit-learn, accelerate, torch."""
+"""How variables begin that no test changes: set by pytest, and by imports of scikit-learn, accelerate, torch.
+"""
 
 pytest_plugins = ["tests.support.stages"]
 

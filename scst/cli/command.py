@@ -16,7 +16,7 @@ from scst.cli.arguments import Arguments, parse
 from scst.cli.launcher import start_processes
 from scst.cli.usage import help_text
 from scst.config.keys import Recipe
-from scst.data.shown import shown_lines
+from scst.data.visible import visible_lines
 from scst.distributed.parent_process import end_with_launcher
 from scst.errors import Interrupted, ScstError
 from scst.training.secrets import hide_secrets
@@ -81,7 +81,7 @@ def run_command(
 
 def _one_message(error: BaseException) -> str:
     """What an error says, without secrets and control characters, and of bounded length."""
-    text = shown_lines(hide_secrets(str(error)))
+    text = visible_lines(hide_secrets(str(error)))
     return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE // 2]} ... {text[-1000:]}"
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from scst import __version__
-from scst.data.shown import shown_lines
+from scst.data.visible import visible_lines
 
 COMMANDS = (
     "sft",
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif name in ("--help", "-h"):
         print(help_text())
     else:
-        print(shown_lines(_complaint(name)), file=sys.stderr)
+        print(visible_lines(_complaint(name)), file=sys.stderr)
         return 2
     return 0
 

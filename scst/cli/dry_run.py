@@ -10,7 +10,7 @@ from scst.config.keys import Recipe
 from scst.config.reader import resolved
 from scst.config.recipes import DataRecipe, EvaluateRecipe, SCSTRecipe, SFTRecipe
 from scst.data.fractions import refuse_to_resplit
-from scst.data.shown import shown, yaml_text
+from scst.data.visible import visible, yaml_text
 from scst.errors import RecipeError
 from scst.training.argument_checks import evaluates
 from scst.training.secrets import without_secrets
@@ -69,5 +69,5 @@ def _check_splits(recipe: DataRecipe, there: Mapping[str, Any]) -> None:
 def print_dry_run(recipe: Recipe, layout: Mapping[str, Any]) -> None:
     """Print the resolved recipe as YAML, with what was found in the dataset as comments."""
     for name, value in layout.items():
-        print(shown(f"# dataset {name}: {value}"))
+        print(visible(f"# dataset {name}: {value}"))
     print(yaml_text(without_secrets(resolved(recipe))), end="")

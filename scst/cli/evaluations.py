@@ -18,13 +18,13 @@ def main(files: Sequence[str]) -> int:
         print((__doc__ or "").strip(), file=sys.stdout if files else sys.stderr)
         return 0 if files else 2
     from scst.config.build_evaluate import evaluate_files
-    from scst.data.shown import shown_lines
+    from scst.data.visible import visible_lines
     from scst.errors import ScstError
 
     try:
         evaluate_files(files)
     except ScstError as error:
-        print(shown_lines(f"error: {error}"), file=sys.stderr)
+        print(visible_lines(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     return 0
 

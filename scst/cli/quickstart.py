@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from scst.data.shown import shown, shown_lines
+from scst.data.visible import visible, visible_lines
 from scst.distributed.parent_process import end_with_parent
 
 OUTPUT = "outputs/quickstart"
@@ -85,11 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     output, flags = folder_for(flags)
     if output.startswith(f"{OUTPUT}-"):
-        print(shown(f"{OUTPUT} holds an earlier quickstart; this one writes to {output}"))
+        print(visible(f"{OUTPUT} holds an earlier quickstart; this one writes to {output}"))
     environment = {"OMP_NUM_THREADS": str(min(os.cpu_count() or 1, 8))} | os.environ
     started = time.time()
     for command in commands(flags, output):
-        print(shown_lines(f"\n$ scst {shlex.join(command)}"), flush=True)
+        print(visible_lines(f"\n$ scst {shlex.join(command)}"), flush=True)
         code = run_child([sys.executable, "-m", "scst.cli", *command], environment)
         if code:
             print(f"error: this command ended with exit code {code}", file=sys.stderr)

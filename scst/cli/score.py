@@ -20,7 +20,7 @@ from scst.cli.arguments import Arguments
 from scst.cli.command import run_command
 from scst.cli.dry_run import print_dry_run
 from scst.config.recipes import ScoreRecipe
-from scst.data.shown import json_text
+from scst.data.visible import json_text
 from scst.errors import RecipeError
 
 

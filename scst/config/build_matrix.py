@@ -24,8 +24,8 @@ from scst.config.recipes import (
     SFTRecipe,
     required_dataset,
 )
-from scst.data.shown import yaml_text
 from scst.data.sources import check_layout
+from scst.data.visible import yaml_text
 from scst.errors import RecipeError
 from scst.experiments import matrix_run
 from scst.experiments.launchers import launcher_command

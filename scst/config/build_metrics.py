@@ -9,7 +9,7 @@ from rich.console import Console
 
 from scst.config.keys import MetricKeys
 from scst.config.recipes import EvaluateRecipe, required_dataset
-from scst.data.shown import json_text
+from scst.data.visible import json_text
 from scst.errors import RecipeError
 from scst.evaluation.caption_files import read_captions
 from scst.evaluation.score_files import compare_files, differences_table

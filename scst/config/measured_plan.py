@@ -25,9 +25,9 @@ from rich.console import Console
 from scst.config.recipes import SCSTRecipe, SFTRecipe
 from scst.data.files import write_json
 from scst.data.load_splits import LoadedData
-from scst.data.shown import json_text
 from scst.data.stream_settings import is_tar
 from scst.data.terminal import plain
+from scst.data.visible import json_text
 from scst.errors import RecipeError
 from scst.models.policy import base_model, trains_prompt, trains_vision
 from scst.training.hooks import TrainerHooks

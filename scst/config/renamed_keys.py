@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from scst.data.shown import shown_lines
+from scst.data.visible import visible_lines
 from scst.errors import RecipeError
 
 RENAMED_KEYS = {"late_rollouts": "one_step_off_policy"}
@@ -46,4 +46,4 @@ def current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
 @functools.cache  # once, however many recipes a matrix reads
 def _warn(message: str) -> None:
     if os.environ.get("RANK", "0") == "0":
-        print(shown_lines(f"warning: {message}"), file=sys.stderr)
+        print(visible_lines(f"warning: {message}"), file=sys.stderr)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import datasets
 
-from scst.data.shown import shown
+from scst.data.visible import visible
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class CacheFolder:
             for old in self.newest(f"{name.split('-')[0]}-*")[keep:] if keep else ():
                 old.unlink(missing_ok=True)
         except OSError as error:
-            logger.warning("what was checked of %s", shown(f"{self.dataset} is not remembered: {error}"))
+            logger.warning("what was checked of %s", visible(f"{self.dataset} is not remembered: {error}"))
             return None
         return self.file(name)
 

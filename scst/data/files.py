@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scst.data.shown import json_text
+from scst.data.visible import json_text
 
 STAGING = ".staging"
 """Hidden folder of a run for what is not finished yet, or no longer wanted."""

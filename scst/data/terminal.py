@@ -1,7 +1,8 @@
 """Tables, lines and progress bars on a terminal: captions, ids and paths are shown and never obeyed.
 
-Beside what ``shown`` spells out, text of data may hold rich's markup (``[red]``) or emoji codes (``:dog:``).
-Whatever the project prints with rich goes through what is here; a test looks for exceptions.
+Beside what ``visible`` spells out, text of data may hold rich's markup (``[red]``) and emoji codes
+(``:dog:``), which are letters here. All that the project prints with rich goes through this file; a test looks
+for exceptions.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from rich.progress import BarColumn, Progress, Task, TaskProgressColumn, TextCol
 from rich.table import Table
 from rich.text import Text
 
-from scst.data.shown import shown, shown_lines
+from scst.data.visible import visible, visible_lines
 
 
 def plain(text: object, style: str = "") -> Text:
     """Text for rich that is shown as it is: no markup, no emoji codes, no control characters."""
-    return Text(shown_lines(str(text)), style)
+    return Text(visible_lines(str(text)), style)
 
 
 def labelled(label: str, style: str, text: object) -> Text:
     """A line that begins with a label in a style of rich; the rest has none."""
-    return Text.assemble((shown_lines(label), style), " ", shown_lines(str(text)))
+    return Text.assemble((visible_lines(label), style), " ", visible_lines(str(text)))
 
 
 class PlainTable(Table):
@@ -66,7 +67,7 @@ class PlainColumn(TextColumn):
 
     def render(self, task: Task) -> Text:
         """The text of a task."""
-        return plain(shown(self.text_format.format(task=task)), str(self.style))
+        return plain(visible(self.text_format.format(task=task)), str(self.style))
 
 
 def progress_bar(console: Console, **settings: Any) -> Progress:

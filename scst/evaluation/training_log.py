@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scst.data.shown import shown
+from scst.data.visible import visible
 from scst.errors import DataError
 from scst.files.json_reader import read_json
 from scst.training.run_record import RECORD_NAME
@@ -103,7 +103,7 @@ def _read_json(path: Path) -> Any:
     try:
         return read_json(path)
     except (OSError, DataError) as error:
-        logger.warning("%s: the report goes without it", shown(f"{path} cannot be read ({error})"))
+        logger.warning("%s: the report goes without it", visible(f"{path} cannot be read ({error})"))
         return None
 
 

@@ -7,8 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scst.data.shown import shown
 from scst.data.terminal import PlainTable, plain
+from scst.data.visible import visible
 from scst.experiments.results import Result, Robustness, Row, Value, metric_names
 from scst.metrics.suite import METRICS
 
@@ -146,7 +146,7 @@ def _md_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _md(text: str) -> str:
     """Text in one line of Markdown: no HTML, no link or image, no end of a code span."""
-    text = shown(text.replace("\n", " ")).replace("](", "]&#40;")
+    text = visible(text.replace("\n", " ")).replace("](", "]&#40;")
     return text.replace("<", "&lt;").replace("`", "&#96;")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from scst.data.shown import shown
+from scst.data.visible import visible
 from scst.errors import RecipeError
 from scst.models.policy import Policy, base_model
 
@@ -104,7 +104,7 @@ class FeatureCache:
                 if slot is not None:
                     self._array.write(slot, features, zlib.crc32(image))
         except OSError as error:
-            logger.warning("feature_cache: no longer stored in %s", shown(f"{self.folder}: {error}"))
+            logger.warning("feature_cache: no longer stored in %s", visible(f"{self.folder}: {error}"))
             self._slots = {}
 
     def _open(self, features: torch.Tensor) -> _Array:

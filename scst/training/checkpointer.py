@@ -19,7 +19,7 @@ import torch
 
 from rewards.errors import RewardError
 from scst.data.files import STAGING, clean_up, give_umask
-from scst.data.shown import shown
+from scst.data.visible import visible
 from scst.distributed.processes import first_message
 from scst.errors import RecipeError
 from scst.training import checkpoints
@@ -231,7 +231,7 @@ class Checkpointer:
         logger.warning(
             "%s could not be written to %s: %s. The run goes on and tries again at the next checkpoint; "
             "newest complete one: %s",
-            *(shown(str(part)) for part in (folder.name, self.output_dir, fault, newest)),
+            *(visible(str(part)) for part in (folder.name, self.output_dir, fault, newest)),
         )
 
 

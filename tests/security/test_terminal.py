@@ -18,8 +18,8 @@ from scst.cli import command, score
 from scst.config.recipes import ScoreRecipe
 from scst.data.files import write_jsonl
 from scst.data.preview import Preview, PreviewExample, print_preview
-from scst.data.shown import json_text, shown, shown_lines, yaml_text
 from scst.data.terminal import labelled, progress_bar
+from scst.data.visible import json_text, visible, visible_lines, yaml_text
 from scst.errors import DataError, Interrupted, RecipeError, RunStopped
 from scst.evaluation import side_by_side, training_log
 from scst.evaluation.evaluation import results_table
@@ -165,10 +165,10 @@ def test_logs(tmp_path, caplog):
 
 
 def test_the_helper_keeps_text_and_spells_the_rest():
-    assert shown("a\x1b[2Jb\nc\x9b\u202e\ud83d") == "a\\x1b[2Jb\\nc\\x9b\\u202e\\ud83d"
-    assert shown_lines("a\n\tb\r") == "a\n\tb\\r"
+    assert visible("a\x1b[2Jb\nc\x9b\u202e\ud83d") == "a\\x1b[2Jb\\nc\\x9b\\u202e\\ud83d"
+    assert visible_lines("a\n\tb\r") == "a\n\tb\\r"
     for harmless in ("a road", "Ünïcödé 東京 👩‍👩‍👧 שלום", "\u00a0\u3000"):
-        assert shown(harmless) == harmless
+        assert visible(harmless) == harmless
         assert json.loads(json_text(harmless)) == harmless
         assert json_text(harmless) == f'"{harmless}"'
     content = {"prompt": HOSTILE, "é": "é"}
@@ -200,9 +200,9 @@ def test_markdown_of_a_matrix(tmp_path):
 
 
 SOURCES = sorted((ROOT / "scst").rglob("*.py"))
-SAFE_CALLS = {"plain", "labelled", "shown", "shown_lines", "json_text", "yaml_text"}
+SAFE_CALLS = {"plain", "labelled", "visible", "visible_lines", "json_text", "yaml_text"}
 SAFE_CALLS |= {"help_text", "metric_list"}  # no text of data
-SAFE_CALLS |= {"_one_message"}  # of errors; it calls shown_lines
+SAFE_CALLS |= {"_one_message"}  # of errors; it calls visible_lines
 RAW = {"rich.table", "rich.markup"}
 """What only scst/data/terminal.py uses."""
 BUILDERS = ("scenes/base_model.py", "adapters/patterns.py")

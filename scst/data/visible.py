@@ -17,12 +17,12 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 _UNSAFE_IN_LINES = re.compile(_UNSAFE.pattern.replace("\x00-\x1f", "\x00-\x08\x0b-\x1f"))
 
 
-def shown(text: str) -> str:
+def visible(text: str) -> str:
     r"""The text in one line, with what a terminal would obey spelled out: an escape character is ``\x1b``."""
     return _UNSAFE.sub(_spelled, text)
 
 
-def shown_lines(text: str) -> str:
+def visible_lines(text: str) -> str:
     """The same with line breaks and tabs left as they are, for messages of several lines."""
     return _UNSAFE_IN_LINES.sub(_spelled, text)
 
