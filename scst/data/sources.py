@@ -4,19 +4,14 @@ A row is one image: ``image`` (stored, not decoded), ``references: list[str]``, 
 ``split: str`` (``""`` when the source has none) and whatever further columns the source has.
 """
 
-import io
 import re
 from collections import Counter
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
-from PIL import Image
 
 from scst.data.columns import (
-    STORED_IMAGE,
-    TEXT,
-    TEXTS,
     check_columns,
     concatenate,
     normalise,
@@ -45,7 +40,6 @@ ACCEPTED_FORMS = (
     "(webdataset), a hub id (owner/name), or embedded:scenes"
 )
 EMBEDDED = "embedded:scenes"
-EMBEDDED_SPLITS = ("train", "val", "test")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 HUB_FAILURES = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
 
@@ -152,30 +146,15 @@ def _check_risc(dataset: str) -> dict:
 
 
 def _read_embedded(dataset: str) -> datasets.Dataset:
-    from scst.data.scenes.dataset import scene_rows
+    from scst.data.scenes.rows import embedded_rows
 
-    rows = [row | {"split": split} for split in EMBEDDED_SPLITS for row in scene_rows(split)]
-    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "image"}
-    return _dataset({"image": [{"bytes": _png_bytes(row["image"]), "path": None} for row in rows]} | columns)
+    return embedded_rows(dataset)
 
 
 def _check_embedded(dataset: str) -> dict:
     from scst.data.scenes.dataset import SPLIT_SEEDS
 
-    return {"form": "embedded", "splits": {split: len(SPLIT_SEEDS[split]) for split in EMBEDDED_SPLITS}}
-
-
-def _png_bytes(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _dataset(columns: dict[str, list]) -> datasets.Dataset:
-    special = {"image": STORED_IMAGE, "references": TEXTS}
-    return datasets.Dataset.from_dict(
-        columns, features=datasets.Features({name: special.get(name, TEXT) for name in columns})
-    )
+    return {"form": "embedded", "splits": {split: len(seeds) for split, seeds in SPLIT_SEEDS.items()}}
 
 
 # --- tar, saved, hub

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import types
 
 import datasets
 import pyarrow as pa
@@ -60,19 +59,47 @@ def test_file_name_serves_as_id_when_there_is_none(tmp_path, toy_rows):
     assert read_rows(str(tmp_path / "d"))["image_id"][:3] == ["0", "1", "2"]
 
 
-def test_embedded_scenes_become_png_bytes(monkeypatch):
-    stub = types.ModuleType("scst.data.scenes.dataset")
-    stub.SPLIT_SEEDS = {"train": range(2), "val": range(2), "test": range(2)}
-    stub.scene_rows = lambda split: [
-        {"image": picture(n), "references": ["a river ."], "image_id": f"{split}_{n}", "kind": "river"}
-        for n in (0, 1)
-    ]
-    monkeypatch.setitem(sys.modules, "scst.data.scenes.dataset", stub)
+@pytest.fixture
+def six_scenes(monkeypatch):
+    """Two embedded scenes of each split, for their drawing takes seconds; the calls of the drawing."""
+    drawn = []
+
+    def scene_rows(split):
+        drawn.append(split)
+        return [
+            {"image": picture(n), "references": ["a river ."], "image_id": f"{split}_{n}", "kind": "river"}
+            for n in (0, 1)
+        ]
+
+    monkeypatch.setattr("scst.data.scenes.rows.scene_rows", scene_rows)
+    return drawn
+
+
+def test_embedded_scenes_become_png_bytes(six_scenes):
     rows = read_rows("embedded:scenes")
     assert rows["split"][:] == ["train", "train", "val", "val", "test", "test"]
     assert rows[3]["image"]["bytes"] == encoded(1)
     assert rows[0]["kind"] == "river"
-    assert check_layout("embedded:scenes")["splits"] == {"train": 2, "val": 2, "test": 2}
+    assert check_layout("embedded:scenes")["splits"] == {"train": 1500, "val": 200, "test": 300}
+
+
+def test_embedded_scenes_are_drawn_once(six_scenes, tmp_path):
+    first = read_rows("embedded:scenes").to_list()
+    assert read_rows("embedded:scenes").to_list() == first
+    assert six_scenes == ["train", "val", "test"]
+    (kept,) = (tmp_path / "cache").rglob("rows-*.arrow")
+    beginning = kept.read_bytes()[:100]
+    kept.unlink()  # not cut while it is mapped
+    kept.write_bytes(beginning)
+    assert read_rows("embedded:scenes").to_list() == first
+    assert len(six_scenes) == 6, "a damaged file is drawn anew"
+
+
+def test_scenes_drawn_by_other_code_are_drawn_anew(six_scenes, monkeypatch):
+    read_rows("embedded:scenes")
+    monkeypatch.setattr("PIL.__version__", "0.1")
+    read_rows("embedded:scenes")
+    assert len(six_scenes) == 6
 
 
 def test_the_real_embedded_scenes_have_the_promised_shape():
