@@ -25,6 +25,7 @@ from scst.models.policy import Policy
 from scst.rl.policy_loss import ScoringSettings
 from scst.rl.sampler import Sampler
 from scst.rl.trainer import SCSTTrainer
+from scst.rollout.feature_cache import KeptFeatures
 from scst.training.phase_meter import PhaseMeter
 from scst.types import PromptBatch, Rollout, Sampling
 
@@ -243,7 +244,14 @@ def _watch(trainer: Any, stopwatch: Stopwatch) -> list[list[int]]:
 class VisionTwiceSampler(Sampler):
     """Scoring encodes the images again."""
 
-    def sample(self, policy: Policy, prompts: PromptBatch, image_ids: Sequence[str], step: int) -> Rollout:
+    def sample(
+        self,
+        policy: Policy,
+        prompts: PromptBatch,
+        image_ids: Sequence[str],
+        step: int,
+        kept: KeptFeatures | None = None,
+    ) -> Rollout:
         """The rollout without its image features."""
         return dataclasses.replace(super().sample(policy, prompts, image_ids, step), image_features=None)
 
@@ -251,7 +259,14 @@ class VisionTwiceSampler(Sampler):
 class TwoGenerateSampler(Sampler):
     """Sampling calls ``generate`` twice."""
 
-    def sample(self, policy: Policy, prompts: PromptBatch, image_ids: Sequence[str], step: int) -> Rollout:
+    def sample(
+        self,
+        policy: Policy,
+        prompts: PromptBatch,
+        image_ids: Sequence[str],
+        step: int,
+        kept: KeptFeatures | None = None,
+    ) -> Rollout:
         """The rollout of :class:`benchmarks.naive.NaiveSCST`, without log probabilities and features."""
         inputs = {
             "input_ids": prompts.input_ids,

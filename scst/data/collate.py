@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 
+from scst.data.images import image_bytes, open_encoded
 from scst.data.supervision import CaptionChoice, PromptChoice
 from scst.models.prompts import PromptEncoder
+
+KEPT_FEATURES = "kept_features"
+"""Key of a batch: what a cache of features holds of its images."""
+NOT_LOOKED_AT = Image.new("RGB", (1, 1))
+"""Stands for a picture whose features are known."""
 
 
 class _EpochOfAllWorkers:
@@ -88,12 +95,22 @@ class SCSTCollator(_EpochOfAllWorkers):
         prompt: the instruction.
         prompts: instructions to train on, one drawn per image and epoch; none: ``prompt``.
         seed: of the draws.
+        kept: ``(image ids, encoded images) ->`` what a cache of features holds of them, with ``features``
+            per image or None. Rows then have encoded images, and those that it holds are not decoded.
     """
 
-    def __init__(self, processor: Any, prompt: str, prompts: Sequence[str] = (), seed: int = 0):
+    def __init__(
+        self,
+        processor: Any,
+        prompt: str,
+        prompts: Sequence[str] = (),
+        seed: int = 0,
+        kept: Callable[[Sequence[str], Sequence[bytes]], Any] | None = None,
+    ):
         super().__init__()
         self.encoder = PromptEncoder.of(processor)
         self.prompts = PromptChoice(tuple(prompts) or (prompt,), seed)
+        self.kept = kept
 
     def for_evaluation(self) -> SCSTCollator:
         """This collator: evaluations of this stage caption images and use no training batches."""
@@ -104,11 +121,23 @@ class SCSTCollator(_EpochOfAllWorkers):
 
     def with_prompts(self, rows: Sequence[dict[str, Any]], prompts: Sequence[str]) -> dict[str, Any]:
         """The batch of rows with given instructions, one per row."""
-        inputs = self.encoder.encode_prompts([row["image"] for row in rows], prompts)
-        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        images, found = [row["image"] for row in rows], {}
+        pictures = images
+        if self.kept is not None:
+            encoded = [image_bytes(image) for image in images]
+            kept = self.kept([row["image_id"] for row in rows], encoded)
+            found = {KEPT_FEATURES: kept}
+            images = [open_encoded(data) for data in encoded]  # rewards decode them if they look
+            pictures = [
+                image if features is None else NOT_LOOKED_AT
+                for image, features in zip(images, kept.features, strict=True)
+            ]
+        inputs = self.encoder.encode_prompts(pictures, prompts)
+        columns = {name: [row[name] for row in rows] for name in rows[0]} | {"image": images}
         return {
             "input_ids": inputs["input_ids"],
             "attention_mask": inputs["attention_mask"].bool(),
             "pixel_values": inputs["pixel_values"],
             "columns": columns | {"prompts": list(prompts)},
+            **found,
         }

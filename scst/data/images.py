@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from scst.errors import DataError
 
@@ -133,3 +133,17 @@ def decode_image(data: bytes) -> Image.Image:
 def _refuse_bomb(width: int, height: int) -> None:
     if width * height > (Image.MAX_IMAGE_PIXELS or float("inf")):
         raise DataError(f"decompression bomb: {width} x {height} pixels, more than {Image.MAX_IMAGE_PIXELS}")
+
+
+def open_encoded(data: bytes) -> Image.Image:
+    """A picture that is decoded when somebody looks at it; at once where it must be turned."""
+    image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    if image.format == "PNG" and b"eXIf" not in data:  # a PNG is decoded to look for the note on orientation
+        return image
+    return upright(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture as its camera's note on orientation says, which the datasets library follows, too."""
+    turned = image.getexif().get(ExifTags.Base.Orientation) is not None
+    return ImageOps.exif_transpose(image) if turned else image

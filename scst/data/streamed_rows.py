@@ -15,10 +15,9 @@ from itertools import islice
 from typing import Any
 
 import datasets
-from PIL import ExifTags, ImageOps
 
 from scst.data.columns import CAPTION_COLUMNS, ID_COLUMNS, STORED_IMAGE
-from scst.data.images import decode_image, image_bytes, probe_image
+from scst.data.images import decode_image, image_bytes, probe_image, upright
 from scst.data.validate import caption_problem
 from scst.errors import DataError
 
@@ -189,5 +188,4 @@ def decoded(row: Row) -> Row:
         image = decode_image(image_bytes(row["image"]))
     except DataError as error:
         raise DataError(f"{row['image_id']}: {error}") from error
-    turned = image.getexif().get(ExifTags.Base.Orientation) is not None  # as the datasets library does
-    return row | {"image": ImageOps.exif_transpose(image) if turned else image}
+    return row | {"image": upright(image)}

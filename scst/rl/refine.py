@@ -14,6 +14,7 @@ from rich.console import Console
 from rewards.mixture import RewardMixture
 from scst.adapters.loaded import LoadedPolicy
 from scst.data.collate import SCSTCollator
+from scst.data.columns import STORED_IMAGE
 from scst.data.consensus import data_for
 from scst.data.load_splits import LoadedData
 from scst.data.reference_columns import ReferenceColumns, StreamedReferences
@@ -118,12 +119,16 @@ def scst_trainer(
         set_up_rewards(mixture, rows)
     watched = list(dict.fromkeys(["cider_d", *watched_metrics]))
     captioning = validation.build(policy, data, args, metrics=watched, reward=mixture.mean_reward)
-    stops = watch_action == "stop"
+    stops, cache = watch_action == "stop", None
+    if feature_cache and not isinstance(rows, StreamedRows):
+        cache = FeatureCache(feature_cache, policy.model, policy.encoder, rows["image_id"][:])
+        rows = rows.cast_column("image", STORED_IMAGE)  # the collator decodes what the cache does not hold
+    kept = None if cache is None else cache.kept
     trainer = SCSTTrainer(
         policy.model,
         args,
         train_dataset=rows,
-        data_collator=SCSTCollator(policy.encoder, policy.prompt, prompts, seed),
+        data_collator=SCSTCollator(policy.encoder, policy.prompt, prompts, seed, kept),
         processor=policy.encoder,
         sampling=Sampling(
             num_samples=num_samples,
@@ -138,9 +143,7 @@ def scst_trainer(
         scoring=scoring,
         validation=captioning,
         choice=CaptionChoice(caption_policy, seed),
-        feature_cache=FeatureCache(feature_cache, policy.model, policy.encoder, rows["image_id"][:])
-        if feature_cache and not isinstance(rows, StreamedRows)
-        else None,
+        feature_cache=cache,
         one_step_off_policy=one_step_off_policy,
         cuda_graphs=cuda_graphs,
         streams_weights=streams_weights,

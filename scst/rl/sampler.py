@@ -10,7 +10,7 @@ from scst.models.policy import Policy
 from scst.models.prompts import PromptEncoder
 from scst.rollout.decode import rollout
 from scst.rollout.distribution import rollout_uniforms
-from scst.rollout.feature_cache import FeatureCache
+from scst.rollout.feature_cache import FeatureCache, KeptFeatures
 from scst.types import PromptBatch, Rollout, Sampling
 
 
@@ -44,7 +44,14 @@ class Sampler:
         self.keep_prompt_cache = keep_prompt_cache
 
     @torch.no_grad()
-    def sample(self, policy: Policy, prompts: PromptBatch, image_ids: Sequence[str], step: int) -> Rollout:
+    def sample(
+        self,
+        policy: Policy,
+        prompts: PromptBatch,
+        image_ids: Sequence[str],
+        step: int,
+        kept: KeptFeatures | None = None,
+    ) -> Rollout:
         """The rollout of B images. Call with the model in eval mode.
 
         Args:
@@ -52,6 +59,7 @@ class Sampler:
             prompts: B prompts.
             image_ids: B ids, which decide the draws.
             step: optimizer steps so far.
+            kept: what the feature cache holds of these images.
         """
         uniforms = rollout_uniforms(
             image_ids,
@@ -62,7 +70,7 @@ class Sampler:
         )
         features = None
         if self.feature_cache is not None:
-            features = self.feature_cache.features(policy, prompts.pixel_values, image_ids)
+            features = self.feature_cache.features(policy, prompts.pixel_values, image_ids, kept)
         return rollout(
             policy,
             self.encoder,

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from rewards.mixture import RewardMixture
 from scst.adapters.loading import disable_dropout
+from scst.data.collate import KEPT_FEATURES
 from scst.data.columns import values_of
 from scst.data.reference_columns import ReferenceColumns, StreamedReferences
 from scst.data.streamed_rows import StreamedRows
@@ -31,7 +32,7 @@ from scst.rl.rewarder import Columns, RewardedRollout, Rewarder
 from scst.rl.rollout_metrics import rollout_metrics
 from scst.rl.sampler import Sampler
 from scst.rl.unsupported_arguments import refuse_unsupported
-from scst.rollout.feature_cache import FeatureCache
+from scst.rollout.feature_cache import FeatureCache, KeptFeatures
 from scst.training.hooks import TrainerHooks
 from scst.training.micro_batcher import MicroBatcher
 from scst.training.step_metrics import Mean
@@ -50,11 +51,13 @@ class ImageBatch:
         prompts: what is conditioned on.
         columns: a value per image and column of the dataset, and the instructions as ``prompts``.
         is_padding: the images weigh nothing (:mod:`scst.distributed.sharded_loader`).
+        kept: what the feature cache holds of the images; None without one.
     """
 
     prompts: PromptBatch
     columns: Columns
     is_padding: bool
+    kept: KeptFeatures | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -222,7 +225,8 @@ class SCSTTrainer(TrainerHooks):
     def to_device(self, inputs: dict[str, Any]) -> ImageBatch:
         """The record of a collated batch, its tensors on the model's device."""
         columns, is_padding = inputs.pop("columns"), bool(inputs.pop(PADDING_EXAMPLE, False))
-        return ImageBatch(PromptBatch(**self._prepare_inputs(inputs)), columns, is_padding)
+        kept = inputs.pop(KEPT_FEATURES, None)
+        return ImageBatch(PromptBatch(**self._prepare_inputs(inputs)), columns, is_padding, kept)
 
     def policy_of(self, model: torch.nn.Module) -> Policy:
         """The policy of a model that is wrapped for its devices; made once."""
@@ -245,7 +249,8 @@ class SCSTTrainer(TrainerHooks):
         image_ids, step = batch.columns["image_id"], self.state.global_step
 
         def sample(images: slice) -> Rollout:
-            return self.sampler.sample(policy, batch.prompts.select(images), image_ids[images], step)
+            kept = batch.kept.select(images) if batch.kept else None
+            return self.sampler.sample(policy, batch.prompts.select(images), image_ids[images], step, kept)
 
         rollouts = self.rollout_batches.map(sample, len(batch))
         return Rollout.join(rollouts, policy.pad_token_id)
@@ -345,7 +350,10 @@ class SCSTTrainer(TrainerHooks):
         self.policy_loss.skip_check()
         with torch.no_grad(), self.compute_loss_context_manager(), unsharded(self.model):
             trains = policy.vision_is_trainable
-            features = None if trains else policy.image_features(batch.prompts.pixel_values)
+            pixels, cache = batch.prompts.pixel_values, self.sampler.feature_cache
+            features = None if trains else policy.image_features(pixels) if cache is None else None
+            if cache is not None:
+                features = cache.features(policy, pixels, image_ids, batch.kept)
         return batch.prompts, batch.columns, features
 
 

@@ -10,8 +10,10 @@ import hashlib
 import logging
 import mmap
 import os
+import shutil
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,30 @@ from scst.models.policy import Policy, base_model
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class KeptFeatures:
+    """What the cache holds of the images of a batch.
+
+    Attributes:
+        keys: B checksums of the encoded images.
+        features: B tensors (N, D), None for an image that must be computed.
+    """
+
+    keys: list[int]
+    features: list[torch.Tensor | None]
+
+    def select(self, images: slice) -> KeptFeatures:
+        """Those of a part of the batch."""
+        return KeptFeatures(self.keys[images], self.features[images])
+
+
 class FeatureCache:
     """Projected image features (N, D) of every image of a fixed set, computed once.
 
-    An entry holds a checksum of its features and of the pixels they were made from, written after the
-    features. An entry that was cut short by a kill, or whose image has changed (augmentation, another picture
-    under the same id), fails its checksum and is computed again. Several processes may share a folder: every
-    entry has a fixed offset, and all processes write the same numbers there.
+    An entry holds a checksum of its features and of the picture they were made from, written after the
+    features. An entry that was cut short by a kill, or whose image has changed (another picture under the
+    same id), fails its checksum and is computed again. Several processes may share a folder: every entry has
+    a fixed offset, and all processes write the same numbers there.
 
     Args:
         folder: of the files; created when it is missing.
@@ -39,7 +58,8 @@ class FeatureCache:
         image_ids: of all images that may be stored; they fix the size of the files.
 
     Raises:
-        RecipeError: when the vision tower or the projector is trained, or the folder cannot be created.
+        RecipeError: when the vision tower or the projector is trained, the folder cannot be created, or the
+            features of all images do not fit onto its disk.
     """
 
     def __init__(self, folder: str | Path, model: torch.nn.Module, processor: Any, image_ids: Sequence[str]):
@@ -62,47 +82,90 @@ class FeatureCache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RecipeError(f"feature_cache: {str(folder)!r} cannot be made: {error}") from error
+        self._check_room(inner.config)
 
-    def features(self, policy: Policy, pixel_values: torch.Tensor, image_ids: Sequence[str]) -> torch.Tensor:
+    def kept(self, image_ids: Sequence[str], encoded: Sequence[bytes]) -> KeptFeatures:
+        """What is stored of images, before they are decoded.
+
+        Args:
+            image_ids: B ids.
+            encoded: B encoded images.
+        """
+        self._open_existing()
+        keys = [zlib.crc32(data) for data in encoded]
+        slots = [self._slots.get(str(image_id)) for image_id in image_ids]
+        return KeptFeatures(keys, [self._read(slot, key) for slot, key in zip(slots, keys, strict=True)])
+
+    def features(
+        self,
+        policy: Policy,
+        pixel_values: torch.Tensor,
+        image_ids: Sequence[str],
+        kept: KeptFeatures | None = None,
+    ) -> torch.Tensor:
         """(B, N, D) features on the policy's device, from the files where they are stored.
 
         Args:
             policy: computes what is missing.
-            pixel_values: (B, 3, H, W) preprocessed images.
+            pixel_values: (B, 3, H, W) preprocessed images; those with features in ``kept`` are not read.
             image_ids: B ids; one not given to the constructor is computed and not stored.
+            kept: what :meth:`kept` has found of these images; None: they are known by their pixels.
         """
-        pixels = [_bytes_of(image) for image in pixel_values.cpu()]
         slots = [self._slots.get(str(image_id)) for image_id in image_ids]
-        found = {i: f for i, s in enumerate(slots) if (f := self._read(s, pixels[i])) is not None}
+        if kept is None:
+            keys = [zlib.crc32(_bytes_of(image)) for image in pixel_values.cpu()]
+            kept = KeptFeatures(keys, [self._read(slot, key) for slot, key in zip(slots, keys, strict=True)])
+        found = {i: features for i, features in enumerate(kept.features) if features is not None}
         missing = [i for i in range(len(slots)) if i not in found]
         self.hits += len(found)
         self.misses += len(missing)
         if missing:
             computed = policy.image_features(pixel_values[missing].to(policy.device))
             if not found:
-                self._write_all(computed, slots, pixels)
+                self._write_all(computed, slots, kept.keys)
                 return computed
-            self._write_all(computed, [slots[i] for i in missing], [pixels[i] for i in missing])
+            self._write_all(computed, [slots[i] for i in missing], [kept.keys[i] for i in missing])
             for i, features in zip(missing, computed, strict=True):
                 found[i] = features
         return torch.stack([found[i].to(policy.device) for i in range(len(slots))])
 
-    def _read(self, slot: int | None, pixels: bytes) -> torch.Tensor | None:
+    def _check_room(self, config: Any) -> None:
+        """Refuse a disk that cannot take the features of all images beside what is there already."""
+        vision, weight = config.vision_config, next(self._parts[1].parameters())
+        tokens = (vision.image_size // vision.patch_size) ** 2
+        each = tokens * config.text_config.hidden_size * weight.element_size()
+        there = sum(file.stat().st_blocks * 512 for file in self.folder.glob(f"{self._fingerprint}-*"))
+        wanted, free = len(self._slots) * each - there, shutil.disk_usage(self.folder).free
+        if wanted > free:
+            raise RecipeError(
+                f"feature_cache: the features of {len(self._slots):,} images take {wanted / 1e9:,.1f} GB "
+                f"more, {str(self.folder)!r} has {free / 1e9:,.1f} GB free: use a larger disk, or "
+                "feature_cache: off"
+            )
+
+    def _read(self, slot: int | None, key: int) -> torch.Tensor | None:
         if slot is None or self._array is None:
             return None
-        return self._array.read(slot, zlib.crc32(pixels))
+        return self._array.read(slot, key)
 
-    def _write_all(
-        self, computed: torch.Tensor, slots: Sequence[int | None], pixels: Sequence[bytes]
-    ) -> None:
+    def _open_existing(self) -> None:
+        """Open the file of an earlier run or another process; its name tells shape and precision."""
+        if self._array is not None:
+            return
+        for file in self.folder.glob(f"{self._fingerprint}-*.features"):
+            _, dtype, shape = file.stem.split("-")
+            example = torch.empty([int(size) for size in shape.split("x")], dtype=getattr(torch, dtype))
+            self._array = self._open(example)
+
+    def _write_all(self, computed: torch.Tensor, slots: Sequence[int | None], keys: Sequence[int]) -> None:
         """Store features. On a full disk the run continues without storing."""
         computed = computed.detach().cpu().contiguous()
         try:
             if self._array is None:
                 self._array = self._open(computed[0])
-            for features, slot, image in zip(computed, slots, pixels, strict=True):
+            for features, slot, key in zip(computed, slots, keys, strict=True):
                 if slot is not None:
-                    self._array.write(slot, features, zlib.crc32(image))
+                    self._array.write(slot, features, key)
         except OSError as error:
             logger.warning("feature_cache: no longer stored in %s", visible(f"{self.folder}: {error}"))
             self._slots = {}
@@ -141,21 +204,21 @@ class _Array:
         self.file = file
         self.map = mmap.mmap(file, count * self.entry_bytes, prot=mmap.PROT_READ)
 
-    def read(self, slot: int, pixels_checksum: int) -> torch.Tensor | None:
-        """The features of an entry; None unless it is complete and made from these pixels."""
+    def read(self, slot: int, key: int) -> torch.Tensor | None:
+        """The features of an entry; None unless it is complete and made from the picture of this key."""
         start = slot * self.entry_bytes
         content = self.map[start : start + self.entry_bytes]  # a copy: another process may be writing
         features, checksum = content[: self.num_bytes], content[self.num_bytes :]
-        if checksum != _checksum(features, pixels_checksum):
+        if checksum != _checksum(features, key):
             return None
         return torch.frombuffer(bytearray(features), dtype=self.dtype).view(self.shape)
 
-    def write(self, slot: int, features: torch.Tensor, pixels_checksum: int) -> None:
+    def write(self, slot: int, features: torch.Tensor, key: int) -> None:
         """Write an entry: features first, then the checksum that makes them valid."""
         content = _bytes_of(features)
         start = slot * self.entry_bytes
         _write_fully(self.file, content, start)
-        _write_fully(self.file, _checksum(content, pixels_checksum), start + self.num_bytes)
+        _write_fully(self.file, _checksum(content, key), start + self.num_bytes)
 
 
 def _bytes_of(tensor: torch.Tensor) -> bytes:
@@ -163,9 +226,9 @@ def _bytes_of(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _checksum(features: bytes, pixels_checksum: int) -> bytes:
+def _checksum(features: bytes, key: int) -> bytes:
     """Eight bytes, never all zero: an entry that was never written reads as zeros."""
-    return zlib.crc32(features, pixels_checksum).to_bytes(4, "big") + b"scst"
+    return zlib.crc32(features, key).to_bytes(4, "big") + b"scst"
 
 
 def _write_fully(file: int, content: bytes, start: int) -> None:

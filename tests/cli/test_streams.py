@@ -1,4 +1,4 @@
-"""Tar archives through the commands: frequencies are counted, both stages train, what cannot work is refused."""
+"""Tar archives through the commands: counted, trained on in both stages, refused where they cannot work."""
 
 from __future__ import annotations
 

@@ -67,11 +67,11 @@ def test_rewards_are_computed_beside_the_next_rollout(run, monkeypatch, late):
     rollouts, met, changed = [], [], threading.Condition()
     sample = Sampler.sample
 
-    def counted_sample(self, policy, prompts, image_ids, step):
+    def counted_sample(self, *arguments):
         with changed:
-            rollouts.append(step)
+            rollouts.append(arguments[3])
             changed.notify_all()
-        return sample(self, policy, prompts, image_ids, step)
+        return sample(self, *arguments)
 
     def waiting(completions, **columns):
         with changed:

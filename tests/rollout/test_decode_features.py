@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import io
 import multiprocessing
 import os
+import types
 
 import pytest
 import torch
 
+from scst.data.collate import KEPT_FEATURES, SCSTCollator
 from scst.errors import RecipeError
 from scst.models.prompts import PromptEncoder
 from scst.rollout import feature_cache as module
@@ -75,6 +78,49 @@ def test_stored_features_are_the_computed_ones_bit_for_bit(tiny_processor, pixel
     assert again.dtype == dtype
     assert torch.equal(again, computed[order])
     assert (second.hits, second.misses) == (3, 0)
+
+
+@torch.no_grad()
+def test_what_is_held_is_known_by_its_encoded_picture_and_needs_no_pixels(
+    tiny_processor, pixels, cache_of, tmp_path
+):
+    policy, encoded = frozen_policy(tiny_processor), [b"one", b"two", b"three", b"four"]
+    computed = policy.image_features(pixels)
+    first = cache_of(policy)
+    first.features(policy, pixels, IDS, first.kept(IDS, encoded))
+    second = FeatureCache(tmp_path, policy.model, tiny_processor, IDS)  # finds the file by itself
+    kept = second.kept(IDS, [b"another", *encoded[1:]])
+    assert [features is None for features in kept.features] == [True, False, False, False]
+    blank = torch.cat([pixels[:1], torch.zeros_like(pixels[1:])])
+    torch.testing.assert_close(second.features(policy, blank, IDS, kept), computed, rtol=0, atol=1e-6)
+    assert (second.hits, second.misses) == (3, 1)
+
+
+@torch.no_grad()
+def test_a_picture_whose_features_are_held_is_not_decoded(tiny_processor, tmp_path):
+    """The pixels of a cut PNG cannot be decoded; its header can be read."""
+    buffer = io.BytesIO()
+    noise_images(1, 32)[0].save(buffer, "PNG")
+    data = buffer.getvalue()[:-400]
+    policy = frozen_policy(tiny_processor)
+    cache = FeatureCache(tmp_path, policy.model, tiny_processor, IDS)
+    collate = SCSTCollator(tiny_processor, "caption en", kept=cache.kept)
+    row = {"image": {"bytes": data, "path": None}, "references": ["a ."], "image_id": "a"}
+    with pytest.raises(OSError, match="truncated"):
+        collate([row])
+    cache.features(policy, torch.zeros(1, 3, 32, 32), ["a"], cache.kept(["a"], [data]))
+    batch = collate([row])
+    assert batch[KEPT_FEATURES].features[0] is not None
+    assert batch["columns"]["image"][0].size == (32, 32)
+
+
+def test_a_disk_that_cannot_take_all_features_is_refused(tiny_processor, tmp_path, monkeypatch):
+    policy = frozen_policy(tiny_processor)
+    each = 16 * 64 * 4
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=4 * each))
+    FeatureCache(tmp_path, policy.model, tiny_processor, IDS)
+    with pytest.raises(RecipeError, match=r"the features of 5 images take .* GB more, .* free: use a larger"):
+        FeatureCache(tmp_path, policy.model, tiny_processor, [*IDS, "e"])
 
 
 @torch.no_grad()
@@ -200,8 +246,7 @@ def test_training_with_the_cache_is_training_without(run_stage, sft_adapter, tmp
         assert all(torch.equal(weights[name][n], weight) for n, weight in weights["off"].items())
     assert runs["off"].sampler.feature_cache is None
     features = runs["second"].sampler.feature_cache
-    assert features.misses == 4, "only the first batch, which tells shape and precision"
-    assert features.hits == 12
+    assert (features.misses, features.hits) == (0, 16)
 
 
 def test_the_key_wants_a_folder(tmp_path):
