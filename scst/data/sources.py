@@ -191,7 +191,7 @@ def _load_saved(dataset: str) -> datasets.Dataset | datasets.DatasetDict:
     path = Path(dataset).expanduser()
     try:
         return datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
+    except Exception as error:  # whatever the library raises on a damaged description
         raise DataError(
             f"{path} looks like a saved dataset but does not load ({error}); save it again."
         ) from error

@@ -37,13 +37,14 @@ def read_bytes(path: str | Path, *, limit: int = RECORD_BYTES) -> bytes:
             kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "no regular file")
             raise DataError(f"{str(path)!r} is {kind}: expected a file")
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # it may be another one by now
-            content = file.read(limit + 1) or b""
+            size = os.fstat(file.fileno()).st_size  # reading up to the limit would reserve that much memory
+            content = (file.read(size + 1) or b"") if size <= limit else b""
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{_short(path)!r} cannot be read: {reason}") from error
-    if len(content) > limit:
+    if max(size, len(content)) > limit:
         raise DataError(f"{str(path)!r} is larger than {limit >> 10} KiB: expected a smaller file")
     return content
 

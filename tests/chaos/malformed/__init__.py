@@ -1,0 +1,1 @@
+"""Malformed inputs of every kind, given to the real commands in processes of their own."""
