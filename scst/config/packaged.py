@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from pathlib import Path
 
 import scst
-from scst.errors import RecipeError
+from scst.errors import RecipeError, shown
 
 PACKAGE = Path(scst.__file__).parent
 RECIPES_FOLDER = next(
@@ -15,6 +16,8 @@ RECIPES_FOLDER = next(
 )
 """The folder of recipes: ``recipes`` in an installed package, ``../recipes`` in a clone."""
 ACCELERATE = "accelerate"
+_LONGEST_NAME = 100
+"""Of recipes; to longer ones no similar names are looked for."""
 
 
 def recipe_names() -> list[str]:
@@ -43,13 +46,16 @@ def find_recipe(name: str | Path, *, place: str = "--config") -> Path:
         RecipeError: there is neither; the message suggests similar names.
     """
     path, text = Path(name), str(name)
-    if path.exists():
-        return path
-    packaged = RECIPES_FOLDER / f"{text.removesuffix('.yaml')}.yaml"
-    if not path.is_absolute() and packaged.is_file():
-        return packaged
-    hint = _hint(text, recipe_names())
-    raise RecipeError(f"{place}: there is no file {text!r}, and no packaged recipe of that name{hint}")
+    try:
+        if path.exists():
+            return path
+        packaged = RECIPES_FOLDER / f"{text.removesuffix('.yaml')}.yaml"
+        if not path.is_absolute() and packaged.is_file():
+            return packaged
+    except OSError as error:  # a name that no file system can hold
+        raise RecipeError(f"{place}: {shown(text)} is no name of a file: {error.strerror}") from error
+    hint = _hint(text, recipe_names()) if len(text) < _LONGEST_NAME else ""
+    raise RecipeError(f"{place}: there is no file {shown(text)}, and no packaged recipe of that name{hint}")
 
 
 def find_accelerate_config(name: str) -> Path:
@@ -60,10 +66,13 @@ def find_accelerate_config(name: str) -> Path:
     """
     packaged = RECIPES_FOLDER / ACCELERATE / f"{name.removesuffix('.yaml')}.yaml"
     for path in (Path(name), packaged):
-        if path.is_file():
-            return path
+        with contextlib.suppress(OSError):  # a name that no file system can hold
+            if path.is_file():
+                return path
     known = ", ".join(accelerate_names())
-    raise RecipeError(f"--accelerate_config: there is no file {name!r}; packaged configurations: {known}")
+    raise RecipeError(
+        f"--accelerate_config: there is no file {shown(name)}; packaged configurations: {known}"
+    )
 
 
 def _hint(name: str, known: list[str]) -> str:

@@ -104,8 +104,11 @@ def _read_recipe_file(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
 
 def _extended(name: str, reader: Path) -> Path:
     beside = reader.parent / name
-    if beside.is_file():
-        return beside
+    try:
+        if beside.is_file():
+            return beside
+    except OSError as error:  # a name that no file system can hold
+        raise RecipeError(f"extends: {shown(name)} is no name of a file: {error.strerror}") from error
     try:
         return find_recipe(name, place=f"extends (in {str(reader)!r})")
     except RecipeError:

@@ -16,10 +16,10 @@ from scst.errors import DataError, shown
 from scst.files.reading import read_text
 
 FILE_BYTES = 1 << 18
-"""Largest file: parsing takes some 10 s per MB, and recipes have a few kB."""
+"""Largest file; recipes have a few kB."""
 MAX_DEPTH = 50
 MAX_VALUES = 20_000
-"""Values of a document when every alias is written out; a few letters can stand for billions."""
+"""Values of a document, which take a second to read; also when every alias in it is written out."""
 MAX_DIGITS = 100
 
 
@@ -73,12 +73,15 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str):
         super().__init__(text)
-        self._depth = 0
+        self._depth = self._values = 0
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         if self._depth > MAX_DEPTH:
             raise _Fault(f"nested more than {MAX_DEPTH} levels deep", self.peek_event())
         self._depth += 1
+        self._values += 1
+        if self._values > MAX_VALUES:
+            raise _Fault(f"more than {MAX_VALUES:,} values", self.peek_event())
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node

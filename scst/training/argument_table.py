@@ -55,7 +55,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "log_level_replica": _LOG_LEVELS,
     "include_num_input_tokens_seen": ("all", "non_padding", "no"),
     "train_sampling_strategy": ("random", "sequential"),
-    "ddp_backend": ("nccl", "gloo", "mpi", "ccl", "xccl", "hccl", "cncl", "mccl"),
     "dataloader_multiprocessing_context": ("fork", "forkserver", "spawn"),
     "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "torch_compile_backend": ("inductor", "eager", "aot_eager", "cudagraphs", "onnxrt", "openxla"),
@@ -78,6 +77,7 @@ OWNED: dict[str, str] = {
     "accelerator_config": _LAUNCHER,
     "use_cpu": _LAUNCHER,
     "local_rank": _LAUNCHER,
+    "ddp_backend": _LAUNCHER,
     "hub_token": "recipes are recorded, and tokens must not be: set HF_TOKEN, or run `hf auth login`",
     "enable_jit_checkpoint": "signals are answered with a checkpoint anyway (docs/unkillable.md)",
     **dict.fromkeys(

@@ -252,7 +252,7 @@ def _check_text(name: str, text: str) -> None:
 def _check_path(name: str, text: str) -> None:
     """Refuse names that no file system can hold; asking for them raises an error of the system."""
     parts = [os.fsencode(part) for part in text.split(os.sep)]
-    if max(map(len, parts)) > 255 or sum(map(len, parts)) > 4000:
+    if max(map(len, parts)) > 255 or len(os.fsencode(text)) > 4000:
         raise RecipeError(
             f"{name}: expected the name of a file or folder, got {shown(text)}, which is too long"
         )

@@ -18,7 +18,8 @@ from pathlib import Path
 from scst.config.recipes import RECIPES
 
 SECONDS = 20
-"""A command that takes longer hangs."""
+"""A command that computes longer hangs; so does one that waits ``PATIENCE`` times as long on a busy machine."""
+PATIENCE = 6
 LONGEST_OUTPUT = 100_000
 LONGEST_SENTENCE = 12_000
 IN_ONE_PROCESS = 25
@@ -48,6 +49,8 @@ class Case:
         prepare: called with the folder that the process works in, before the command.
         is_right: True must be accepted, False must be refused, None may be either.
         names: a word that a refusal must hold.
+        trains: whether a dry run that passes is followed by the run itself, which must then succeed.
+        seconds: after which it hangs.
     """
 
     kind: str
@@ -57,6 +60,8 @@ class Case:
     prepare: Callable[[Path], object] = lambda folder: None
     is_right: bool | None = None
     names: str = ""
+    trains: bool = False
+    seconds: int = SECONDS
 
 
 @dataclass(frozen=True)
@@ -90,18 +95,22 @@ def attack(cases: Sequence[Case], folder: Path) -> list[Outcome]:
             break
         output = (place / OUTPUT).read_bytes()[: LONGEST_OUTPUT + 1].decode("utf-8", "replace")
         ended = place / ENDED
-        code, seconds = map(float, ended.read_text().split()) if ended.exists() else (None, SECONDS)
+        code, seconds = map(float, ended.read_text().split()) if ended.exists() else (None, case.seconds)
         outcomes.append(Outcome(case, _result(case, code, status, output), seconds, output))
     return outcomes
 
 
+DRY = "--dry_run"
+FAILED_LATER = 71
+"""Exit code of a run that ended with an error although its dry run had passed."""
 OUTPUT, ENDED, WORK = "output", "ended", "work"
 
 
 def _become_the_command(cases: Sequence[Case], folder: Path) -> None:
     """Never returns. The alarm kills whatever the process hangs in."""
     try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        for number in (signal.SIGALRM, signal.SIGPROF):
+            signal.signal(number, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, case in enumerate(cases):
@@ -111,14 +120,18 @@ def _become_the_command(cases: Sequence[Case], folder: Path) -> None:
             for stream in (1, 2):
                 os.dup2(descriptor, stream)
             os.close(descriptor)
+            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (a test may have put something there)
+            sys.stderr = open(2, "w", closefd=False, errors="backslashreplace")  # noqa: SIM115
             os.chdir(place / WORK)
             case.prepare(place / WORK)
-            signal.alarm(SECONDS)
+            signal.alarm(case.seconds * PATIENCE)
+            signal.setitimer(signal.ITIMER_PROF, case.seconds)
             started = time.monotonic()
             code = _run(case)
             sys.stdout.flush()
             sys.stderr.flush()
             signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             (place / ENDED).write_text(f"{code} {time.monotonic() - started}")
     except BaseException:
         traceback.print_exc()
@@ -131,7 +144,12 @@ def _run(case: Case) -> int:
     """The exit code of the command; 70 for a traceback."""
     try:
         module = importlib.import_module(f"scst.cli.{RECIPES[case.stage].command.split()[0]}")
-        return int(module.main([*RECIPES[case.stage].command.split()[1:], *case.arguments]))
+        more = RECIPES[case.stage].command.split()[1:]
+        code = int(module.main([*more, *case.arguments]))
+        if code == 0 and case.trains:
+            code = int(module.main([*more, *(flag for flag in case.arguments if flag != DRY)]))
+            return FAILED_LATER if code else 0
+        return code
     except BaseException:
         traceback.print_exc()
         return 70
@@ -139,7 +157,10 @@ def _run(case: Case) -> int:
 
 def _result(case: Case, code: float | None, status: int, output: str) -> str:
     if code is None:
-        return HANG if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM else TRACEBACK
+        alarms = (signal.SIGALRM, signal.SIGPROF)
+        return HANG if os.WIFSIGNALED(status) and os.WTERMSIG(status) in alarms else TRACEBACK
+    if code == FAILED_LATER:
+        return WRONG
     if code not in (0, 1, 2) or "Traceback (most recent call last)" in output:
         return TRACEBACK
     if len(output) > LONGEST_OUTPUT:
@@ -153,6 +174,15 @@ def _result(case: Case, code: float | None, status: int, output: str) -> str:
     return CLEAR if is_sentence else TRACEBACK
 
 
+def _next(cases: Sequence[Case], done: int) -> Sequence[Case]:
+    """The cases that run in one process; one that trains leaves state of the libraries behind."""
+    if cases[done].trains:
+        return cases[done : done + 1]
+    several = cases[done : done + IN_ONE_PROCESS]
+    first = next((number for number, case in enumerate(several) if case.trains), len(several))
+    return several[:first]
+
+
 def attack_all(cases: Sequence[Case], say: Callable[[Outcome], None]) -> Counter[tuple[str, str]]:
     """Run cases, some of them in one process; counts results by kind.
 
@@ -164,7 +194,7 @@ def attack_all(cases: Sequence[Case], say: Callable[[Outcome], None]) -> Counter
     done = 0
     while done < len(cases):
         with tempfile.TemporaryDirectory(prefix="scst-malformed-") as folder:
-            outcomes = attack(cases[done : done + IN_ONE_PROCESS], Path(folder))
+            outcomes = attack(_next(cases, done), Path(folder))
         if not outcomes:
             raise RuntimeError(f"no process could begin with {cases[done].name!r}")
         done += len(outcomes)

@@ -12,8 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.chaos.malformed import texts
-from tests.chaos.malformed.attack import Case
-from tests.chaos.malformed.recipe_cases import DRY
+from tests.chaos.malformed.attack import DRY, Case
 from tests.support.adapter_folders import write_adapter
 from tests.support.rows import dataset_of, rows_of
 from tests.support.worlds import write_risc
@@ -53,7 +52,6 @@ def _captions(folder: Path) -> None:
 
 
 def _everywhere(
-    kind: str,
     make: Callable[[str, Change, bool | None], Case],
     files: dict[str, bytes],
     generator: random.Random,

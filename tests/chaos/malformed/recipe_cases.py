@@ -13,7 +13,7 @@ import yaml
 from scst.config.packaged import RECIPES_FOLDER, recipe_names
 from scst.config.recipes import RECIPES
 from tests.chaos.malformed import texts
-from tests.chaos.malformed.attack import Case
+from tests.chaos.malformed.attack import DRY, Case
 from tests.support.adapter_folders import SCENES, write_adapter
 from tests.support.setting_values import (
     TOO_LONG,
@@ -23,7 +23,6 @@ from tests.support.setting_values import (
     wrong_values,
 )
 
-DRY = "--dry_run"
 RECIPE = "recipe.yaml"
 DATA = {"dataset": "embedded:scenes"}
 MODEL = {"model_name_or_path": SCENES}

@@ -2,6 +2,7 @@
 
     python -m tests.chaos.malformed.run                  (what `make chaos` runs: all of them, minutes)
     python -m tests.chaos.malformed.run --sample 150     (part of `make test`: as many, drawn with the seed)
+    python -m tests.chaos.malformed.run --train          (also trains with every argument that passes)
     python -m tests.chaos.malformed.run --seed 7 --json inputs.json
 
 Exits 0 when no input led to a traceback, a hang, a flood of output, or was wrongly accepted or refused.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import sys
@@ -27,8 +29,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tests.chaos.malformed import file_cases, recipe_cases
+from tests.chaos.malformed import file_cases, recipe_cases, training_cases
 from tests.chaos.malformed.attack import ACCEPTED, CLEAR, FAULTS, Case, Outcome, attack_all
+from tests.support.worlds import write_model, write_risc
 
 ROUNDS = 150
 """Random damages per form of file."""
@@ -63,6 +66,8 @@ def main() -> int:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="scst-right-files-") as folder:
         cases = all_cases(Path(folder), options.seed)
+        if options.train:
+            cases += training_cases.accepted_arguments(world_for_training(Path(folder) / "world"))
         if options.kind:
             cases = [case for case in cases if case.kind == options.kind]
         if options.sample:
@@ -74,11 +79,36 @@ def main() -> int:
     return int(any(result in FAULTS for _, result in counts))
 
 
+def world_for_training(folder: Path) -> Path:
+    """A tiny model, a dataset, and an adapter that one step was trained for."""
+    from scst.cli import rl, sft
+
+    assert rl.__doc__, "imported before the forks"
+    write_model(folder / "model")
+    write_risc(folder / "data")
+    flags = [
+        "--config",
+        "quickstart/sft",
+        "--model_name_or_path",
+        folder / "model",
+        "--dataset",
+        folder / "data",
+    ]
+    flags += ["--quantization", "none", "--max_steps", "1", "--save_strategy", "no", "--max_new_tokens", "5"]
+    process = multiprocessing.get_context("fork").Process(
+        target=sft.main, args=([*map(str, flags), "--output_dir", str(folder / "adapter")],)
+    )
+    process.start()
+    process.join()
+    return folder
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sample", type=int, help="only so many, drawn from all")
+    parser.add_argument("--train", action="store_true", help="also train with what a dry run accepts")
     parser.add_argument("--kind", help="only inputs of one kind, e.g. 'caption files'")
     parser.add_argument("--seed", type=int, default=1, help="of random damage and of the sample")
     parser.add_argument("--json", type=Path, help="file for kind, result, count")
