@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from scst.cli.launcher import Launch, take_launch_flags
-from scst.config.keys import Recipe
+from scst.config.keys import Recipe, types_of
 from scst.config.reader import read_recipe_file, recipe_of
 from scst.config.recipes import check_required
 from scst.config.renamed_keys import current_names
-from scst.errors import DataError, RecipeError
+from scst.errors import DataError, RecipeError, shown
 from scst.files.yaml_reader import parse_yaml
 from scst.training.run_record import named_base_model, recorded_settings
 
@@ -58,7 +58,10 @@ def parse(recipe_class: type[R], argv: Sequence[str]) -> Arguments[R]:
     dry_run = bool(flags.pop("dry_run", False))
     plan = _plan(flags.pop("plan", False), dry_run) if is_training(recipe_class) else False
     flags = current_names(flags)
-    recipe = recipe_of(recipe_class, _base_settings(recipe_class, config, flags.get("adapter")) | flags)
+    adapter = flags.get("adapter")
+    if adapter is not None and "adapter" in types_of(recipe_class):
+        adapter = types_of(recipe_class)["adapter"].convert("adapter", adapter)
+    recipe = recipe_of(recipe_class, _base_settings(recipe_class, config, adapter) | flags)
     check_required(recipe)
     return Arguments(recipe, dry_run, plan, positional, launch, remaining)
 
@@ -70,7 +73,7 @@ def _plan(value: Any, dry_run: bool) -> bool | str:
     if isinstance(value, bool):
         return value
     if not isinstance(value, str) or not value.endswith(".json") or Path(value).is_dir():
-        raise RecipeError(f"--plan: expected nothing or a file to write, FILE.json; got {value!r}")
+        raise RecipeError(f"--plan: expected nothing or a file to write, FILE.json; got {shown(value)}")
     return value
 
 
@@ -79,7 +82,7 @@ def _base_settings(recipe_class: type[Recipe], config: Any, adapter: str | None)
     stage = recipe_class.stage
     if config is not None:
         if not isinstance(config, str):
-            raise RecipeError(f"--config: expected one file or packaged recipe, got {config!r}")
+            raise RecipeError(f"--config: expected one file or packaged recipe, got {shown(config)}")
         return read_recipe_file(config)
     if stage in EXAMPLES:
         raise RecipeError(

@@ -38,8 +38,8 @@ def parquet_schema(path: Path) -> pa.Schema:
     """The schema of a file. Raises DataError: it is no parquet file, or lacks a column."""
     try:
         schema = pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: expected a parquet file, but it cannot be read as one: {error}") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
     check_columns(schema.names, str(path))
     return schema
 
@@ -49,9 +49,18 @@ def read_parquet(dataset: str) -> datasets.Dataset:
     parts = []
     for path in parquet_files(Path(dataset).expanduser()):
         parquet_schema(path)
-        part = normalise(datasets.Dataset.from_parquet(str(path)), str(path), stem_split(path))
+        try:
+            rows = datasets.Dataset.from_parquet(str(path))
+        except Exception as error:  # whatever the libraries raise on damaged data
+            raise _unreadable(path, error) from error
+        part = normalise(rows, str(path), stem_split(path))
         parts.append(resolve_paths(part, path, path.parent))
     return concatenate(parts, dataset)
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = str(error.__cause__ or error)[:300]
+    return DataError(f"{path}: expected a parquet file, but it cannot be read as one: {reason}")
 
 
 def resolve_paths(part: datasets.Dataset, where: Path, folder: Path) -> datasets.Dataset:
@@ -82,7 +91,10 @@ def parquet_layout(dataset: str) -> dict:
     splits: Counter[str] = Counter()
     for path in parquet_files(Path(dataset).expanduser()):
         if "split" in parquet_schema(path).names:
-            values = pq.read_table(path, columns=["split"])["split"].to_pylist()
+            try:
+                values = pq.read_table(path, columns=["split"])["split"].to_pylist()
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                raise _unreadable(path, error) from error
             splits.update(value or stem_split(path) for value in values)
         else:
             splits[stem_split(path)] += pq.read_metadata(path).num_rows

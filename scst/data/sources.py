@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 
 import datasets
-import pyarrow as pa
 
 from scst.data.columns import (
     check_columns,

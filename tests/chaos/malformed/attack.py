@@ -18,7 +18,7 @@ from pathlib import Path
 from scst.config.recipes import RECIPES
 
 SECONDS = 20
-"""A command that computes longer hangs; so does one that waits ``PATIENCE`` times as long on a busy machine."""
+"""A command that computes longer hangs, as does one that waits ``PATIENCE`` times as long (busy machines)."""
 PATIENCE = 6
 LONGEST_OUTPUT = 100_000
 LONGEST_SENTENCE = 12_000
