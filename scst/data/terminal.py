@@ -1,8 +1,8 @@
 """Tables, lines and progress bars on a terminal: captions, ids and paths are shown and never obeyed.
 
 Beside what ``visible`` spells out, text of data may hold rich's markup (``[red]``) and emoji codes
-(``:dog:``), which are letters here. All that the project prints with rich goes through this file; a test looks
-for exceptions.
+(``:dog:``), which are letters here. All that the project prints with rich goes through this file; a test
+looks for exceptions.
 """
 
 from __future__ import annotations
