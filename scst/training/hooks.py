@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -224,7 +225,8 @@ class TrainerHooks(Trainer):
             logs = {**logs, **self.metrics.flush(), **self.guard.flush()}
         if "train_loss" in logs:  # the library's holds the losses of skipped steps
             logs = {**logs, "train_loss": self.guard.mean_loss()}
-        super().log(logs, start_time)
+        # every entry of the log stays in memory: let all of them have the same names, and not their own
+        super().log({sys.intern(name): value for name, value in logs.items()}, start_time)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """The end of an optimizer step: remember what a checkpoint written here would hold."""
