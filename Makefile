@@ -48,6 +48,7 @@ test-fast: $(STAMP)
 
 chaos: $(STAMP)
 	@$(IN_VENV) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m tests.chaos.run $(ARGS)
+	@$(IN_VENV) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m tests.chaos.memory
 
 lint: $(STAMP)
 	@$(VENV)/bin/ruff check .
