@@ -25,6 +25,7 @@ from scst.errors import RecipeError
 from tests.support.adapter_folders import write_adapter
 from tests.support.commands import start, start_warm
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S, wait_until
 
 SCRIPTS = sorted((ROOT / "launch").glob("*.py"))
 
@@ -230,7 +231,11 @@ def test_processes_are_started_and_their_exit_code_returned(tmp_path):
 CHILD = """
 import signal, sys, time
 from pathlib import Path
-signal.signal(signal.SIGTERM, lambda *_: sys.exit({code}))
+def stop(number, frame):
+    Path(sys.argv[1]).write_text(str(number))
+    sys.exit({code})
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, stop)
 Path(sys.argv[1]).touch()
 time.sleep(60)
 sys.exit("not told")
@@ -242,7 +247,16 @@ sys.exit(run_child([sys.executable, sys.argv[1], sys.argv[2]], os.environ))
 """
 
 
-def test_sigterm_reaches_the_child_of_the_quickstart(tmp_path):
+@pytest.mark.parametrize(
+    ("sent", "code", "arrives"),
+    [
+        (signal.SIGTERM, 143, signal.SIGTERM),
+        (signal.SIGHUP, 143, signal.SIGHUP),
+        (signal.SIGKILL, -signal.SIGKILL, signal.SIGTERM),  # the kernel tells the child
+    ],
+    ids=["SIGTERM", "SIGHUP", "SIGKILL"],
+)
+def test_a_signal_reaches_the_child_of_the_quickstart(tmp_path, sent, code, arrives):
     (tmp_path / "child.py").write_text(CHILD.format(code=143))
     mark = tmp_path / "started"
     parent = subprocess.Popen(
@@ -254,8 +268,9 @@ def test_sigterm_reaches_the_child_of_the_quickstart(tmp_path):
     while not mark.exists():
         assert time.monotonic() < until
         time.sleep(0.02)
-    parent.send_signal(signal.SIGTERM)
-    assert parent.wait(timeout=30) == 143, "the child's own exit code, after it has saved"
+    parent.send_signal(sent)
+    assert parent.wait(timeout=PATIENCE_S) == code, "the child's own exit code, after it has saved"
+    wait_until(lambda: mark.read_text() == str(int(arrives)), "the child being told")
 
 
 def test_a_child_that_a_signal_ends_has_the_exit_code_of_a_shell():

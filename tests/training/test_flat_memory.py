@@ -1,4 +1,4 @@
-"""Nothing grows from step to step but the log: objects are counted at counted steps, not bytes by the clock."""
+"""Nothing grows from step to step but the log: objects are counted at counted steps."""
 
 from __future__ import annotations
 
