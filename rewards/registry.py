@@ -145,7 +145,7 @@ def _from_recipe(entry: Mapping[str, Any]) -> WeightedReward:
 
 
 def _name_of(function: Any) -> str:
-    """``__name__``, of a partial that of its function, else the name of the class."""
+    """``__name__`` of the function (inside a partial, too), else the name of the class."""
     while isinstance(function, functools.partial):
         function = function.func
     return str(getattr(function, "__name__", type(function).__name__))

@@ -9,7 +9,7 @@ from rewards.scorers.text import caption_texts, repeated_share
 
 
 class RepetitionPenalty:
-    """Minus the share of words that repeat what the caption has said: -1 to 0 (:func:`repeated_share`)."""
+    """Minus the share of repeated words: -1 to 0 (:func:`repeated_share`)."""
 
     __name__ = "repetition"
 

@@ -158,7 +158,7 @@ class BertScorer:
 
 
 def _check_folder(folder: Path, num_layers: int | None) -> None:
-    """Refuse what bert-score would answer with an assertion, or with random weights."""
+    """Refuse a folder for which bert-score would fail an assertion or use random weights."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     there = config.get("num_hidden_layers") or config.get("n_layers")
     if num_layers is None or (there and not 0 < num_layers <= there):

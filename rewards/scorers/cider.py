@@ -229,7 +229,7 @@ class CiderD(Cider):
 def _find(
     keys: np.ndarray, cell: np.ndarray, slot: np.ndarray, groups: Sequence[_References]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which n-grams of captions stand in references of their image, and their rows in all groups' counts."""
+    """Find the n-grams of captions that their image's references have, and their rows in all counts."""
     sentinel = np.iinfo(np.int64).max  # every key has a place before it
     reference_keys = np.concatenate(
         [*(group.keys + i * _IMAGE for i, group in enumerate(groups)), [sentinel]]
@@ -245,6 +245,6 @@ def _bigrams(words: Sequence[Sequence[str]]) -> np.ndarray:
 
 
 def _padded(array: np.ndarray, width: int) -> np.ndarray:
-    """Zeros for the references that an image has fewer than others: their cosine is 0."""
+    """Pad images that have fewer references than others with zeros: their cosine is 0."""
     missing = width - array.shape[-1]
     return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)]) if missing else array

@@ -16,7 +16,7 @@ from rewards.scorers.text import words
 
 
 def caption_ngrams(caption: str, n: int) -> list[tuple[str, ...]]:
-    """The n-grams of a caption as often as they stand in it, for distinct-n.
+    """All n-grams of a caption, repeated ones included, for distinct-n.
 
     Distinct-n is distinct n-grams over n-grams of all captions (Li et al. 2016, arXiv:1510.03055, who divide
     by the words for every n; everybody since divides by the n-grams). It falls with the amount of text:

@@ -118,7 +118,7 @@ class JavaLines:
         raise self._failure(timeout_s if late.is_set() else None)
 
     def _failure(self, timeout_s: float | None) -> Exception:
-        """Why there was no answer; the process is ended."""
+        """End the process, and say why it did not answer."""
         if not self.end.alive:
             return NamedRewardError(f"{self.name}: it was closed while it was at work")
         _kill(self._process)
@@ -150,7 +150,7 @@ def _end(process: subprocess.Popen, log: IO[bytes], owner: int) -> None:
 
 
 def run_java(name: str, command: Sequence[str], folder: Path, timeout_s: float, given: bytes = b"") -> str:
-    """What a Java program prints that reads its standard input and ends.
+    """Run a Java program on the given standard input and return what it prints.
 
     Args:
         name: of the program, for messages.

@@ -36,7 +36,7 @@ _VERSION = re.compile(r'version "(?:1\.)?(\d+)')
 
 
 def find_spice(folder: str | Path | None = None) -> Path:
-    """The folder of SPICE, when everything that it needs is there.
+    """The folder of SPICE, after a check that its jars and models are there.
 
     Args:
         folder: where ``spice-1.0.jar`` and ``lib`` are; by default in pycocoevalcap.
@@ -92,7 +92,7 @@ def _words(text: str) -> str:
 
 
 def _answer(given: Sequence[dict], folder: Path, timeout_s: float) -> str:
-    """What the jar writes for a list of captions: JSON."""
+    """Run the jar on captions; returns its JSON."""
     with tempfile.TemporaryDirectory(prefix="spice-") as temporary:
         asked, answered = Path(temporary, "captions.json"), Path(temporary, "scores.json")
         asked.write_text(json.dumps(given), encoding="utf-8")

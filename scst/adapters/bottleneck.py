@@ -47,11 +47,13 @@ class BottleneckNetwork(nn.Module):
         super().__init__()
         self.down = nn.Linear(width, size)
         self.up = nn.Linear(size, width)
+        # the adapted model begins as the model itself; `down` is random, or no gradient would reach it
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """(..., width) to the same shape and dtype."""
+        # the adapter's weights are fp32, or the updates of a small learning rate would vanish in bf16
         change = self.up(nn.functional.gelu(self.down(states.to(self.down.weight.dtype))))
         return states + change.to(states.dtype)
 
@@ -68,6 +70,7 @@ class BottleneckLayer(AdapterLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the wrapped module returns; of attention, its weights are passed on as they are."""
         output = self.base_layer(*args, **kwargs)
+        # attention returns (states, weights), an MLP states alone
         states, others = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
         for bottleneck in self.active_weights():
             states = bottleneck(states)

@@ -74,6 +74,8 @@ def add_lora(
         r=rank,
         lora_dropout=dropout,
         rank_pattern=ranks,
+        # PEFT scales every layer with its own alpha / rank: another rank with the same alpha would learn at
+        # another speed
         alpha_pattern={pattern: alpha * other / rank for pattern, other in ranks.items()},
         target_modules=target_pattern(targets),
         bias="none",
@@ -93,6 +95,7 @@ def add_lora(
 
 
 def _refuse_head(model: torch.nn.Module) -> None:
+    # they are tied to each other: an adapter on one would change or untie the other, and be as large as both
     reached = [
         name
         for name, p in model.named_parameters()

@@ -67,6 +67,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     def active_weights(self) -> list[Any]:
         """Weights of the adapters that are on."""
+        # disabled for the comparison policy of the KL term; merged: the base layer holds the weights already
         if self.disable_adapters or self.merged:
             return []
         return [self._weights()[name] for name in self.active_adapters if name in self._weights()]

@@ -75,6 +75,8 @@ class PrefixedCache:
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (B, heads, N + past + L, head_dim); only (B, heads, L, head_dim) are stored."""
+        # The real cache first, so that it stores tokens only: it can be cut, reordered and repeated for other
+        # captions without knowing of the prefix. Keys come with their rotary positions already applied.
         if self.cache is not None:
             key_states, value_states = self.cache.update(key_states, value_states, *args, **kwargs)
         keys, values = self.prefix(key_states)
@@ -106,6 +108,7 @@ class PrefixLayer(AdapterLayer):
         if length and mask is None:
             mask = self._implied_mask(hidden_states, past_key_values)
         if length and mask is not None:
+            # "visible" is True in a boolean mask and 0 in an additive one
             mask = nn.functional.pad(mask, (length, 0), value=mask.dtype is torch.bool)
         output, weights, *others = self.base_layer(
             hidden_states, *args, attention_mask=mask, past_key_values=cache, **kwargs
@@ -119,7 +122,7 @@ class PrefixLayer(AdapterLayer):
             return None
         past = 0 if cache is None else cache.get_seq_length(self.base_layer.layer_idx)
         seen = torch.ones(length, past + length, dtype=torch.bool, device=states.device)
-        return seen.tril(past)[None, None]
+        return seen.tril(past)[None, None]  # query i stands at place past + i and sees all up to itself
 
 
 class PrefixTuner(LayerTuner):
@@ -143,7 +146,7 @@ def add_prefix_tuning(model: nn.Module, token_ids: torch.Tensor) -> PeftModel:
         token_ids: (N,) tokens; the prefix is initialised with the keys and values that the model computes for
             them.
     """
-    states = keys_and_values(model, token_ids)
+    states = keys_and_values(model, token_ids)  # before wrapping: of the frozen model by itself
     num_heads, num_virtual_tokens, head_dim = states[0][0].shape
     config = PrefixConfig(
         task_type="CAUSAL_LM",
@@ -172,6 +175,7 @@ def keys_and_values(model: nn.Module, token_ids: torch.Tensor) -> list[tuple[tor
     decoder(
         inputs_embeds=embeddings,
         attention_mask=masks.for_attention(seen, decoder.config._attn_implementation, embeddings.dtype),
+        # PaliGemma counts positions from 1; the prefix keeps these, whatever the prompt
         position_ids=torch.arange(1, ids.shape[1] + 1, device=ids.device)[None],
         past_key_values=cache,
         use_cache=True,

@@ -59,11 +59,14 @@ class VirtualTokens(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(len(token_ids), width))
         self.token_ids: torch.Tensor
+        # follows the model to its device, but is saved in the adapter's settings and not among its weights
         self.register_buffer("token_ids", torch.tensor(token_ids), persistent=False)
 
     def forward(self, ids: torch.Tensor, embeddings: torch.Tensor, scale: Any) -> torch.Tensor:
         """``embeddings`` (..., D) of ``ids`` (...), replaced by the trained ones at virtual tokens."""
-        places = ids.unsqueeze(-1).eq(self.token_ids)
+        places = ids.unsqueeze(-1).eq(self.token_ids)  # (..., N)
+        # Where no virtual token stands argmax is 0: that row is looked up in vain, and `where` drops it. A
+        # lookup of fixed shape needs no synchronisation with the GPU, unlike indexing by a boolean mask.
         rows = nn.functional.embedding(places.int().argmax(-1), self.weight)
         return torch.where(places.any(-1, keepdim=True), (rows * scale).to(embeddings.dtype), embeddings)
 
@@ -140,6 +143,7 @@ def add_prompt_tuning(model: nn.Module, processor: Any, token_ids: torch.Tensor)
         token_ids=processor.tokenizer.convert_tokens_to_ids(names),
         width=table.shape[1],
     )
+    # read before the matrix is wrapped; trained in fp32, whatever the model's precision
     first = table.detach()[token_ids.to(table.device)].float()
     adapted = get_peft_model(model, config)
     rows = next(module for module in adapted.modules() if isinstance(module, VirtualTokens))

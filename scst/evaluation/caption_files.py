@@ -32,7 +32,7 @@ _CAPTION_KEYS = ("caption", "captions", "references")
 
 @dataclass(frozen=True)
 class CaptionPairs:
-    """N captions and what they are compared with, aligned.
+    """N captions with their references, aligned by image.
 
     Attributes:
         captions: N texts.
@@ -92,7 +92,7 @@ def read_pairs(predictions: str, references: Sequence[str] = (), *, subset: bool
 
 
 def read_captions(path: str) -> list[str]:
-    """All captions of a file in any of the forms, candidates and references alike.
+    """Read all captions of a file, candidates and references alike, in any of the formats.
 
     Raises:
         DataError: as :func:`read_pairs`.

@@ -1,4 +1,4 @@
-"""Captions of images: batches, decoding, and whether each caption came to its end."""
+"""Generates captions of images, batch by batch, and records whether each of them ended by itself."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def caption_images(
 
     Raises:
         DataError: the numbers of images and prompts differ.
-        RecipeError: unknown preset, or length limits or batch size that cannot be.
+        RecipeError: an unknown preset, or an impossible length limit or batch size.
     """
     if batch_size < 1:
         raise RecipeError(f"batch_size must be at least 1, got {batch_size}")
@@ -119,6 +119,7 @@ def _decoding_state(model: Any, seed: int) -> Iterator[None]:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    # evaluations within a training run must not change what the run draws next
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

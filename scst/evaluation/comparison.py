@@ -19,11 +19,11 @@ class Comparison:
     """Two evaluations on the same images: A, the other one, and B, this one.
 
     Attributes:
-        name: of the other one.
+        name: what the page calls the other one.
         captions: N captions of the other one.
         differences: by metric, B minus A.
-        metric: by which single captions are compared.
-        changes: N differences of it; 0 where a caption cannot be judged.
+        metric: the one that ranks single captions by how much they changed.
+        changes: N differences of that metric; 0 where a caption cannot be judged.
     """
 
     name: str
@@ -69,7 +69,7 @@ def compare_with(
 
     Args:
         other: as :func:`other_evaluation` gives it.
-        name: what it is called.
+        name: what the page calls it.
         corpus, scores: of this evaluation; metrics that need what the other one did not record are left out.
         bootstrap_samples, seed: resamples or exchanges of the paired comparison.
     """
@@ -92,6 +92,9 @@ def _changes(metric: str, first: Mapping[str, Scores], second: Mapping[str, Scor
 
 
 def ranking_metric(per_caption: Mapping[str, Sequence[float | None]]) -> str:
-    """What ranks captions: CIDEr-D, else the first metric of quality with scores per caption, else ""."""
+    """The metric that ranks captions: CIDEr-D, else the first quality metric with scores per caption.
+
+    "" when there is none.
+    """
     names = ("cider_d", *(name for name in per_caption if METRICS[name].direction == 1))
     return next((name for name in names if per_caption.get(name)), "")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a caption is read off the policy.
+    """How captions are decoded from the policy.
 
     Attributes:
         name: what reports call it.
@@ -153,7 +153,7 @@ def to_generation_config(
 
 @contextmanager
 def bare_generation_defaults(model: torch.nn.Module) -> Iterator[None]:
-    """While open, neither the model nor anything it wraps has generation defaults of its own.
+    """Inside, the model and everything it wraps have no generation defaults of their own.
 
     transformers merges ``model.generation_config`` into every unset field of the settings it is given, and
     PEFT hands its own copy down to the base model; both are emptied and put back at the end.

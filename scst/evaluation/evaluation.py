@@ -102,6 +102,7 @@ class Evaluation:
         folder = None if self.output_dir is None else Path(self.output_dir)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
+            # written last, and so the sign of a complete evaluation: that of an earlier one must go first
             (folder / METRICS_FILE).unlink(missing_ok=True)
         captions = map_across_ranks(partial(self._caption, model, processor, dataset), len(dataset))
         if not PartialState().is_main_process:
@@ -171,7 +172,7 @@ class Evaluation:
     def _samples(
         self, model: torch.nn.Module, processor: Any, corpus: Corpus, stages: Sequence[TrainingStage]
     ) -> tuple[list[ScoredSamples], str]:
-        """Samples for the report, drawn as the last stage drew them, and that distribution in words."""
+        """Sample captions for the report from the last stage's distribution, and describe it in words."""
         if not self.report_samples:
             return [], ""
         sampling = training_sampling(

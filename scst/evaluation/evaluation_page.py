@@ -29,7 +29,7 @@ _COARSER = {"bleu_1", "bleu_2", "bleu_3"}  # say less about a caption than BLEU-
 
 @dataclass(frozen=True)
 class Report:
-    """What the page is made of.
+    """The content of the page.
 
     Attributes:
         title, subtitle: heading and the line below, e.g. model, prompt and decoding.
@@ -168,7 +168,7 @@ def _extremes(report: Report, pictures: Pictures) -> str:
 
 
 def rankings(results: Mapping[str, MetricResult]) -> list[str]:
-    """Metrics of quality with scores per caption, CIDEr-D first, as many as there are tabs."""
+    """Quality metrics that have scores per caption, CIDEr-D first; no more than there are tabs."""
     first = ranking_metric({name: result.per_caption for name, result in results.items()})
     coarser = _COARSER if "bleu_4" in results else set()
     others = [

@@ -27,9 +27,9 @@ class ScoredSamples:
     """The captions of one image.
 
     Attributes:
-        index: of the image in the dataset.
-        greedy: the argmax caption. greedy_score: its CIDEr-D.
-        samples: captions drawn from the policy. scores: their CIDEr-D.
+        index: place of the image in the dataset.
+        greedy, greedy_score: the argmax caption and its CIDEr-D.
+        samples, scores: captions drawn from the policy, and their CIDEr-D.
     """
 
     index: int
@@ -40,7 +40,7 @@ class ScoredSamples:
 
 
 def check_report_samples(count: int) -> None:
-    """Refuse a number of images that cannot be.
+    """Refuse an impossible number of images.
 
     Raises:
         RecipeError: below 0, or more than a page should hold.

@@ -25,7 +25,7 @@ def read_corpus(
     images: str | None = None,
     subset: bool = False,
 ) -> Corpus:
-    """Captions, references and pictures of files.
+    """Read captions, references and pictures from files.
 
     Args:
         predictions, references, subset: as in :func:`scst.evaluation.caption_files.read_pairs`.
@@ -96,7 +96,7 @@ def compare_files(
 
 
 def in_order_of(pairs: CaptionPairs, image_ids: Sequence[str], *, of: tuple[str, str]) -> CaptionPairs:
-    """The pairs in the order of some image ids.
+    """Reorder pairs to follow a list of image ids.
 
     Args:
         pairs: as they were read.

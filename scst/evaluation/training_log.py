@@ -52,7 +52,7 @@ class TrainingStage:
 
 
 def training_stages(adapter: str | Path | None) -> list[TrainingStage]:
-    """The runs that made an adapter, the first one first; none for a base model or an adapter of the hub.
+    """The runs that an adapter was trained in, oldest first; none for a base model or an adapter of the hub.
 
     An SCST run names the adapter that it refined; it is looked for where its record says, and beside the run.
     """
@@ -70,7 +70,7 @@ def training_stages(adapter: str | Path | None) -> list[TrainingStage]:
 
 
 def read_stage(folder: str | Path) -> TrainingStage | None:
-    """The run that left a folder, or a checkpoint inside of it; None without a readable log."""
+    """Read the log of the run that wrote a folder, or a checkpoint in it; None without a readable log."""
     folder = Path(folder)
     state = _read_json(folder / STATE_NAME)
     if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):

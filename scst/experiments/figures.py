@@ -100,7 +100,7 @@ def _new_figure(height: float) -> tuple[Figure, Axes]:
 
 
 def _setting_label(setting: tuple[str, str, int], rows: Sequence[Row], letters: Mapping[str, str]) -> str:
-    """What tells a setting from the others."""
+    """Label of a setting: only what differs between settings."""
     prompt, decoding, limit = setting
     parts = [letters[prompt]] if len(letters) > 1 else []
     parts += [decoding] if len({row.cell.decoding for row in rows}) > 1 else []
@@ -190,7 +190,7 @@ def _robustness(
 
 
 def _ablations(rows: Sequence[Row], metric: str, folder: Path) -> list[DrawnFigure]:
-    """A figure per grid with a numeric key: that key along, a line per combination of the others."""
+    """A figure per grid with a numeric key: that key on the x axis, a line per combination of the others."""
     figures = []
     for family in dict.fromkeys(row.cell.model.family for row in rows):
         mine = [row for row in rows if row.cell.model.family == family and metric in row.values]
@@ -269,7 +269,7 @@ def _lines(
 
 
 def _legend_above(figure: Figure, axes: Axes) -> None:
-    """The legend, and as much more height as its lines beyond the second take."""
+    """Put the legend above the axes, and make the figure taller when it has more than two lines."""
     handles, labels = axes.get_legend_handles_labels()
     columns = 1 if max(map(len, labels)) > 38 else 2 if max(map(len, labels)) > 14 else 3
     figure.set_figheight(figure.get_figheight() + 0.2 * max(0, math.ceil(len(labels) / columns) - 2))

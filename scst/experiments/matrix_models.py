@@ -39,13 +39,13 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model: without stages the base checkpoint, or an adapter that is there.
+    """One model: a base checkpoint, an existing adapter, or what a chain of stages trains.
 
     Attributes:
         name: of the table.
         family: of the entry whose grid it belongs to.
         varied: label of every key of the grid.
-        values: value of every key of the grid; ``sft.learning_rate`` is the key of one stage.
+        values: value of every key of the grid; ``sft.learning_rate`` sets the key of that stage only.
         keys: further keys, for all stages and the evaluation that know them; see :func:`keys_for`.
         stages: trained one after the other.
         adapter: a folder; with stages, the one that the first stage starts from.
@@ -72,7 +72,7 @@ def grid_keys_for(model: ModelSpec, stage: str, stage_keys: StageKeys) -> dict[s
 
 
 def label_up_to(model: ModelSpec, position: int, stage_keys: StageKeys) -> str:
-    """Name of what the stages up to ``position`` leave: the family and the varied keys that they know."""
+    """Name of the adapter after the stages up to ``position``: family, and varied keys that they know."""
     stages = [stage.stage for stage in model.stages[: position + 1]]
     parts = [f"{k}={v}" for k, v in model.varied.items() if any(_reaches(k, s, stage_keys) for s in stages)]
     return " ".join([model.family, *parts])
@@ -88,7 +88,7 @@ def _bare(name: str) -> str:
 
 
 def read_models(entries: Sequence[Any], stage_keys: StageKeys) -> list[ModelSpec]:
-    """The models of a matrix, grids spanned.
+    """Read the models of a matrix and expand their grids.
 
     Args:
         entries: mappings of ``name`` and, by choice, ``stages``, ``adapter``, ``vary`` and recipe keys.
@@ -188,7 +188,7 @@ def refuse_decided(keys: Mapping[str, Any], where: str, decided: Mapping[str, st
 
 
 def refuse_unknown(keys: Mapping[str, Any], stages: Sequence[str], where: str, stage_keys: StageKeys) -> None:
-    """Refuse keys that none of the stages knows, with what was perhaps meant.
+    """Refuse keys that none of the stages knows, and suggest similar ones.
 
     Raises:
         RecipeError: naming the key.

@@ -62,7 +62,7 @@ class Run:
 
     @property
     def is_complete(self) -> bool:
-        """Whether its last file is there."""
+        """Whether the file that is written last exists."""
         return (self.folder / (METRICS_FILE if self.stage == EVALUATE else RECORD_NAME)).is_file()
 
     @property
@@ -74,11 +74,11 @@ class Run:
 
     @property
     def place(self) -> str:
-        """Its folder, as seen from the matrix's."""
+        """Its folder, relative to that of the matrix."""
         return f"{self.folder.parent.name}/{self.folder.name}"
 
     def chain(self) -> list[Run]:
-        """The trainings it builds upon, first one first."""
+        """The trainings that it builds upon, in order."""
         return [*self.after.chain(), self.after] if self.after else []
 
 
@@ -189,19 +189,20 @@ class _Planner:
         self._folders: dict[str, Path] = {}
 
     def cells(self, model: ModelSpec) -> Iterator[Cell]:
-        """Those of one model, seed by seed."""
+        """The cells of one model, seed by seed."""
         with _naming(f"models: {model.name}"):
             for position, seed in enumerate(self.axes.seeds or [None]):
                 training = self._train(model, seed)
                 given = self._given(model, training)
                 for changes in self._settings():
                     cell = self._cell(model, training, given, changes, seed)
+                    # without training and sampling, captions are the same for every seed
                     depends_on_seed = model.stages or get_decoding(cell.decoding).do_sample
                     if depends_on_seed or position == 0:
                         yield cell
 
     def _settings(self) -> Iterator[dict[str, Any]]:
-        """Prompt, decoding and limit of each cell, as far as the matrix has its own."""
+        """The combinations of prompt, decoding and length limit that the matrix itself sets."""
         axes: dict[str, Sequence[Any]] = {
             "prompt": self.axes.prompts,
             "decoding": self.axes.decodings,
@@ -227,6 +228,7 @@ class _Planner:
         settings |= grid_keys_for(model, stage.stage, self.stage_keys)
         settings |= {} if seed is None else {"seed": seed}
         adapter = str(before.folder) if before else model.adapter
+        # last: whatever the recipe says, a stage continues its own run and never replaces one
         settings |= {"adapter": adapter, "resume": True, "overwrite": False}
         name = "-".join([label_up_to(model, position, self.stage_keys), *_seed_name(seed), stage.stage])
         return self._run(stage.stage, settings, "trained", name, before)
@@ -265,8 +267,10 @@ class _Planner:
     def _run(self, stage: str, settings: Mapping[str, Any], below: str, name: str, before: Run | None) -> Run:
         keys = self.stage_keys.complete(stage, settings)
         counted = {k: v for k, v in keys.items() if k not in _NOT_IN_FINGERPRINT}
+        # what the run builds upon counts by content, and not by the place where it lies
         origin = before.fingerprint if before else _adapter_fingerprint(keys["adapter"])
         fingerprint = _fingerprint({"stage": stage, "keys": counted, "adapter": origin})
+        # equal runs of different models share a folder, so that each is made once
         folder = self._folders.setdefault(fingerprint, _folder(self.root / below, name, fingerprint))
         return Run(stage, keys | {"output_dir": str(folder)}, fingerprint, folder, before)
 
@@ -312,7 +316,7 @@ def _fingerprint(content: Any) -> str:
 
 
 def _adapter_fingerprint(adapter: str | None) -> str | None:
-    """By content: an adapter that is trained anew under the same name is another one."""
+    """Fingerprint of an adapter's content: one that was trained again under the same name has another."""
     if adapter is None:
         return None
     files = [path for name in _ADAPTER_FILES if (path := Path(adapter) / name).is_file()]
@@ -321,7 +325,7 @@ def _adapter_fingerprint(adapter: str | None) -> str | None:
 
 
 def _folder(below: Path, name: str, fingerprint: str) -> Path:
-    """The folder of a run: where it is already, whatever it was called; else with a readable name."""
+    """The folder of a run: an existing one with its fingerprint, whatever its name; else a readable name."""
     there = sorted(below.glob(f"*-{fingerprint}"))
     readable = re.sub(r"[^\w.=]+", "-", name).strip("-").lower()[:90].rstrip("-")
     return there[0] if there else below / f"{readable}-{fingerprint}"
@@ -329,7 +333,7 @@ def _folder(below: Path, name: str, fingerprint: str) -> Path:
 
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
-    """Put the place in front of the messages of errors in a recipe."""
+    """Prefix the messages of recipe errors with the place where they occurred."""
     try:
         yield
     except RecipeError as error:

@@ -73,7 +73,7 @@ def _title(root: Path) -> str:
 def write_tables(
     plan: Plan, root: Path, errors: Mapping[Path, str], main_metric: str
 ) -> list[measured.Result]:
-    """``matrix.md``, ``matrix.csv`` and ``matrix.json`` of what there is; returns the cells."""
+    """Write ``matrix.md``, ``matrix.csv`` and ``matrix.json`` with the results so far; returns the cells."""
     results = measured.collect(plan, errors)
     rows = measured.rows_of(results)
     metric = measured.main_metric_of(results, main_metric)

@@ -20,7 +20,7 @@ class Value:
     """A metric of one row.
 
     Attributes:
-        value: of the one seed, or the mean over them.
+        value: with one seed the value itself, else the mean over seeds.
         low, high: the 95 % bootstrap interval over images with one seed; else mean minus and plus the
             standard deviation over seeds.
         deviation: that deviation; None with one seed.
@@ -69,7 +69,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Row:
-    """The cells that differ in their seed only."""
+    """The cells that differ only in their seed."""
 
     results: tuple[Result, ...]
     values: Mapping[str, Value] = field(hash=False)
@@ -112,7 +112,7 @@ class Robustness:
 
 
 def collect(plan: Plan, errors: Mapping[Path, str]) -> list[Result]:
-    """Results of all cells, from their folders.
+    """Read the results of all cells from their folders.
 
     Args:
         plan: of the matrix.
@@ -137,7 +137,7 @@ def rows_of(results: Sequence[Result]) -> list[Row]:
 
 
 def metric_names(results: Sequence[Result]) -> list[str]:
-    """Metrics that some cell has, in their order."""
+    """Names of all metrics that any cell has, in order of appearance."""
     return list(dict.fromkeys(name for result in results for name in result.metrics))
 
 
@@ -159,19 +159,19 @@ def _value(entries: Sequence[Mapping[str, Any]]) -> Value:
     if len(numbers) == 1:
         low, high = entries[0]["ci95"]
         return Value(centre, low, high, None, 1, signature)
-    deviation = stdev(numbers)
+    deviation = stdev(numbers)  # of a sample (n - 1): the seeds stand for all that could have been drawn
     return Value(centre, centre - deviation, centre + deviation, deviation, len(numbers), signature)
 
 
 def main_metric_of(results: Sequence[Result], wanted: str) -> str | None:
-    """The wanted metric, or the first one there is of which more is better."""
+    """The wanted metric if it was computed, else the first computed one where higher is better."""
     names = metric_names(results)
     better = [name for name in names if name in METRICS and METRICS[name].direction > 0]
     return wanted if wanted in names else next(iter([*better, *names]), None)
 
 
 def robustness_of(rows: Sequence[Row], metric: str) -> list[Robustness]:
-    """Per model and decoding, the metric of every prompt over that of the training prompt.
+    """Ratios of the metric under every prompt to that under the training prompt, per model and decoding.
 
     The prompt to compare with is the first of those evaluated that the model was trained on; a model that was
     trained on none of them is compared with the first one. Models with one prompt, or whose value there is 0,

@@ -29,7 +29,7 @@ _NOT_RUN = "not run: "
 
 @dataclass
 class Outcome:
-    """What became of the runs of a matrix.
+    """The outcome of the runs of a matrix.
 
     Attributes:
         errors: folder of a failed run -> what went wrong.
@@ -105,7 +105,7 @@ class Runner:
         advance(run)
 
     def _evaluate(self, cells: Sequence[Cell], advance: Callable[..., None]) -> None:
-        """All missing evaluations of a model in one process; each tells its own error."""
+        """Run all missing evaluations of a model in one process; each reports its own error."""
         runs = list({cell.run.folder: cell.run for cell in cells}.values())
         missing = [run for run in runs if not run.is_complete]
         training = runs[0].after
@@ -128,7 +128,7 @@ class Runner:
         return error if error.startswith(_NOT_RUN) else f"{_NOT_RUN}{training.folder.name} failed: {error}"
 
     def _start(self, stage: str, runs: Sequence[Run], log: Path) -> str:
-        """Run a script with the recipes of runs to its end; returns what it said last."""
+        """Run a script with the recipes of runs and wait for it; returns its last message."""
         for run in runs:
             write_text(run.folder / RECIPE_FILE, yaml.safe_dump(dict(run.keys), sort_keys=False))
         files = [str(run.folder / RECIPE_FILE) for run in runs]
@@ -141,7 +141,7 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which hands it on once
                 preexec_fn=end_with_parent,
-                pass_fds=self._lock,
+                pass_fds=self._lock,  # a child that outlives this process keeps the folder locked
             )
             code = self._child.wait()
         if self._stopped_by is not None:
@@ -154,6 +154,7 @@ class Runner:
         """SIGTERM and SIGINT go to the running script, which saves; then this process ends."""
 
         def stop(number: int, frame: Any) -> None:
+            # the first signal goes to the child, which saves; later ones change nothing until it has ended
             if self._stopped_by is None and self._child and self._child.poll() is None:
                 self._stopped_by = number
                 self._child.send_signal(signal.SIGTERM)
@@ -189,7 +190,7 @@ class Runner:
 
 
 def _last_words(log: Path, begin: int) -> str:
-    """Of what was written since ``begin``: the line that says error, else the last one."""
+    """The error line among what was written since ``begin``, else the last line."""
     with log.open("rb") as file:
         file.seek(begin)
         lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]

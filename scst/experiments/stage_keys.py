@@ -16,7 +16,7 @@ class StageKeys(Protocol):
         """Whether ``name`` is a key of that stage."""
 
     def complete(self, stage: str, keys: Mapping[str, Any]) -> dict[str, Any]:
-        """The keys checked, in their types, with every default filled in.
+        """Check and convert the keys, and fill in every default.
 
         Raises:
             RecipeError: an unknown key, or a wrong value; the message names the key.
@@ -30,4 +30,4 @@ class StageKeys(Protocol):
         """
 
     def trained_with(self, adapter: str) -> dict[str, Any]:
-        """The keys that an adapter was trained with; empty where no record tells."""
+        """The keys that an adapter was trained with; empty without a record."""

@@ -16,12 +16,12 @@ CSV_TAIL = ["state", "metric", "value", "ci95_low", "ci95_high", "signature", "f
 
 
 def title_of(metric: str) -> str:
-    """As the field writes it."""
+    """The usual spelling of a metric's name."""
     return METRICS[metric].title if metric in METRICS else metric
 
 
 def how_to_read(rows: Sequence[Row]) -> str:
-    """What the numbers behind a value are, and in which settings all rows agree."""
+    """Explain the numbers of a value, and name the settings that all rows share."""
     counts = {value.seeds for row in rows for value in row.values.values()}
     texts = []
     if counts & {1}:

@@ -32,7 +32,7 @@ def caption_words(processor: Any, ids: list[int]) -> list[Word]:
     for place, (token_id, token) in enumerate(zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)):
         if token_id == tokenizer.eos_token_id:
             break
-        if token.startswith("▁") or not groups:
+        if token.startswith("▁") or not groups:  # SentencePiece marks the beginning of a word so
             groups.append([])
         groups[-1].append(place)
     texts = [tokenizer.decode([ids[place] for place in group]).strip() for group in groups]
@@ -53,7 +53,7 @@ class AttributionTarget:
         prompt: the instruction.
         caption: the text to explain.
         max_new_tokens: it is cut to so many tokens.
-        progress: called with the number of pictures whenever the model looks at some.
+        progress: called at every forward pass with its number of pictures.
 
     Attributes:
         pixels: (1, 3, H, W) the preprocessed picture.
@@ -114,6 +114,7 @@ class AttributionTarget:
             self._positions.expand(count, -1),
             keep=length + 1,
         )
+        # position i predicts token i + 1; masked before the softmax, as in sampling
         logits = logits[:, :-1].float().masked_fill(self.policy.forbidden, -torch.inf)
         return logits.log_softmax(-1).gather(2, self.ids.expand(count, -1)[..., None]).squeeze(-1)
 

@@ -69,16 +69,16 @@ class Explanation:
         label: which model it is of.
         caption: the text.
         words: W words.
-        targets: what has maps, of 0 (the whole caption) and 1 ... W (its words).
+        targets: those that have maps: 0 is the whole caption, 1 ... W are its words.
         focus: the target of the curves: the chosen word, or the whole caption (0).
-        logprobs: (1 + W,) log probabilities of caption and words at the picture.
-        hidden_logprobs: (1 + W,) the same with everything hidden.
+        logprobs: (1 + W,) log probabilities of the caption and its words, given the picture.
+        hidden_logprobs: (1 + W,) the same, given the picture with every segment hidden.
         picture: (H, W, 3) what the model sees.
         segments: (H, W) segment numbers.
         heat: method -> target -> (H, W) map.
         importance: method -> target -> (S,) the map by segment.
         curves: method -> deletion and insertion of the focus.
-        completeness: target -> (sum of Integrated Gradients, what it should be).
+        completeness: target -> (sum of its Integrated Gradients, the difference that it should equal).
     """
 
     label: str
@@ -107,7 +107,7 @@ class Explanation:
         mass = np.clip(self.importance[method][target], 0, None) * sizes
         if mass.sum() == 0:
             return np.zeros(self.segments.shape, dtype=bool)
-        order = np.argsort(-mass, kind="stable")
+        order = np.argsort(-mass, kind="stable")  # equal segments in their order: the same region every time
         needed = int(np.searchsorted(mass[order].cumsum(), share * mass.sum())) + 1
         return np.isin(self.segments, order[:needed])
 
@@ -137,7 +137,7 @@ def explain_caption(
         settings: methods and their effort.
         word: its text or its place from 1; None for every word.
         label: name of the model in results.
-        progress: called with the number of pictures whenever the model looks at some.
+        progress: called at every forward pass with its number of pictures.
 
     Raises:
         DataError: when the caption has no words.

@@ -120,6 +120,8 @@ def resampled_values(scores: Scores, size: int, samples: int, seed: int) -> np.n
     Args:
         scores: of a metric on ``size`` captions.
     """
+    # One seed, one sequence of draws: two systems, or two metrics, are resampled with the same images, which
+    # makes their differences paired.
     values = np.concatenate([scores.resampled(drawn) for drawn in _draws(size, samples, seed)])
     return values + (scores.value - values.mean()) if scores.centred else values
 
@@ -129,6 +131,8 @@ def _draws(size: int, samples: int, seed: int) -> Iterator[np.ndarray]:
     generator = np.random.default_rng(seed)
     for start in range(0, samples, _CHUNK):
         rows = range(min(_CHUNK, samples - start))
+        # A resample is how often each image was drawn: corpus values are made of sums over images, and one
+        # matrix product gives those of all resamples.
         yield np.stack([np.bincount(generator.integers(0, size, size), minlength=size) for _ in rows])
 
 

@@ -93,7 +93,7 @@ def paired_differences(
     bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, MetricDifference]:
-    """The comparison by every metric that both have scores of, on the same ``size`` images.
+    """Compare two systems by every metric that both were scored with, on the same ``size`` images.
 
     Args:
         first, second: scores of A and B by metric.
@@ -135,12 +135,13 @@ def bootstrap_p_value(resampled: np.ndarray) -> float:
     compared = resampled[~np.isnan(resampled)]
     if not len(compared):
         return float("nan")
+    # the observed difference counts as one more resample: no finite number of them proves p = 0
     turned = min((compared <= 0).sum(), (compared >= 0).sum())
     return float(min(1.0, 2 * (turned + 1) / (len(compared) + 1)))
 
 
 def permutation_p_value(a: Scores, b: Scores, samples: int, seed: int) -> float:
-    """Share of random exchanges of the systems' captions whose difference is as large as theirs, or equal.
+    """Share of random exchanges of captions between systems whose difference is at least the observed one.
 
     The exchange of no caption is one of them, so that no p-value is 0. Exchanges that leave one side without
     a judged image are left out.
@@ -156,6 +157,8 @@ def _exchanged_differences(a: Scores, b: Scores, samples: int, seed: int) -> np.
     generator, values = np.random.default_rng(seed), a.joined(b)
     differences = []
     for start in range(0, samples, _CHUNK):
+        # (exchanges, N): 1 where an image's captions stay with their system. After the exchange one system
+        # has A's captions there and B's elsewhere, as weights of all 2N captions; the other has the rest.
         stays = generator.integers(0, 2, (min(_CHUNK, samples - start), len(a.rows)))
         first, second = np.hstack([stays, 1 - stays]), np.hstack([1 - stays, stays])
         differences.append(values(second) - values(first))

@@ -41,6 +41,7 @@ def leave_one_out_advantages(sampled_rewards: torch.Tensor, greedy_rewards: torc
     if num_samples < 2:
         raise ValueError("the leave_one_out baseline needs num_samples >= 2, got 1: use baseline: greedy")
     centred, count = _centred(sampled_rewards)
+    # r - mean of the others = (r - mean of all) * n / (n - 1); one opinion alone has no other: 0 * 1 / 1 = 0
     return (centred * count / (count - 1).clamp(min=1)).to(sampled_rewards.dtype)
 
 
@@ -59,6 +60,8 @@ def group_advantages(
     if sampled_rewards.shape[1] < 2:
         raise ValueError("the group baseline needs num_samples >= 2, got 1: use baseline: greedy")
     centred, count = _centred(sampled_rewards)
+    # Bessel's correction (n - 1), as in torch.std and GRPO's implementations. `epsilon` matters only where
+    # all rewards are nearly equal: it keeps rounding noise from becoming advantages of size 1.
     variance = centred.square().nansum(1, keepdim=True) / (count - 1).clamp(min=1)
     return (centred / (variance.sqrt() + epsilon)).to(sampled_rewards.dtype)
 

@@ -48,7 +48,9 @@ def kl_penalty(
     _check_shapes(logprobs, completion_mask)
     log_ratios = _caption_sums((logprobs - ref_logprobs).detach(), completion_mask)
     if log_ratios.shape[1] == 1:
-        return log_ratios
+        return log_ratios  # no other sample to compare with: unbiased, but of higher variance
+    # (x_k - mean over all) * K / (K - 1) is x_k minus the mean over the others: a baseline that does not
+    # depend on the sample, so that the penalty's gradient stays unbiased
     num_samples = log_ratios.shape[1]
     return (log_ratios - log_ratios.mean(1, keepdim=True)) * num_samples / (num_samples - 1)
 
@@ -64,6 +66,7 @@ def kl_divergence(
         (B, K) sums over tokens, in nats, no gradient; arguments as in :func:`kl_penalty`.
     """
     _check_shapes(logprobs, completion_mask)
+    # per token, not per caption: the exponential of a sum over 30 tokens is dominated by a few captions
     difference = (ref_logprobs - logprobs).detach()
     return _caption_sums(difference.exp() - 1 - difference, completion_mask)
 

@@ -235,8 +235,8 @@ def test_dry_run_loads_no_model(world, capsys, monkeypatch):
     ("more", "message"),
     [
         (["--occlusion", "noise"], "occlusion: must be one of blur, mean, gray, black"),
-        (["--methods", "shap,lime"], "methods: expected some of"),
-        (["--shap_permutations", "0"], "shap_permutations: must be at least 1, got 0"),
+        (["--methods", "shap,lime"], "methods: unknown 'lime'; known are"),
+        (["--shap_permutations", "0"], "shap_permutations: expected 1 or more, got 0"),
         (["--compare_adapters", "base"], "compare_adapters: a model is named twice: base, base"),
         (["--compare_adapters", "absent"], "adapter: 'absent' holds no adapter_config.json"),
         (["--caption", "two planes", "--word", "river"], "word: the caption has no word 'river'"),

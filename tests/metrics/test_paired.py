@@ -89,7 +89,7 @@ def test_nothing_judged_is_no_comparison():
     assert entry["p_value"] is None
     assert entry["ci95"] == [None, None]
     cells = [
-        next(iter(column.cells))
+        str(next(iter(column.cells)))
         for column in differences_table({"count_accuracy": difference}, "a", "b").columns
     ]
     assert cells[1:] == ["-", "-", "-", "-", "-", "permutation", "0"]
