@@ -29,8 +29,7 @@ SET_BY_LIBRARIES = (
     *("PYTEST_CURRENT_TEST", "KMP_", "PYTORCH_NVML_BASED_CUDA_CHECK"),
     "TORCHINDUCTOR_CACHE_DIR",
 )
-"""How variables begin that no test changes: set by pytest, and by imports of scikit-learn, accelerate, torch.
-"""
+"""How variables begin that no test changes: set by pytest, or by imports of sklearn, accelerate and torch."""
 
 pytest_plugins = ["tests.support.stages"]
 

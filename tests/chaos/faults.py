@@ -83,8 +83,17 @@ def _small_disk(folder: Path, kilobytes: int) -> Iterator[bool]:
             subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def _remount(folder: Path, how: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True)
+def _read_only(folder: Path) -> None:
+    """Make a folder read-only, although the run has its lock open: a read-only view of it, on top of it.
+
+    The kernel would refuse to remount the file system itself, as a broken disk does not.
+    """
+    for flags in (["--bind", str(folder)], ["-o", "remount,bind,ro"]):
+        subprocess.run(["mount", *flags, str(folder)], check=True)
+
+
+def _writable_again(folder: Path) -> None:
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def full_disk(lab: Lab) -> Outcome:
@@ -138,13 +147,13 @@ def read_only_output(lab: Lab) -> Outcome:
             return Outcome("read-only output", 0, 0, [], "this system forbids to mount a file system")
 
         def setup(rank: int) -> None:
-            at("on_evaluate", 4, lambda: _remount(folder, "ro"))  # the checkpoint is next
+            at("on_evaluate", 4, lambda: _read_only(folder))  # the checkpoint is next
 
         run = lab.start("sft", output, setup=setup, **workload.keys)
         codes, text = run.wait(), run.log.read_text()
         newest = lab.newest(output)
         refused = lab.start("sft", output, **workload.keys).wait() == [2]
-        _remount(folder, "rw")
+        _writable_again(folder)
         said = "Read-only file system" in text and "checkpoint-2" in text and "Traceback" not in text
         survived = codes == [1] and said and refused and newest == 2 and _goes_on(lab, workload, output)
         return _one("read-only output", survived, run, lab, output, newest, "reported; refused at the start")
