@@ -12,6 +12,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 ARGS ?=
+INPUTS ?=
 BENCH ?= rewards rollout scoring step scaling
 
 STAMP := $(VENV)/.installed
@@ -31,7 +32,7 @@ help:
 	@echo "make quickstart   base -> SFT -> SCST on the included data and model; minutes on two cores"
 	@echo "make test         every test, offline, $(WORKERS) at a time"
 	@echo "make test-fast    those that start no process and train nothing: two minutes"
-	@echo "make chaos        faults injected into real runs: kills, full disk, dying process, ...; minutes"
+	@echo "make chaos        faults injected into real runs, and thousands of malformed inputs; minutes"
 	@echo "make lint         ruff check, ruff format --check, mypy"
 	@echo "make bench        side-by-side measurements, about half an hour; one of them: make bench BENCH=rollout"
 	@echo "make install      the environment only: $(VENV)"
@@ -49,6 +50,7 @@ test-fast: $(STAMP)
 chaos: $(STAMP)
 	@$(IN_VENV) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m tests.chaos.run $(ARGS)
 	@$(IN_VENV) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m tests.chaos.memory
+	@$(IN_VENV) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m tests.chaos.malformed.run $(INPUTS)
 
 lint: $(STAMP)
 	@$(VENV)/bin/ruff check .

@@ -35,7 +35,7 @@ from scst.metrics.bootstrap import check_metrics
 from scst.metrics.suite import METRICS
 from scst.models.base_checkpoint import check_model_exists
 from scst.rl.unsupported_arguments import refuse_unsupported
-from scst.training.argument_checks import check_best_metric, evaluates, evaluation_metrics
+from scst.training.argument_checks import check_best_metric, check_early_stopping, evaluation_metrics
 
 ModelRecipe = SFTRecipe | SCSTRecipe | EvaluateRecipe | CaptionRecipe | ExplainRecipe | MergeRecipe
 BASE = "base"
@@ -161,15 +161,7 @@ def _check_training(recipe: SFTRecipe | SCSTRecipe) -> None:
     is_rl = isinstance(recipe, SCSTRecipe)
     metrics = ["cider_d", *(recipe.watched_metrics if isinstance(recipe, SCSTRecipe) else [])]
     check_best_metric(recipe.training, evaluation_metrics(metrics, has_loss=not is_rl, has_reward=is_rl))
-    if recipe.early_stopping_patience is None:
-        return
-    if not evaluates(recipe.training):
-        raise RecipeError(
-            "early_stopping_patience: there is no evaluation to be patient with; give eval_strategy: steps "
-            "(and eval_steps), or --early_stopping_patience null"
-        )
-    if "metric_for_best_model" not in recipe.training and not recipe.training.get("load_best_model_at_end"):
-        raise RecipeError("early_stopping_patience: needs metric_for_best_model, e.g. cider_d")
+    check_early_stopping(recipe.early_stopping_patience, recipe.training)
 
 
 def _check_patterns(recipe: SFTRecipe) -> None:

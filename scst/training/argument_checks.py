@@ -146,6 +146,23 @@ def check_best_metric(settings: Mapping[str, Any], computed: Collection[str]) ->
         )
 
 
+def check_early_stopping(patience: int | None, settings: Mapping[str, Any]) -> None:
+    """Refuse early stopping without evaluations, or without a metric that it could watch.
+
+    Raises:
+        RecipeError: naming what to give.
+    """
+    if patience is None:
+        return
+    if not evaluates(settings):
+        raise RecipeError(
+            "early_stopping_patience: there is no evaluation to be patient with; give eval_strategy: steps "
+            "(and eval_steps), or --early_stopping_patience null"
+        )
+    if not settings.get("metric_for_best_model") and not settings.get("load_best_model_at_end"):
+        raise RecipeError("early_stopping_patience: needs metric_for_best_model, e.g. cider_d")
+
+
 def evaluation_metrics(metrics: Sequence[str], *, has_loss: bool, has_reward: bool) -> list[str]:
     """Names of what evaluations during training compute, beside ``metrics`` of the suite."""
     others = ["ended_by_eos", *caption_statistics(["a caption"])]

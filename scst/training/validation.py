@@ -17,12 +17,11 @@ from scst.data.load_splits import LoadedData
 from scst.data.reference_columns import ReferenceColumns
 from scst.distributed.sharded_loader import map_across_ranks
 from scst.distributed.sharded_weights import unsharded
-from scst.errors import RecipeError
 from scst.metrics.suite import METRICS, Corpus, MetricSettings, Scores
 from scst.models.policy import base_model, evaluation_mode, policy_for
 from scst.models.prompts import PromptEncoder
 from scst.rollout.greedy import greedy_captions
-from scst.training.argument_checks import evaluates
+from scst.training.argument_checks import check_early_stopping
 from scst.training.micro_batcher import MicroBatcher
 from scst.training.phase_meter import PhaseMeter
 from scst.training.unreadable_data import innermost_line, raise_together
@@ -210,9 +209,5 @@ def early_stopping(validation: ValidationSettings, training: Mapping[str, Any]) 
     """
     if validation.early_stopping_patience is None:
         return []
-    if not evaluates(training):
-        raise RecipeError(
-            "early_stopping_patience: there is no evaluation to be patient with; give eval_strategy: steps "
-            "(and eval_steps), or --early_stopping_patience null"
-        )
+    check_early_stopping(validation.early_stopping_patience, training)
     return [EarlyStoppingCallback(validation.early_stopping_patience)]
