@@ -11,6 +11,7 @@ from rewards.errors import RewardError
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.data.cache_folder import CacheFolder
 from scst.data.columns import values_of
+from scst.data.visible import visible
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class ReferenceColumns:
             try:
                 return DocumentFrequencies.load(cache.file(name))
             except (OSError, ValueError) as error:
-                logger.warning("the document frequencies are counted again: %s", error)
+                logger.warning("the document frequencies are counted again: %s", visible(str(error)))
         references = values_of(self.rows["references"])
         table = DocumentFrequencies.from_references(references, eos=eos, split=split)
         if is_large:

@@ -226,6 +226,26 @@ def is_print(node: ast.AST) -> bool:
     return getattr(function, "id", getattr(function, "attr", None)) == "print"
 
 
+def is_log(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func).startswith("logger.")
+
+
+def is_text_of_data(node: ast.expr) -> bool:
+    """Whether a log gets an error, path or caption as it is: only the names that they have here are known."""
+    last = ast.unparse(node).rpartition(".")[2]
+    return last in (
+        "error",
+        "fault",
+        "path",
+        "folder",
+        "dataset",
+        "output_dir",
+        "caption",
+        "text",
+        "str(error)",
+    )
+
+
 def is_number(part: ast.FormattedValue) -> bool:
     """Or a call of a helper within an f-string."""
     known = ast.unparse(part.value) in ("code", "__version__", "seconds", "OUTPUT")
@@ -242,6 +262,8 @@ def test_every_print_goes_through_the_helpers(path):
             assert node.module not in RAW, f"{path}:{node.lineno}"
         if is_print(node):
             assert all(is_safe(argument) for argument in node.args), f"{path}:{node.lineno}"
+        if is_log(node):
+            assert not any(is_text_of_data(argument) for argument in node.args), f"{path}:{node.lineno}"
 
 
 def test_an_unsafe_print_is_found():
@@ -254,3 +276,5 @@ def test_an_unsafe_print_is_found():
         screen.print(HOSTILE)
     for text in ("f'{caption}'", "caption", "'a' + caption", "str(error)"):
         assert not is_safe(ast.parse(text, mode="eval").body)
+    for text in ("error", "self.folder", "str(error)"):
+        assert is_text_of_data(ast.parse(text, mode="eval").body)
