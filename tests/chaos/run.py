@@ -27,7 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos import faults, launchers
+from tests.chaos import faults, launchers, starts
 from tests.chaos.kills import Outcome, kill_repeatedly
 from tests.chaos.lab import Lab, Workload
 from tests.support.preloaded import preload
@@ -96,6 +96,7 @@ def _faults(lab: Lab, short: bool) -> list[Callable[[], Outcome]]:
     everywhere = {
         faults.vanished_dataset: [sft] if short else WORKLOADS,
         faults.ruined_numbers: [scst] if short else WORKLOADS,
+        starts.two_runs_at_once: [sft] if short else WORKLOADS,
     }
     jobs = [lambda f=f, w=w: f(lab, w) for f, workloads in everywhere.items() for w in workloads]
     for number, workloads in ((signal.SIGTERM, [scst_2]), (signal.SIGINT, [sft])):
@@ -108,7 +109,10 @@ def _faults(lab: Lab, short: bool) -> list[Callable[[], Outcome]]:
         lambda h=h: faults.dying_rank(lab, h) for h in (["exception"] if short else ["exception", "SIGKILL"])
     ]
     jobs += [lambda: faults.stuck_reward(lab)]
-    return jobs if short else [*jobs, lambda: faults.launcher(lab), *launchers.jobs(lab)]
+    if short:
+        return jobs
+    whole = [lambda f=f: f(lab) for f in (starts.killed_replacement, faults.launcher)]
+    return [*jobs, *whole, *launchers.jobs(lab)]
 
 
 def _line(outcome: Outcome) -> str:

@@ -28,6 +28,7 @@ FAULTS = (
     "dying process",
     "stuck reward",
     "NaN gradient",
+    "two runs at once",
 )
 
 
