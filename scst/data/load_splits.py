@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import datasets
 import numpy as np
@@ -14,6 +15,7 @@ from scst.data.checked_rows import check_rows, cut_into_splits, limited, record_
 from scst.data.data_source import DataSource
 from scst.data.fractions import parse_fractions, refuse_to_resplit
 from scst.data.load_record import LoadRecord, LoadRecords, record_key
+from scst.data.memory import release_memory
 from scst.data.sources import open_rows
 from scst.data.splits import count_splits, split_rows
 from scst.data.streamed_rows import StreamedRows
@@ -115,38 +117,58 @@ def load_splits(
         RecipeError: an argument cannot be used.
     """
     check_policy(on_bad_example)
-    limits, now = _limits(limit, splits), time.time_ns()
     check_mode(check, fractions)
     source = DataSource.open(dataset)
     if fractions is not None:
         _check_declared(count_splits(source.rows), resplit, console)
-    if fractions is None:
-        chosen = limited(source, split_rows(source.rows, splits, None, split_seed), limits, split_seed)
+    request = _Request(tuple(splits), fractions, split_seed, on_bad_example, _limits(limit, splits), check)
+    record, key = _record_of(source, request, console)
+    data = _loaded(source, record, key)
+    release_memory()  # what the columns of all rows took on the way
+    return data
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is asked of a dataset; arguments of :func:`load_splits`."""
+
+    splits: tuple[str, ...]
+    fractions: str | None
+    seed: int
+    on_bad_example: str
+    limits: dict[str, int]
+    check: str
+
+    @property
+    def settings(self) -> list[Any]:
+        """What the outcome depends on beside the data, as JSON values."""
+        limits, is_sampled = sorted(self.limits.items()), self.check == "sampled"
+        return [list(self.splits), self.fractions, self.seed, self.on_bad_example, limits, is_sampled]
+
+
+def _record_of(source: DataSource, request: _Request, console: Console | None) -> tuple[LoadRecord, str]:
+    """The outcome of a load and its key: of an earlier one, or of the checks that are made here."""
+    now, seed, limits = time.time_ns(), request.seed, request.limits
+    if request.fractions is None:
+        chosen = limited(source, split_rows(source.rows, request.splits, None, seed), limits, seed)
     else:  # all are checked before they are split: bad images must not count in exact fractions
         chosen = {EVERYTHING: np.arange(len(source.rows))}
     images = {name: source.images(numbers) for name, numbers in chosen.items()}
-    settings = [
-        list(splits),
-        fractions,
-        split_seed,
-        on_bad_example,
-        sorted(limits.items()),
-        check == "sampled",
-    ]
-    key, records = record_key(source, settings, images, now), LoadRecords(source.cache)
-    if check == "full":
+    key, records = record_key(source, request.settings, images, now), LoadRecords(source.cache)
+    if request.check == "full":
         records.forget()
-    record = records.find(key) if key else None
-    if record is None:
-        checked = check_rows(source, chosen, images, check, split_seed, console)
-        bad = [example for each in checked.values() for example in each.bad]
-        if on_bad_example == "error":
-            refuse_bad(bad)
-        if fractions is not None:
-            checked = cut_into_splits(source, checked[EVERYTHING], splits, fractions, split_seed, limits)
-        record = record_of(source, checked, bad)
-        key = key if key and records.keep(key, record) else ""
-    return _loaded(source, record, key)
+    if key and (known := records.find(key)) is not None:
+        return known, key
+    checked = check_rows(source, chosen, images, request.check, seed, console)
+    bad = [example for each in checked.values() for example in each.bad]
+    if request.on_bad_example == "error":
+        refuse_bad(bad)
+    if request.fractions is not None:
+        checked = cut_into_splits(
+            source, checked[EVERYTHING], request.splits, request.fractions, seed, limits
+        )
+    record = record_of(source, checked, bad)
+    return record, key if key and records.keep(key, record) else ""
 
 
 def load_again(dataset: str, key: str) -> LoadedData | None:

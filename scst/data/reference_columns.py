@@ -11,6 +11,7 @@ from rewards.errors import RewardError
 from rewards.scorers.document_frequencies import DocumentFrequencies
 from scst.data.cache_folder import CacheFolder
 from scst.data.columns import values_of
+from scst.data.memory import release_memory
 from scst.data.visible import visible
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class ReferenceColumns:
         table = DocumentFrequencies.from_references(references, eos=eos, split=split)
         if is_large:
             cache.write(name, table.save)
+            release_memory()
         return table
 
 

@@ -12,6 +12,7 @@ from scst.data.open_stream import load_stream
 from scst.errors import RecipeError
 from scst.rl.refine import scst_trainer
 from scst.sft.finetune import sft_trainer
+from scst.training.validation import ValidationSettings
 from tests.support.worlds import write_model, write_risc
 
 pytestmark = pytest.mark.slow
@@ -107,3 +108,13 @@ def test_what_a_stream_cannot_have_is_refused_before_training(world, tmp_path):
     policy = scst.load_policy(str(world / "model"), adapter=scst.LoRA(rank=4), quantization="none")
     with pytest.raises(RewardError, match=r"cider_d.*asks for the references of all training images"):
         scst_trainer(policy, data, str(tmp_path), rewards=["cider_d"], training=ARGUMENTS)
+
+
+def test_the_held_out_loss_is_of_as_many_images_as_are_captioned(world, tmp_path):
+    data = scst.load_dataset(str(world / "data"))
+    policy = scst.load_policy(str(world / "model"), adapter=scst.LoRA(rank=4), quantization="none")
+    settings = ARGUMENTS | {"eval_strategy": "steps", "per_device_eval_batch_size": 1}
+    trainer = sft_trainer(
+        policy, data, str(tmp_path), validation=ValidationSettings(images=2), training=settings
+    )
+    assert (len(data["val"]), len(trainer.validation), len(trainer.get_eval_dataloader())) == (3, 2, 2)
