@@ -7,6 +7,7 @@ with. Nothing here imports torch.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -47,8 +48,23 @@ def write_settings(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def settings_record(stage: str, settings: Mapping[str, Any], data_fingerprint: str) -> dict[str, Any]:
-    """The content of ``settings.json``; secrets are left out."""
-    return {"stage": stage, "recipe": without_secrets(dict(settings)), "data_fingerprint": data_fingerprint}
+    """The content of ``settings.json``; secrets are left out. The adapter to begin with counts by content."""
+    adapter = _adapter_sum(settings.get("adapter"))
+    return {
+        "stage": stage,
+        "recipe": without_secrets(dict(settings)),
+        "data_fingerprint": data_fingerprint,
+        "adapter_sha256": adapter,
+    }
+
+
+def _adapter_sum(adapter: object) -> str | None:
+    """SHA-256 sum of an adapter's weights; None when there are none."""
+    weights = Path(adapter) / "adapter_model.safetensors" if isinstance(adapter, str) else None
+    if weights is None or not weights.is_file():
+        return None
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_changes(
@@ -126,9 +142,12 @@ def _changes(
     changes = {name: (a, b) for name, (a, b) in pairs.items() if a != b}
     if _images_per_step(old, known) == _images_per_step(new, known):  # the same images, cut in another way
         changes = {name: change for name, change in changes.items() if name not in _BATCH}
-    fingerprints = before.get("data_fingerprint"), now.get("data_fingerprint")
-    if all(fingerprints) and fingerprints[0] != fingerprints[1]:
-        changes["data (fingerprint)"] = fingerprints[0], fingerprints[1]
+    data, adapter = ((before.get(n), now.get(n)) for n in ("data_fingerprint", "adapter_sha256"))
+    if all(adapter):  # by what it is, not by where it lies
+        changes.pop("adapter", None)
+    for name, (a, b) in {"data (fingerprint)": data, "adapter (SHA-256)": adapter}.items():
+        if a and b and a != b:
+            changes[name] = a, b
     return changes
 
 

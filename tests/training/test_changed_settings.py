@@ -96,6 +96,23 @@ def test_other_data(tmp_path):
     assert compare(tmp_path, BEFORE, fingerprints=("a", "")) == [], "before the data are loaded"
 
 
+def test_the_adapter_to_begin_with_counts_by_content(tmp_path):
+    """A moved one is the same, one that was trained anew under the same name is not."""
+    for name, content in (("first", b"1"), ("moved", b"1"), ("anew", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_model.safetensors").write_bytes(content)
+    first, moved = str(tmp_path / "first"), str(tmp_path / "moved")
+    assert compare(tmp_path, BEFORE | {"adapter": moved}, before=BEFORE | {"adapter": first}) == []
+    write_settings(tmp_path, settings_record("scst", BEFORE | {"adapter": first}, "a"))
+    (tmp_path / "first" / "adapter_model.safetensors").write_bytes(b"2")
+    now = settings_record("scst", BEFORE | {"adapter": first}, "a")
+    with pytest.raises(RecipeError, match=r"adapter \(SHA-256\)"):
+        refuse_changes(tmp_path, now, defaults={}, insist=False, say=print)
+    gone = BEFORE | {"adapter": "/nowhere"}
+    with pytest.raises(RecipeError, match=r'adapter: .*first.*now "/nowhere"'):
+        compare(tmp_path, gone, before=BEFORE | {"adapter": first})
+
+
 @pytest.mark.parametrize(
     ("now", "stage"), [({"lora_rank": 8}, "scst"), ({}, "sft"), ({"optim": "sgd"}, "scst")]
 )
