@@ -23,6 +23,8 @@ _BAD_ENDINGS = """
 """
 BAD_ENDINGS = frozenset(_BAD_ENDINGS.split())
 REPEATED_NGRAM = 3
+MAX_CAPTION_CHARACTERS = 20_000
+"""A sentence has a hundred. A whole book in place of one would take seconds in every metric."""
 _BRACKET = re.compile("-[lr][rsc]b-")  # as the tokeniser spells brackets
 
 

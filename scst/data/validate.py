@@ -17,6 +17,7 @@ from datasets import Dataset
 from PIL import Image
 from rich.console import Console
 
+from rewards.scorers.text import MAX_CAPTION_CHARACTERS
 from scst.data.columns import TEXTS, text_batches
 from scst.data.content_hashes import ContentHashes
 from scst.data.image_files import ImageFiles
@@ -31,7 +32,6 @@ SHOWN_EXAMPLES = 5
 PROGRESS_FROM = 500  # images; fewer are checked before a bar could be read
 BATCH = 256  # images in memory at once
 KEPT_EVERY = 20_000  # images whose checks are written to the memory at once
-MAX_CAPTION_CHARACTERS = 20_000  # a sentence has a hundred; a whole book would stall the tokenizer
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rewards.scorers.text import MAX_CAPTION_CHARACTERS
 from scst.errors import DataError, shown
 from scst.files.json_reader import NoJson, parse_json
 from scst.files.reading import read_text
@@ -144,6 +145,13 @@ def _pairs(rows: list[dict[str, Any]], references: list[list[str]]) -> CaptionPa
         return [row[name] for row in rows] if all(name in row for row in rows) else None
 
     ids = [str(row["image_id"]) for row in rows]
+    for image_id, row, texts in zip(ids, rows, references, strict=True):
+        longest = max(map(len, (row["caption"], *texts)))
+        if longest > MAX_CAPTION_CHARACTERS:
+            raise DataError(
+                f"image {shown(image_id)}: a caption has {longest} characters, more than "
+                f"{MAX_CAPTION_CHARACTERS}: is it the right file?"
+            )
     return CaptionPairs(
         [row["caption"] for row in rows], references, ids, column("image"), column("ended_by_eos")
     )

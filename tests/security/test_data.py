@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from rewards.scorers.text import MAX_CAPTION_CHARACTERS
 from scst.data import images
 from scst.data.images import image_bytes
 from scst.data.pictures import open_picture
 from scst.data.sources import check_layout, read_rows
-from scst.data.validate import MAX_CAPTION_CHARACTERS, inspect_examples
+from scst.data.validate import inspect_examples
 from scst.errors import DataError
 from tests.support.rows import dataset_of, encoded, rows_of, write_risc
 

@@ -10,7 +10,8 @@ from rewards.scorers import scene, text
 from scst.data.preparation.cleaning import REWRITES, parse_steps
 from scst.data.preparation.synonyms import replace_words
 from scst.data.risc import CAPTION_COLUMN
-from scst.errors import RecipeError
+from scst.errors import DataError, RecipeError
+from scst.evaluation.caption_files import read_pairs
 from tests.support.growth import LINEAR, growth
 
 READERS = {
@@ -35,6 +36,15 @@ def test_quadratic_time_is_noticed():
     """The control: a pattern that tries every place anew, to the end of the text."""
     ratios = [growth(lambda caption: re.search(r"a+b", caption), "a", 4_000) for _ in range(3)]
     assert max(ratios) > LINEAR, ratios
+
+
+@pytest.mark.parametrize("long_one", ["predictions", "references"])
+def test_a_book_in_place_of_a_caption_is_not_scored(long_one, tmp_path):
+    files = {name: tmp_path / f"{name}.txt" for name in ("predictions", "references")}
+    for name, file in files.items():
+        file.write_text("a road\n" + ("x" * 20_001 if name == long_one else "a river") + "\n")
+    with pytest.raises(DataError, match="image '2': a caption has 20001 characters, more than 20000"):
+        read_pairs(str(files["predictions"]), [str(files["references"])])
 
 
 def test_numbers_of_absurd_length_are_no_numbers():
