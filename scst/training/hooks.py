@@ -1,18 +1,17 @@
-"""The one class between this project's trainers and ``transformers.Trainer``."""
+"""The class between this project's trainers and ``transformers.Trainer``: it forwards hooks to parts."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from rewards.errors import RewardError
@@ -24,9 +23,11 @@ from scst.models.prompts import PromptEncoder
 from scst.training import checkpoints
 from scst.training.changed_settings import write_settings
 from scst.training.checkpointer import Checkpointer
+from scst.training.library_checkpoints import LibraryCheckpoints
 from scst.training.micro_batcher import MicroBatcher
 from scst.training.monitor import Monitor
 from scst.training.non_finite import Diverged, NonFiniteGuard, weights_are_finite
+from scst.training.run_callbacks import Intervals, SetEpoch
 from scst.training.step_metrics import StepMetrics
 from scst.training.stream_loader import POSITION, stream_loader
 from scst.training.unreadable_data import GuardedBatches, UnreadableData, innermost_line
@@ -35,7 +36,7 @@ from scst.training.validation import CaptionValidation
 logger = logging.getLogger(__name__)
 
 
-class TrainerHooks(Trainer):
+class TrainerHooks(LibraryCheckpoints):
     """Forwards the hooks of ``transformers.Trainer`` to parts; for the supervised and the RL trainer alike.
 
     | hook of the library | part |
@@ -74,7 +75,6 @@ class TrainerHooks(Trainer):
 
     has_held_out_loss = False
     """Whether evaluations also have a loss on held-out data."""
-    _staging: str | None = None
     _batch_pass = 0
 
     def __init__(
@@ -102,7 +102,7 @@ class TrainerHooks(Trainer):
             eval_dataset=validation.dataset if validation else None,
             data_collator=data_collator,
             processing_class=PromptEncoder.of(processor).processor,
-            callbacks=[_SetEpoch(data_collator), _Intervals(), *callbacks],
+            callbacks=[SetEpoch(data_collator), Intervals(), *callbacks],
             **library,
         )
         self.validation = validation
@@ -257,66 +257,14 @@ class TrainerHooks(Trainer):
 
     def _write_checkpoint(self, folder: Path) -> None:
         """The library's own files, in ``folder``."""
-        best_step = self.state.best_global_step
-        if best_step:
-            best = self.checkpointer.folder(best_step)
-            if best_step == self.state.global_step or best.is_dir():
-                self.state.best_model_checkpoint = str(best)
-        # the library would look for the best checkpoint, and prune, in the folder that it writes to
-        with self._nothing_pruned(), self._writing_to(folder.parent):
-            self.state.best_global_step = None
-            try:
-                super()._save_checkpoint(self.model, trial=None)
-            finally:
-                self.state.best_global_step = best_step
-        if self.args.should_save:
-            self.state.save_to_json(str(folder / "trainer_state.json"))  # once more, with the best step
-            if self.settings:
-                write_settings(folder, self.settings)
-
-    def _get_output_dir(self, trial: Any = None) -> str:
-        return self._staging or super()._get_output_dir(trial=trial)
-
-    @contextmanager
-    def _writing_to(self, folder: Path) -> Iterator[None]:
-        self._staging = str(folder)
-        try:
-            yield
-        finally:
-            self._staging = None
-
-    @contextmanager
-    def _nothing_pruned(self) -> Iterator[None]:
-        """The library prunes by age alone: the last good checkpoint, too, when a damaged one is newer."""
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            yield
-        finally:
-            self.args.save_total_limit = limit
-
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        with self._nothing_pruned():
-            return super()._finalize_training(*args, **kwargs)
+        self.write_library_files(folder, self.checkpointer.folder)
+        if self.args.should_save and self.settings:
+            write_settings(folder, self.settings)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.checkpointer.restore(checkpoint)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """A ``README.md`` for the hub only: TRL writes one with every checkpoint, over one of the user's."""
-        if self.args.push_to_hub:
-            super().create_model_card(*args, **kwargs)
-
-    def _load_callback_state(self) -> None:
-        """The library restores early stopping with the patience of the checkpoint; this run's counts."""
-        patience = [each.early_stopping_patience for each in self._early_stopping()]
-        super()._load_callback_state()
-        for callback, steps in zip(self._early_stopping(), patience, strict=False):
-            callback.early_stopping_patience = steps
-
-    def _early_stopping(self) -> list[EarlyStoppingCallback]:
-        return [c for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
 
     def _save_last_step(self) -> None:
         """A checkpoint of the last completed optimizer step, because this one cannot be completed."""
@@ -469,25 +417,3 @@ class TrainerHooks(Trainer):
             prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
             output = output._replace(metrics={**(output.metrics or {}), **prefixed})
         return output
-
-
-class _SetEpoch(TrainerCallback):
-    """Tells the collator which epoch it draws captions and prompts for; a resumed run asks for the same."""
-
-    def __init__(self, collator: Any):
-        self.collator = collator
-
-    def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before the first batch of an epoch is made."""
-        self.collator.epoch = int(round(state.epoch or 0, 6))
-
-
-class _Intervals(TrainerCallback):
-    """Logging, evaluation and saving at the intervals of the arguments.
-
-    The library goes on with those that the checkpoint of a resumed run was made with.
-    """
-
-    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """After the state of a checkpoint was loaded."""
-        state.compute_steps(args, state.max_steps)
