@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,11 +17,12 @@ from collections.abc import Iterable, Sequence
 from scst.errors import RecipeError
 
 SECONDS = 5.0
-"""How long all expressions of an adapter together may take on all module names of a model."""
+"""Processor time that all expressions of an adapter together may take on all module names of a model."""
 _LITERAL = re.compile(r"[\w.]{1,200}")
 _CHILD = """
-import json, re, sys
-expressions, names = json.load(sys.stdin)
+import json, re, signal, sys
+expressions, names, seconds = json.load(sys.stdin)
+signal.setitimer(signal.ITIMER_VIRTUAL, seconds)  # its signal ends the process, whatever it is doing
 for expression in expressions:
     try:
         for form in ("%s", r"(.*\\.)?(%s)$", r"(?:^|.*?\\.)%s\\.(?P<idx>\\d+)\\."):
@@ -44,7 +46,7 @@ def check_patterns(
         key: where the expressions come from, for messages.
         expressions: regular expressions.
         names: full module names of the model.
-        seconds: for all of them.
+        seconds: of processor time for all of them, so that a busy machine changes no answer.
 
     Raises:
         RecipeError: naming the expression at fault.
@@ -53,15 +55,10 @@ def check_patterns(
     if not unknown:
         return
     command = [sys.executable, "-I", "-S", "-c", _CHILD]
-    request = json.dumps([unknown, list(names)])
-    try:
-        done = subprocess.run(
-            command, input=request, capture_output=True, text=True, timeout=seconds, check=False
-        )
-        output, late = done.stdout, False
-    except subprocess.TimeoutExpired as error:
-        output, late = (error.stdout or b"").decode(), True
-    faults = [json.loads(line) for line in output.splitlines()]
+    request = json.dumps([unknown, list(names), seconds])
+    done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
+    late = done.returncode == -signal.SIGVTALRM
+    faults = [json.loads(line) for line in done.stdout.splitlines()]
     shown = repr(unknown[max(0, min(len(faults) - (not late), len(unknown) - 1))])[:200]
     if late:
         raise RecipeError(
