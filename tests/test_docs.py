@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import scst
-from scst.cli.arguments import EXAMPLES, parse
+from scst.cli.arguments import NEED_CONFIG, parse
 from scst.cli.console import COMMANDS
 from scst.config.recipes import RECIPES
 from tests.support.paths import ROOT
@@ -102,7 +102,7 @@ def test_commands_are_accepted(path, monkeypatch):
         if "--adapter" in arguments and "--dataset" not in arguments and command == "evaluate":
             arguments += ["--dataset", "DATA"]  # in use it is that of the run that made the adapter
         stage = STAGE_OF_COMMAND[command]
-        example = EXAMPLES.get(stage, "quickstart/evaluate")
+        example = f"quickstart/{stage if stage in NEED_CONFIG else 'evaluate'}"
         parse(RECIPES[stage], [example if a in PLACEHOLDERS else a for a in arguments])
 
 

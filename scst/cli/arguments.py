@@ -19,8 +19,8 @@ from scst.training.run_record import named_base_model, recorded_settings
 
 R = TypeVar("R", bound=Recipe)
 
-EXAMPLES = {"sft": "quickstart/sft", "scst": "quickstart/scst", "matrix": "quickstart/matrix"}
-"""Stages that need ``--config``, and a packaged recipe to begin with."""
+NEED_CONFIG = ("sft", "scst", "matrix")
+"""Stages that need ``--config``: none begins with a recipe that nobody named."""
 READ_FROM_ADAPTER = ("evaluate", "caption", "explain")
 """Stages that take their keys from the run that made the adapter where no recipe is given."""
 
@@ -83,11 +83,11 @@ def _base_settings(recipe_class: type[Recipe], config: Any, adapter: str | None)
     if config is not None:
         if not isinstance(config, str):
             raise RecipeError(f"--config: expected one file or packaged recipe, got {shown(config)}")
-        return read_recipe_file(config)
-    if stage in EXAMPLES:
+        return read_recipe_file(config, stage=stage)
+    if stage in NEED_CONFIG:
         raise RecipeError(
-            f"--config: missing; give a recipe file or the name of a packaged recipe, e.g. --config "
-            f"{EXAMPLES[stage]} (a small model on rendered scenes)"
+            "--config: missing; give a recipe file or the name of a packaged recipe, e.g. --config "
+            "quickstart (a small model on rendered scenes)"
         )
     if stage not in READ_FROM_ADAPTER or adapter is None:
         return {}

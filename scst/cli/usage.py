@@ -29,7 +29,8 @@ def help_text(recipe_class: type[Recipe], usage: str) -> str:
 
 def _flags(recipe_class: type[Recipe]) -> list[str]:
     flags = {
-        "--config RECIPE.yaml": "a file of `key: value` lines, or a packaged recipe such as rsicd/sft;\n"
+        "--config RECIPE.yaml": "a file of `key: value` lines, or a packaged recipe such as rsicd/sft\n"
+        "(rsicd alone is the recipe of this command in that folder);\n"
         "every key can be overridden as --key value; `extends: OTHER.yaml` in it\n"
         "begins with the keys of another recipe",
         "--dry_run": "check recipe and dataset, print the resolved recipe, load no model",

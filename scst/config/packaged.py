@@ -35,23 +35,30 @@ def accelerate_names() -> list[str]:
     return sorted(path.stem for path in (RECIPES_FOLDER / ACCELERATE).glob("*.yaml"))
 
 
-def find_recipe(name: str | Path, *, place: str = "--config") -> Path:
+def find_recipe(name: str | Path, *, place: str = "--config", stage: str | None = None) -> Path:
     """The path of a recipe: the file ``name`` if it exists, else the packaged recipe of that name.
+
+    A folder of packaged recipes stands for the one that a stage has in it: ``quickstart`` is
+    ``quickstart/sft`` for ``scst sft``.
 
     Args:
         name: a file, or a name such as ``rsicd/sft``.
         place: the flag or key that names it, for the error.
+        stage: whose recipe is looked for in a folder.
 
     Raises:
         RecipeError: there is neither; the message suggests similar names.
     """
     path, text = Path(name), str(name)
     try:
-        if path.exists():
+        if path.exists() and not path.is_dir():
             return path
-        packaged = RECIPES_FOLDER / f"{text.removesuffix('.yaml')}.yaml"
-        if not path.is_absolute() and packaged.is_file():
-            return packaged
+        named = RECIPES_FOLDER / f"{text.removesuffix('.yaml')}.yaml"
+        for packaged in (named, RECIPES_FOLDER / text / f"{stage}.yaml"):
+            if not path.is_absolute() and packaged.is_file():
+                return packaged
+        if path.is_dir():
+            return path
     except OSError as error:  # a name that no file system can hold
         raise RecipeError(f"{place}: {shown(text)} is no name of a file: {error.strerror}") from error
     hint = _hint(text, recipe_names()) if len(text) < _LONGEST_NAME else ""

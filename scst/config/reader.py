@@ -74,7 +74,7 @@ def _check_trained_prompts(prompts: list[str]) -> None:
         )
 
 
-def read_recipe_file(name: str | Path) -> dict[str, Any]:
+def read_recipe_file(name: str | Path, *, stage: str | None = None) -> dict[str, Any]:
     """Read the flat keys of a YAML file, merged over those of the files that it extends.
 
     ``extends: other.yaml`` takes the keys of another recipe as defaults: a file relative to the one that
@@ -82,11 +82,12 @@ def read_recipe_file(name: str | Path) -> dict[str, Any]:
 
     Args:
         name: a file, or the name of a packaged recipe (``rsicd/sft``).
+        stage: whose recipe is meant by the name of a folder of them (``rsicd``).
 
     Raises:
         RecipeError: when a file is missing, is not YAML or not a flat mapping, or extends itself.
     """
-    return _read_recipe_file(find_recipe(name), ())
+    return _read_recipe_file(find_recipe(name, stage=stage), ())
 
 
 def _read_recipe_file(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:

@@ -202,9 +202,7 @@ WRONG = {
 def test_wrong_input_exits_2_and_names_what_is_wrong(case, capsys, monkeypatch, tmp_path):
     """Before any model is loaded."""
     script, flags, message = WRONG[case]
-    monkeypatch.setattr(
-        "scst.models.pretrained.load_model", lambda *a, **k: pytest.fail("a model was loaded")
-    )
+    monkeypatch.setattr("scst.adapters.loaded.load_model", lambda *a, **k: pytest.fail("a model was loaded"))
     if script == "scst" and "--adapter" not in flags:
         flags = ["--adapter", str(write_adapter(tmp_path / "adapter")), *flags]
     if "--output_dir" not in flags:
@@ -288,16 +286,13 @@ def test_empty_folder_says_what_is_accepted(tmp_path, capsys):
 # --- nothing is trained or evaluated by accident
 
 
-@pytest.mark.parametrize(
-    ("stage", "example"),
-    [("sft", "quickstart/sft"), ("scst", "quickstart/scst"), ("matrix", "quickstart/matrix")],
-)
-def test_a_training_command_without_a_recipe_names_one(stage, example, capsys):
+@pytest.mark.parametrize("stage", ["sft", "scst", "matrix"])
+def test_a_training_command_without_a_recipe_names_one(stage, capsys):
     flags = ["--dataset", "d", "--adapter", "a"] if stage != "matrix" else []
     assert call(stage, *flags, "--dry_run") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --config: missing")
-    assert f"--config {example} " in error
+    assert "--config quickstart " in error
 
 
 @pytest.mark.parametrize("stage", ["evaluate", "caption", "explain"])

@@ -16,11 +16,12 @@ import yaml
 
 from scst import __version__
 from scst.cli import console, launcher
+from scst.cli.arguments import parse
 from scst.cli.console import COMMANDS
 from scst.cli.quickstart import commands, run_child
 from scst.config.packaged import accelerate_names, find_accelerate_config, find_recipe, recipe_names
 from scst.config.reader import read_recipe_file
-from scst.config.recipes import RECIPES
+from scst.config.recipes import RECIPES, EvaluateRecipe, MatrixRecipe, SCSTRecipe, SFTRecipe
 from scst.errors import RecipeError
 from tests.support.adapter_folders import write_adapter
 from tests.support.commands import start, start_warm
@@ -46,10 +47,16 @@ def test_scripts_are_thin(path):
 
 
 def test_only_scripts_that_run_by_path_change_the_import_path():
-    """launch/ would hide the package `scst`, and benchmarks/ the package `rewards`."""
+    """launch/ would hide the package `scst`, and benchmarks/ the package `rewards`.
+
+    And the one that does what the interpreter does for those that it starts.
+    """
     files = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in files.stdout.split():
-        if name.startswith(("launch/", "benchmarks/")) or not (ROOT / name).is_file():
+        if (
+            name.startswith(("launch/", "benchmarks/", "tests/support/forked.py"))
+            or not (ROOT / name).is_file()
+        ):
             continue
         changed = [
             node
@@ -138,6 +145,16 @@ def test_a_file_counts_more_than_a_packaged_recipe(tmp_path, monkeypatch):
     assert read_recipe_file("rsicd/sft.yaml") == {"seed": 99}
     assert read_recipe_file("rsicd/sft") != {"seed": 99}
     assert find_accelerate_config("cpu.yaml") == Path("cpu.yaml")
+
+
+def test_a_folder_of_recipes_is_the_recipe_that_the_command_has_in_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()  # an output folder of the user's is no recipe
+    for recipe in (SFTRecipe, SCSTRecipe, EvaluateRecipe, MatrixRecipe):
+        whole, short = (parse(recipe, ["--config", f"quickstart{end}"]) for end in (f"/{recipe.stage}", ""))
+        assert whole.recipe == short.recipe
+    with pytest.raises(RecipeError, match="there is no file 'reports'"):
+        parse(SFTRecipe, ["--config", "reports"])
 
 
 @pytest.mark.parametrize(

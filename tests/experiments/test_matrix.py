@@ -9,9 +9,7 @@ from tests.support.commands import call
 
 
 def test_dry_run_prints_every_run_and_loads_nothing(config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "scst.models.pretrained.load_model", lambda *a, **k: pytest.fail("a model was loaded")
-    )
+    monkeypatch.setattr("scst.adapters.loaded.load_model", lambda *a, **k: pytest.fail("a model was loaded"))
     assert call("matrix", "--config", str(config), "--seeds", "[1, 2]", "--dry_run") == 0
     plan = yaml.safe_load(capsys.readouterr().out)
     assert [run["keys"]["seed"] for run in plan["trainings"]] == [1, 2]

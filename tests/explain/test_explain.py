@@ -222,9 +222,7 @@ def test_the_command_leaves_page_overlays_and_numbers(world, tmp_path):
 def test_dry_run_loads_no_model(world, capsys, monkeypatch):
     shutil.copy(world / "a.png", world / "b.png")
     with monkeypatch.context() as patched:
-        patched.setattr(
-            "scst.models.pretrained.load_model", lambda *a, **k: pytest.fail("a model was loaded")
-        )
+        patched.setattr("scst.adapters.loaded.load_model", lambda *a, **k: pytest.fail("a model was loaded"))
         assert call(*flags_of(world, "--dry_run")) == 0
     assert "# dataset size: 40 x 40" in capsys.readouterr().out
     assert call(*flags_of(world, "--model_name_or_path", "absent/model", "--dry_run")) == 2
