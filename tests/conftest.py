@@ -6,10 +6,13 @@ where it is used.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import resource
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["OMP_NUM_THREADS"] = "1"
+if "SCST_TESTS_CACHE" not in os.environ:  # the first process; others of the session inherit it
+    os.environ["SCST_TESTS_CACHE"] = tempfile.mkdtemp(prefix="scst-tests-cache-")
+    atexit.register(shutil.rmtree, os.environ["SCST_TESTS_CACHE"], ignore_errors=True)
+os.environ["HF_DATASETS_CACHE"] = os.environ["SCST_TESTS_CACHE"]  # nothing of the user's is read or changed
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as scst.config.build does where there is no GPU
 
 import pytest
