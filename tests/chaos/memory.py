@@ -5,7 +5,7 @@
 
 The log of the run (``TrainerState.log_history``), which every checkpoint holds, has one entry per logged
 step: its size is measured apart. Caches of a bounded size (``functools.lru_cache``) are emptied
-before measuring. Exits 0 when the rest grows by less than ``--limit`` bytes a step.
+before measuring. Exits 0 when Python keeps less than :data:`LIMITS` more a step beside the log.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 POINTS = 40
 """Measurements over a run."""
+LIMITS = {"objects": 1.0, "blocks": 5.0}
+"""Growth per step above which something is kept that should not be."""
 MALLINFO = (
     *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
     *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
@@ -43,6 +45,7 @@ class Measurement:
     Attributes:
         step: completed steps.
         objects: containers that Python's collector knows.
+        blocks: pieces of memory that Python has allocated, those of the log left out.
         resident: bytes of the process in memory.
         allocated: bytes that the C allocator has given out; None where the library cannot tell.
         traced: bytes that Python has allocated; None without tracing.
@@ -51,6 +54,7 @@ class Measurement:
 
     step: int
     objects: int
+    blocks: int
     resident: int
     allocated: int | None
     traced: int | None
@@ -88,10 +92,11 @@ class Watcher:
             Measurement(
                 state.global_step,
                 len(gc.get_objects()),
+                sys.getallocatedblocks() - len(log_sizes(state.log_history)),
                 psutil.Process().memory_info().rss,
                 allocated_bytes(),
                 traced,
-                size_of_log(state.log_history),
+                sum(log_sizes(state.log_history).values()),
             )
         )
         if traced is not None and len(self.found) in (POINTS // 2, POINTS):
@@ -105,13 +110,10 @@ def empty_caches() -> None:
             cache.cache_clear()
 
 
-def size_of_log(entries: Sequence[dict[str, Any]]) -> int:
-    """Bytes of the log: of every object once."""
-    seen: dict[int, int] = {}
-    for entry in entries:
-        for part in (entry, *entry, *entry.values()):
-            seen[id(part)] = sys.getsizeof(part)
-    return sum(seen.values()) + sys.getsizeof(entries)
+def log_sizes(entries: Sequence[dict[str, Any]]) -> dict[int, int]:
+    """Bytes of every object of the log, by its identity: each counts once."""
+    parts = (part for entry in entries for part in (entry, *entry, *entry.values()))
+    return {id(part): sys.getsizeof(part) for part in parts}
 
 
 def allocated_bytes() -> int | None:
@@ -186,26 +188,22 @@ def main() -> int:
     )
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--trace", action="store_true", help="where what grows was allocated; twice as slow")
-    parser.add_argument("--limit", type=float, default=500.0, help="bytes a step that the rest may grow by")
     parser.add_argument("--json", type=Path, help="file for the measurements")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="scst-memory-") as folder:
         watcher = run(options.steps, Path(folder), trace=options.trace)
     if options.json:
         options.json.write_text(json.dumps([asdict(each) for each in watcher.found], indent=1) + "\n")
-    names = ("objects", "resident", "allocated", "traced", "log")
+    names = ("objects", "blocks", "resident", "allocated", "traced", "log")
     growth = {name: slope(watcher.found, name) for name in names}
+    print(f"growth over the last {options.steps // 2} of {options.steps} steps")
     for name, value in growth.items():
         print(f"{name:10} {'not measured' if value is None else f'{value:+.1f} a step'}")
     if options.trace:
         middle, last = watcher.snapshots
         for difference in last.compare_to(middle, "traceback")[:12]:
             print(difference, *difference.traceback.format(), sep="\n    ")
-    measured = growth["traced"] if growth["allocated"] is None else growth["allocated"]
-    rest = (measured or 0.0) - (growth["log"] or 0.0)
-    half = options.steps // 2
-    print(f"beside the log: {rest:+.1f} bytes a step over the last {half} of {options.steps} steps")
-    return int(rest > options.limit)
+    return int(any((growth[name] or 0.0) > limit for name, limit in LIMITS.items()))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import TrainerCallback
 
 from scst.training.hooks import TrainerHooks
-from tests.chaos.memory import Watcher, size_of_log, slope
+from tests.chaos.memory import Watcher, log_sizes, slope
 
 STEPS, EVERY = 48, 8
 LEAK_PER_STEP = 3.0
@@ -44,6 +44,6 @@ def test_no_object_stays_behind(run_stage, sft_adapter, tmp_path, monkeypatch):
     assert len(entries) == STEPS
     names = {id(name) for entry in entries for name in entry if name not in ("step", "epoch")}
     assert len(names) < 2 * max(map(len, entries)), "entries share their names"
-    assert size_of_log(entries) / STEPS < 8000
+    assert sum(log_sizes(entries).values()) / STEPS < 8000
     leaking, _ = growth(run_stage, sft_adapter, tmp_path / "leaking", monkeypatch, leaks=True)
     assert leaking > LEAK_PER_STEP, "the negative control: six containers a step"
