@@ -29,7 +29,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 POINTS = 40
 """Measurements over a run."""
-LIMITS = {"objects": 1.0, "blocks": 5.0}
+LIMITS = {"objects": 1.0}
 """Growth per step above which something is kept that should not be."""
 MALLINFO = (
     *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
