@@ -41,9 +41,9 @@ def check_model_exists(name_or_path: str) -> None:
 
 def _config_file(name_or_path: str) -> str:
     """The path of the configuration, which a hub id gets from the hub or its cache."""
-    if Path(name_or_path).is_dir() and (Path(name_or_path) / _CONFIG).exists():
-        return str(Path(name_or_path) / _CONFIG)
     try:
+        if (Path(name_or_path) / _CONFIG).exists():
+            return str(Path(name_or_path) / _CONFIG)
         if Path(name_or_path).exists():
             raise FileNotFoundError(f"it holds no {_CONFIG}")
         return huggingface_hub.hf_hub_download(name_or_path, _CONFIG)

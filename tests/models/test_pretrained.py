@@ -207,3 +207,12 @@ def test_snapshot_swaps_and_restores(folder):
         assert weight.abs().sum() == 0
     assert (weight == 1).all()
     assert not any(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout))
+
+
+@pytest.mark.parametrize("name", ["x" * 10_000, "no/such", "a\0b"])
+def test_a_name_of_no_model_is_one_sentence(name):
+    with pytest.raises(
+        RecipeError, match=r"^model_name_or_path: no model configuration found at "
+    ) as refused:
+        check_model_exists(name)
+    assert len(str(refused.value)) < 1000
