@@ -14,18 +14,26 @@ import pyarrow.parquet as pq
 from scst.data.columns import STORED_IMAGE, check_columns, concatenate, normalise
 from scst.data.risc import refuse_links_outside, refuse_outside_path
 from scst.errors import DataError
+from scst.files.reading import refuse_pipes
 
 
 def parquet_files(path: Path) -> list[Path]:
     """The parquet files that a path means: itself, those of a folder, or of its ``data/``."""
     if path.is_file():
         return [path]
-    return sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
+    return _glob(path, "*.parquet") or _glob(path / "data", "*.parquet")
 
 
 def tar_files(path: Path) -> list[Path]:
     """The tar archives that a path means: itself, or those of a folder."""
-    return [path] if path.is_file() else sorted(path.glob("*.tar"))
+    return [path] if path.is_file() else _glob(path, "*.tar")
+
+
+def _glob(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder with names of a pattern; refuses what is no file."""
+    found = sorted(folder.glob(pattern))
+    refuse_pipes(found)
+    return found
 
 
 def stem_split(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from scst.data.images import decode_image, read_image_file
-from scst.errors import DataError
+from scst.errors import DataError, shown
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
@@ -26,10 +27,10 @@ def find_pictures(paths: Sequence[str]) -> list[Path]:
 
 
 def _pictures_at(path: Path) -> list[Path]:
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file, it is false for a name that no file system can hold
         return [path]
-    if not path.is_dir():
-        raise DataError(f"{str(path)!r} does not exist: name image files or a folder of images")
+    if not os.path.isdir(path):
+        raise DataError(f"{shown(str(path))} does not exist: name image files or a folder of images")
     found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_ENDINGS and p.is_file())
     if not found:
         raise DataError(f"the folder {str(path)!r} holds no picture ({', '.join(PICTURE_ENDINGS)})")
@@ -45,9 +46,8 @@ def pictures_by_id(folder: str | Path, image_ids: Sequence[str]) -> list[Path]:
     found = {name: path for path in _pictures_at(Path(folder)) for name in (path.stem, path.name)}
     missing = [image_id for image_id in image_ids if image_id not in found]
     if missing:
-        raise DataError(
-            f"the folder {str(folder)!r} has no picture named {missing[0]!r} (and {len(missing) - 1} others)"
-        )
+        others = f"(and {len(missing) - 1} others)"
+        raise DataError(f"the folder {str(folder)!r} has no picture named {shown(missing[0])} {others}")
     return [found[image_id] for image_id in image_ids]
 
 
@@ -62,9 +62,11 @@ class PictureFiles(Sequence[Image.Image]):
     """
 
     def __init__(self, paths: Sequence[Path]):
-        missing = [path for path in paths if not path.is_file()]
+        missing = [path for path in paths if not os.path.isfile(path)]
         if missing:
-            raise DataError(f"{str(missing[0])!r} does not exist ({len(missing)} of {len(paths)} missing)")
+            raise DataError(
+                f"{shown(str(missing[0]))} does not exist ({len(missing)} of {len(paths)} missing)"
+            )
         self.paths = list(paths)
 
     def __len__(self) -> int:

@@ -32,6 +32,7 @@ from scst.data.risc import (
 )
 from scst.data.risc_rows import risc_rows
 from scst.errors import DataError
+from scst.files.reading import refuse_pipes
 
 ACCEPTED_FORMS = (
     f"a RISC folder ({CAPTIONS_FILE} beside {IMAGES_FOLDER}/), a parquet file or a folder of them (columns "
@@ -188,6 +189,7 @@ def _check_saved(dataset: str) -> dict:
 
 def _load_saved(dataset: str) -> datasets.Dataset | datasets.DatasetDict:
     path = Path(dataset).expanduser()
+    refuse_pipes(path.rglob("*"))
     try:
         return datasets.load_from_disk(str(path))
     except Exception as error:  # whatever the library raises on a damaged description

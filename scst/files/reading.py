@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from scst.errors import DataError
@@ -59,6 +60,17 @@ def read_text(path: str | Path, *, limit: int = RECORD_BYTES) -> str:
         return read_bytes(path, limit=limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{str(path)!r}: expected UTF-8 text: {error}") from error
+
+
+def refuse_pipes(paths: Iterable[Path]) -> None:
+    """Refuse pipes, sockets and devices among paths that a library will open; it would wait for ever.
+
+    Raises:
+        DataError: naming the first one.
+    """
+    for path in paths:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DataError(f"{str(path)!r} is a pipe or device: expected a file")
 
 
 def _short(path: str | Path) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
+from scst.data.pictures import PictureFiles, find_pictures
+from scst.data.sources import check_layout
 from scst.errors import DataError
 from scst.files.json_reader import MAX_DEPTH, NoJson, parse_json, read_json, read_json_object
 from scst.files.reading import read_bytes
@@ -122,3 +125,22 @@ def test_size_is_bounded(tmp_path):
     (tmp_path / "r.yaml").write_bytes(b"a: caf\xe9")
     with pytest.raises(DataError, match="expected UTF-8"):
         read_yaml(tmp_path / "r.yaml")
+
+
+def test_pictures_with_names_that_no_file_system_can_hold():
+    for name in ("x" * 50_000, "a\0b"):
+        for open_them in (lambda name: find_pictures([name]), lambda name: PictureFiles([Path(name)])):
+            with pytest.raises(DataError, match="does not exist") as refused:
+                open_them(name)
+            assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["data.parquet", "data/train.parquet", "state.json", "data.tar"])
+def test_a_dataset_of_pipes_is_refused_and_not_waited_for(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    if name == "state.json":
+        (tmp_path / name).write_text("{}")
+        name = "dataset_info.json"
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match="is a pipe or device"):
+        check_layout(str(tmp_path))
