@@ -131,11 +131,11 @@ def check_best_metric(settings: Mapping[str, Any], computed: Collection[str]) ->
     )
     if name is None and not by_default:
         return
-    plain = str(name or "loss").removeprefix("eval_")
+    plain = ("loss" if name is None else str(name)).removeprefix("eval_")
     if plain not in computed:
         close = difflib.get_close_matches(plain, computed, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        reason = "" if name else " (the library's default, since none is given)"
+        reason = "" if name is not None else " (the library's default, since none is given)"
         raise RecipeError(
             f"metric_for_best_model: evaluations do not compute {shown(plain)}{reason}; they compute "
             f"{', '.join(computed)}{hint}"

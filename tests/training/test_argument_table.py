@@ -184,6 +184,7 @@ def test_the_best_checkpoint_is_chosen_by_something_that_is_computed():
     for settings, computed, message in (
         ({"metric_for_best_model": "cider"}, sft, "do not compute 'cider'.* did you mean cider_d"),
         ({"metric_for_best_model": "reward"}, sft, "do not compute 'reward'"),
+        ({"metric_for_best_model": ""}, sft, "do not compute ''"),
         (best, scst, "do not compute 'loss' .the library's default"),
         ({"metric_for_best_model": "empty_rate"}, sft, "less empty_rate is better"),
     ):
