@@ -92,7 +92,7 @@ def main() -> int:
     import torch
 
     from scst.data.files import write_json
-    from scst.training.run_record import versions
+    from scst.training.run_folder.run_record import versions
 
     torch.set_num_threads(1)
     shares = measure(options.scenes, options.steps, options.permutations)

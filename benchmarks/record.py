@@ -21,7 +21,7 @@ def set_up(threads: int) -> None:
 
 def circumstances() -> dict[str, Any]:
     """Versions of the libraries, the machine in words, the date."""
-    from scst.training.run_record import versions
+    from scst.training.run_folder.run_record import versions
 
     return {"versions": versions(), "machine": cpu(), "date": time.strftime("%Y-%m-%d")}
 

@@ -259,7 +259,7 @@ def record_of(
 ) -> dict[str, Any]:
     """The measurements with what is needed to repeat them."""
     from benchmarks.models import IMAGE_TOKENS
-    from scst.training.run_record import versions
+    from scst.training.run_folder.run_record import versions
 
     def ratio(name: str, key: str = "seconds") -> float | None:
         return round(results[name][key] / results["ours"][key], 3) if name in results else None

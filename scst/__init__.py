@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from scst.rl.trainer import SCSTTrainer
     from scst.sft.finetune import finetune, sft_trainer
     from scst.sft.trainer import CaptionSFTTrainer
-    from scst.training.training_arguments import training_arguments
+    from scst.training.arguments.training_arguments import training_arguments
     from scst.training.validation import CaptionValidation, ValidationSettings
     from scst.types import PromptBatch, Rollout, Sampling
 
@@ -54,7 +54,7 @@ _MODULES = {
     "scst.rl.trainer": ("SCSTTrainer",),
     "scst.sft.finetune": ("finetune", "sft_trainer"),
     "scst.sft.trainer": ("CaptionSFTTrainer",),
-    "scst.training.training_arguments": ("training_arguments",),
+    "scst.training.arguments.training_arguments": ("training_arguments",),
     "scst.training.validation": ("CaptionValidation", "ValidationSettings"),
     "scst.types": ("PromptBatch", "Rollout", "Sampling"),
 }

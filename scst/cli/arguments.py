@@ -15,7 +15,7 @@ from scst.config.recipes import check_required
 from scst.config.renamed_keys import current_names
 from scst.errors import DataError, RecipeError, shown
 from scst.files.yaml_reader import parse_yaml
-from scst.training.run_record import named_base_model, recorded_settings
+from scst.training.run_folder.run_record import named_base_model, recorded_settings
 
 R = TypeVar("R", bound=Recipe)
 

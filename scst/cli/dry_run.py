@@ -12,7 +12,7 @@ from scst.config.recipes import DataRecipe, EvaluateRecipe, SCSTRecipe, SFTRecip
 from scst.data.fractions import refuse_to_resplit
 from scst.data.visible import visible, yaml_text
 from scst.errors import RecipeError
-from scst.training.argument_checks import evaluates
+from scst.training.arguments.argument_checks import evaluates
 from scst.training.secrets import without_secrets
 
 D = TypeVar("D", bound=DataRecipe)

@@ -8,8 +8,8 @@ from scst.cli.arguments import is_training
 from scst.cli.launcher import LAUNCHED_STAGES
 from scst.config.keys import Recipe, default_of
 from scst.config.packaged import accelerate_names
-from scst.training.argument_checks import argument_names
-from scst.training.argument_table import OWNED
+from scst.training.arguments.argument_checks import argument_names
+from scst.training.arguments.argument_table import OWNED
 
 
 def help_text(recipe_class: type[Recipe], usage: str) -> str:

@@ -48,7 +48,7 @@ from scst.data.terminal import progress_bar
 from scst.distributed.launching import start_processes
 from scst.distributed.main_process import on_main_process
 from scst.distributed.processes import from_main_process
-from scst.training.argument_checks import evaluates
+from scst.training.arguments.argument_checks import evaluates
 
 TrainingRecipe = SFTRecipe | SCSTRecipe
 Recipe = TypeVar("Recipe", SFTRecipe, SCSTRecipe)

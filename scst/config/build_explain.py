@@ -149,7 +149,7 @@ def write_outputs(
     from scst.config.reader import resolved
     from scst.explain.explanation import METHODS
     from scst.explain.explanation_files import PAGE, write_explanations
-    from scst.training.run_record import versions
+    from scst.training.run_folder.run_record import versions
 
     base = recipe.model_name_or_path or "the adapter's base model"
     try:

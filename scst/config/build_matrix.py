@@ -33,8 +33,8 @@ from scst.experiments.matrix_plan import Axes, Plan, Run, make_plan
 from scst.experiments.results import collect
 from scst.experiments.stage_keys import EVALUATE
 from scst.metrics.suite import METRICS
-from scst.training.argument_checks import argument_names
-from scst.training.run_record import recorded_settings
+from scst.training.arguments.argument_checks import argument_names
+from scst.training.run_folder.run_record import recorded_settings
 from scst.training.secrets import without_secrets
 
 SCRIPTS = {

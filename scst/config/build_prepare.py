@@ -20,7 +20,7 @@ from scst.data.preparation.data_report import DataReport
 from scst.data.preparation.preparation import Preparation, peak_memory_mb
 from scst.data.terminal import plain
 from scst.report.data_page import report_html
-from scst.training.run_record import write_run_record
+from scst.training.run_folder.run_record import write_run_record
 
 PAGE = "data_report.html"
 

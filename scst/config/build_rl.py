@@ -13,7 +13,7 @@ from scst.data.load_splits import LoadedData
 from scst.rl.policy_loss import Objective, ScoringSettings
 from scst.rl.refine import scst_trainer
 from scst.rl.trainer import SCSTTrainer
-from scst.training.training_arguments import training_arguments
+from scst.training.arguments.training_arguments import training_arguments
 
 
 def check_training_arguments(recipe: SCSTRecipe) -> None:

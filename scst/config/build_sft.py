@@ -11,7 +11,7 @@ from scst.config.recipes import SFTRecipe
 from scst.data.load_splits import LoadedData
 from scst.sft.finetune import sft_trainer
 from scst.sft.trainer import CaptionSFTTrainer
-from scst.training.training_arguments import training_arguments
+from scst.training.arguments.training_arguments import training_arguments
 
 
 def check_training_arguments(recipe: SFTRecipe) -> None:

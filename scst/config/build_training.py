@@ -14,12 +14,12 @@ from scst.config.checks import base_model_of
 from scst.config.reader import resolved
 from scst.config.recipes import SCSTRecipe, SFTRecipe
 from scst.data.load_splits import LoadedData
-from scst.training.changed_settings import settings_record
-from scst.training.claim import claimed_output
 from scst.training.hooks import TrainerHooks
-from scst.training.resumed_run import check_resumed
 from scst.training.run import run_training
-from scst.training.run_record import Run
+from scst.training.run_folder.changed_settings import settings_record
+from scst.training.run_folder.claim import claimed_output
+from scst.training.run_folder.resumed_run import check_resumed
+from scst.training.run_folder.run_record import Run
 
 R = TypeVar("R", SFTRecipe, SCSTRecipe)
 T = TypeVar("T", bound=TrainerHooks)

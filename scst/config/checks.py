@@ -35,7 +35,11 @@ from scst.metrics.bootstrap import check_metrics
 from scst.metrics.suite import METRICS
 from scst.models.base_checkpoint import check_model_exists
 from scst.rl.unsupported_arguments import refuse_unsupported
-from scst.training.argument_checks import check_best_metric, check_early_stopping, evaluation_metrics
+from scst.training.arguments.argument_checks import (
+    check_best_metric,
+    check_early_stopping,
+    evaluation_metrics,
+)
 
 ModelRecipe = SFTRecipe | SCSTRecipe | EvaluateRecipe | CaptionRecipe | ExplainRecipe | MergeRecipe
 BASE = "base"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
-from scst.training.value_types import ANY_NUMBER, LARGEST_SEED, Range, ValueType, type_of
+from scst.training.arguments.value_types import ANY_NUMBER, LARGEST_SEED, Range, ValueType, type_of
 
 COUNT = Range(at_least=1)
 NOT_NEGATIVE = Range(at_least=0)

@@ -47,7 +47,7 @@ from scst.training.plan import (
 )
 from scst.training.plan_tables import print_plan
 from scst.training.run import total_steps
-from scst.training.run_record import versions
+from scst.training.run_folder.run_record import versions
 
 Recipe = TypeVar("Recipe", SFTRecipe, SCSTRecipe)
 

@@ -2,7 +2,7 @@
 
 The keys are those of :mod:`scst.config.recipes`. Training stages also take every name of
 ``transformers.TrainingArguments``. Each value is checked against the type and range that its name was
-declared with (:mod:`scst.training.value_types`), without importing torch.
+declared with (:mod:`scst.training.arguments.value_types`), without importing torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scst.config.recipes import RECIPES
 from scst.config.renamed_keys import current_names
 from scst.errors import DataError, RecipeError, shown
 from scst.files.yaml_reader import read_yaml
-from scst.training.argument_checks import argument_names, check_arguments, convert_argument
+from scst.training.arguments.argument_checks import argument_names, check_arguments, convert_argument
 
 R = TypeVar("R", bound=Recipe)
 

@@ -23,7 +23,7 @@ from scst.config.keys import (
     key,
 )
 from scst.errors import RecipeError
-from scst.training.value_types import Range
+from scst.training.arguments.value_types import Range
 
 
 @dataclass

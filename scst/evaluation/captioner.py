@@ -20,7 +20,7 @@ from scst.evaluation.decoding import Decoding
 from scst.evaluation.evaluation import Evaluation
 from scst.metrics.suite import MetricSettings
 from scst.models.base_checkpoint import check_model_exists
-from scst.training.run_record import recorded_settings
+from scst.training.run_folder.run_record import recorded_settings
 
 Picture = str | Path | Image.Image
 

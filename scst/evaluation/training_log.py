@@ -12,7 +12,7 @@ from typing import Any
 from scst.data.visible import visible
 from scst.errors import DataError
 from scst.files.json_reader import read_json
-from scst.training.run_record import RECORD_NAME
+from scst.training.run_folder.run_record import RECORD_NAME
 
 logger = logging.getLogger(__name__)
 

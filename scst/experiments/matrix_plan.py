@@ -30,7 +30,7 @@ from scst.experiments.matrix_models import (
     refuse_unknown,
 )
 from scst.experiments.stage_keys import EVALUATE, STAGES, StageKeys
-from scst.training.run_record import RECORD_NAME
+from scst.training.run_folder.run_record import RECORD_NAME
 
 METRICS_FILE = "metrics.json"
 RECIPE_FILE = "recipe.yaml"

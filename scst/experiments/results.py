@@ -12,7 +12,7 @@ from scst.evaluation.side_by_side import read_metrics
 from scst.experiments.matrix_plan import Cell, Plan
 from scst.files.json_reader import read_json_object
 from scst.metrics.suite import METRICS
-from scst.training.run_record import RECORD_NAME
+from scst.training.run_folder.run_record import RECORD_NAME
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,13 @@ from scst.rl.policy_loss import Objective, ScoringSettings
 from scst.rl.sample_table import SampleTable
 from scst.rl.trainer import SCSTTrainer
 from scst.rollout.feature_cache import FeatureCache
-from scst.training.argument_checks import evaluates
-from scst.training.collapse_monitor import CollapseMonitor, CollapseRule
-from scst.training.hacking_monitor import HackingMonitor, HackingRule
-from scst.training.monitor import Monitor
+from scst.training.arguments.argument_checks import evaluates
+from scst.training.arguments.training_arguments import split_settings, training_arguments
+from scst.training.monitors.collapse_monitor import CollapseMonitor, CollapseRule
+from scst.training.monitors.hacking_monitor import HackingMonitor, HackingRule
+from scst.training.monitors.monitor import Monitor
 from scst.training.progress import RichProgress
 from scst.training.run import train_policy
-from scst.training.training_arguments import split_settings, training_arguments
 from scst.training.validation import CaptionValidation, ValidationSettings, early_stopping
 from scst.types import Sampling
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scst.errors import RecipeError, shown
-from scst.training.argument_table import argument_table
+from scst.training.arguments.argument_table import argument_table
 
 _NOT_A_LANGUAGE_MODEL_LOSS = "the loss of this stage is computed from sampled captions, not by the model"
 _NO_EVALUATION_BATCHES = (

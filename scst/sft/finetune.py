@@ -16,9 +16,9 @@ from scst.data.stream_settings import check_streamed
 from scst.data.streamed_rows import StreamedRows
 from scst.data.supervision import CaptionChoice
 from scst.sft.trainer import CaptionSFTTrainer
+from scst.training.arguments.training_arguments import split_settings, training_arguments
 from scst.training.progress import RichProgress
 from scst.training.run import train_policy
-from scst.training.training_arguments import split_settings, training_arguments
 from scst.training.validation import ValidationSettings, early_stopping
 
 
@@ -94,7 +94,7 @@ def finetune(
         epochs: passes over the training images; or give ``max_steps``.
         resume: True continues from the newest complete checkpoint; or a checkpoint folder.
         resume_changed: resume although settings or data have changed that may not
-            (:mod:`scst.training.changed_settings`).
+            (:mod:`scst.training.run_folder.changed_settings`).
         overwrite: replace an earlier run in ``output_dir``: it is moved aside, and deleted when the new one
             has its first complete checkpoint.
         save_minutes: wall-clock minutes between checkpoints; 0: none by the clock.

@@ -2,7 +2,8 @@
 
 ``transformers.Trainer`` writes its own files: adapter, optimizer, scheduler, scaler, the random number
 generators of every process, its state. Every *part* that was registered with the checkpointer adds its
-``state_dict()``, in one file per process. :mod:`scst.training.checkpoints` then publishes the folder.
+``state_dict()``, in one file per process. :mod:`scst.training.run_folder.checkpoints` then publishes the
+folder.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from scst.data.files import STAGING, clean_up, give_umask
 from scst.data.visible import visible
 from scst.distributed.processes import first_message
 from scst.errors import RecipeError
-from scst.training import checkpoints
-from scst.training.manifest import verify, write_manifest
+from scst.training.run_folder import checkpoints
+from scst.training.run_folder.manifest import verify, write_manifest
 from scst.training.unreadable_data import innermost_line
 
 logger = logging.getLogger(__name__)

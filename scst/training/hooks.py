@@ -20,14 +20,14 @@ from scst.distributed.processes import first_message
 from scst.distributed.sharded_loader import sharded_loader
 from scst.errors import DataError
 from scst.models.prompts import PromptEncoder
-from scst.training import checkpoints
-from scst.training.changed_settings import write_settings
 from scst.training.checkpointer import Checkpointer
 from scst.training.library_checkpoints import LibraryCheckpoints
 from scst.training.micro_batcher import MicroBatcher
-from scst.training.monitor import Monitor
+from scst.training.monitors.monitor import Monitor
 from scst.training.non_finite import Diverged, NonFiniteGuard, weights_are_finite
 from scst.training.run_callbacks import Intervals, SetEpoch
+from scst.training.run_folder import checkpoints
+from scst.training.run_folder.changed_settings import write_settings
 from scst.training.step_metrics import StepMetrics
 from scst.training.stream_loader import POSITION, stream_loader
 from scst.training.unreadable_data import GuardedBatches, UnreadableData, innermost_line
@@ -63,8 +63,8 @@ class TrainerHooks(LibraryCheckpoints):
     Attributes:
         metrics, guard, checkpointer: the parts.
         monitors: the monitors among the callbacks.
-        settings: what every checkpoint says of the run (``scst.training.changed_settings.settings_record``);
-            nothing when empty.
+        settings: what every checkpoint says of the run
+            (``scst.training.run_folder.changed_settings.settings_record``); nothing when empty.
     """
 
     # narrower than the library's: this project always has all of them

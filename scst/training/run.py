@@ -20,17 +20,17 @@ from scst.data.terminal import labelled, plain
 from scst.distributed.processes import first_message
 from scst.errors import Interrupted, RunStopped
 from scst.models.pretrained import allow_deepspeed_states
-from scst.training import checkpoints
-from scst.training.changed_settings import settings_record
-from scst.training.claim import claimed_output
+from scst.training.arguments.training_arguments import default_settings
 from scst.training.hooks import TrainerHooks
-from scst.training.manifest import verify
-from scst.training.monitor import TRUSTED
-from scst.training.output_folder import OutputFolder
-from scst.training.resumed_run import check_resumed, has_ended, newest_step, restore_finished
-from scst.training.run_record import RECORD_NAME, Run, write_run_record
+from scst.training.monitors.monitor import TRUSTED
+from scst.training.run_folder import checkpoints
+from scst.training.run_folder.changed_settings import settings_record
+from scst.training.run_folder.claim import claimed_output
+from scst.training.run_folder.manifest import verify
+from scst.training.run_folder.output_folder import OutputFolder
+from scst.training.run_folder.resumed_run import check_resumed, has_ended, newest_step, restore_finished
+from scst.training.run_folder.run_record import RECORD_NAME, Run, write_run_record
 from scst.training.signals import SaveAndStop, StopSignals
-from scst.training.training_arguments import default_settings
 
 T = TypeVar("T", bound=TrainerHooks)
 

@@ -21,7 +21,7 @@ from scst.metrics.suite import METRICS, Corpus, MetricSettings, Scores
 from scst.models.policy import base_model, evaluation_mode, policy_for
 from scst.models.prompts import PromptEncoder
 from scst.rollout.greedy import greedy_captions
-from scst.training.argument_checks import check_early_stopping
+from scst.training.arguments.argument_checks import check_early_stopping
 from scst.training.micro_batcher import MicroBatcher
 from scst.training.phase_meter import PhaseMeter
 from scst.training.unreadable_data import innermost_line, raise_together

@@ -209,8 +209,8 @@ class Lab:
 
     def newest(self, output: str) -> int:
         """Step of the newest complete checkpoint; 0 when there is none."""
-        from scst.training.checkpoints import newest_complete
-        from scst.training.manifest import read_manifest
+        from scst.training.run_folder.checkpoints import newest_complete
+        from scst.training.run_folder.manifest import read_manifest
 
         folder = newest_complete(self.folder / output)
         return read_manifest(folder)["step"] if folder else 0

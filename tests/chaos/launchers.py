@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scst.training.checkpoints import newest_complete
-from scst.training.manifest import read_manifest
+from scst.training.run_folder.checkpoints import newest_complete
+from scst.training.run_folder.manifest import read_manifest
 from tests.chaos.kills import Outcome
 from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE_S, wait_for_the_end_of, wait_until

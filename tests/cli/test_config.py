@@ -18,8 +18,8 @@ from scst.config.reader import (
 )
 from scst.config.recipes import RECIPES, SCSTRecipe
 from scst.errors import RecipeError
-from scst.training.argument_checks import argument_names
-from scst.training.argument_table import OWNED
+from scst.training.arguments.argument_checks import argument_names
+from scst.training.arguments.argument_table import OWNED
 from tests.support.paths import ROOT
 
 TRAINING_STAGES = ["sft", "scst"]

@@ -29,8 +29,8 @@ from scst.experiments.results import Result, rows_of
 from scst.experiments.runner import Runner
 from scst.metrics.paired import MetricDifference
 from scst.rl.sample_table import sample_table
-from scst.training.collapse_monitor import CollapseMonitor
-from scst.training.monitor import Monitor
+from scst.training.monitors.collapse_monitor import CollapseMonitor
+from scst.training.monitors.monitor import Monitor
 from tests.support.hostile import HOSTILE, MARKUP, Screen, assert_not_obeyed, assert_shown
 from tests.support.matrices import Lab
 from tests.support.paths import ROOT

@@ -16,7 +16,7 @@ import transformers
 
 from scst.config.keys import default_of
 from scst.config.recipes import RECIPES
-from scst.training.argument_table import OWNED
+from scst.training.arguments.argument_table import OWNED
 
 TAKES_ZERO = {
     *("split_seed", "seed", "min_new_tokens", "validation_batch_size", "save_minutes", "top_k", "kl_weight"),

@@ -16,7 +16,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy, Scheduler
 from transformers.training_args import OptimizerNames
 
 from scst.errors import RecipeError
-from scst.training.argument_checks import (
+from scst.training.arguments.argument_checks import (
     OPTIMIZER_PACKAGES,
     TRACKERS,
     check_arguments,
@@ -25,9 +25,9 @@ from scst.training.argument_checks import (
     convert_argument,
     evaluation_metrics,
 )
-from scst.training.argument_table import CHOICES, OWNED, RANGES, argument_table
-from scst.training.scheduler_table import scheduler_table
-from scst.training.training_arguments import training_arguments
+from scst.training.arguments.argument_table import CHOICES, OWNED, RANGES, argument_table
+from scst.training.arguments.scheduler_table import scheduler_table
+from scst.training.arguments.training_arguments import training_arguments
 from tests.support.paths import ROOT
 
 FIELDS = {f.name: f for f in dataclasses.fields(transformers.TrainingArguments) if f.init}
@@ -47,7 +47,8 @@ def constructed(settings, tmp_path):
 
 def test_the_table_takes_no_torch():
     code = (
-        "import sys, time; from scst.training.argument_checks import check_arguments; check_arguments({});"
+        "import sys; from scst.training.arguments.argument_checks import check_arguments\n"
+        "check_arguments({})\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True)

@@ -10,8 +10,8 @@ import pytest
 
 from scst.config.recipes import SCSTRecipe, SFTRecipe
 from scst.errors import RecipeError
-from scst.training.argument_checks import argument_names
-from scst.training.changed_settings import (
+from scst.training.arguments.argument_checks import argument_names
+from scst.training.run_folder.changed_settings import (
     CANNOT_CHANGE,
     MAY_CHANGE,
     may_change,
@@ -19,7 +19,7 @@ from scst.training.changed_settings import (
     settings_record,
     write_settings,
 )
-from scst.training.run_record import Run
+from scst.training.run_folder.run_record import Run
 
 BEFORE = {
     "seed": 3,

@@ -10,7 +10,7 @@ import torch
 from rewards.errors import RewardError
 from scst.errors import RecipeError
 from scst.training.checkpointer import Checkpointer
-from scst.training.manifest import verify
+from scst.training.run_folder.manifest import verify
 
 
 class Part:

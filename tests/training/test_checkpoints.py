@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from scst.data.files import STAGING, clean_up, move_files
 from scst.errors import RecipeError
-from scst.training import checkpoints
-from scst.training.manifest import read_manifest, verify, write_manifest
+from scst.training.run_folder import checkpoints
+from scst.training.run_folder.manifest import read_manifest, verify, write_manifest
 
 
 def write(folder, step, *, complete=True, ended=False):

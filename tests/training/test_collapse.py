@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scst.training.collapse_monitor import CollapseMonitor, CollapseRule, has_collapsed
+from scst.training.monitors.collapse_monitor import CollapseMonitor, CollapseRule, has_collapsed
 
 HEALTHY = {"entropy": 1.0, "caption_length": 10.0, "most_common_caption": 0.2, "repetition_rate": 0.1}
 

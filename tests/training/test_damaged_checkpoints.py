@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from scst.training.checkpoints import checkpoint_to_resume
-from scst.training.manifest import MANIFEST, read_manifest
+from scst.training.run_folder.checkpoints import checkpoint_to_resume
+from scst.training.run_folder.manifest import MANIFEST, read_manifest
 
 TRIALS = int(os.environ.get("SCST_DAMAGE_TRIALS", "150"))
 """Random damages of single files, and as many of pairs."""

@@ -16,9 +16,9 @@ import pytest
 
 from scst.data.files import STAGING
 from scst.errors import RecipeError
-from scst.training import checkpoints
-from scst.training.manifest import write_manifest
-from scst.training.output_folder import FILE_LIST, MARKER, REPLACED, OutputFolder
+from scst.training.run_folder import checkpoints
+from scst.training.run_folder.manifest import write_manifest
+from scst.training.run_folder.output_folder import FILE_LIST, MARKER, REPLACED, OutputFolder
 
 OURS = ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "trainer_state.json")
 

@@ -11,15 +11,15 @@ from dataclasses import asdict, replace
 import pytest
 
 from scst.errors import RecipeError
-from scst.training import run_lock as lock_module
-from scst.training.run_lock import LOCK_NAME, Holder, run_lock
+from scst.training.run_folder import run_lock as lock_module
+from scst.training.run_folder.run_lock import LOCK_NAME, Holder, run_lock
 from tests.support.paths import ROOT
 
 CONTENDER = """
 import sys, time
 from pathlib import Path
 from scst.errors import RecipeError
-from scst.training.run_lock import run_lock
+from scst.training.run_folder.run_lock import run_lock
 assert "torch" not in sys.modules
 print("ready", flush=True)
 sys.stdin.readline()

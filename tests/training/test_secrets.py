@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from scst.training.run_record import write_run_record
+from scst.training.run_folder.run_record import write_run_record
 from scst.training.secrets import HIDDEN, hide_secrets, without_secrets
 from tests.support.adapter_folders import write_adapter
 from tests.support.commands import call

@@ -10,7 +10,7 @@ import pytest
 import scst
 from rewards.errors import RewardError
 from scst.errors import RecipeError, ScstError
-from scst.training.run_lock import run_lock
+from scst.training.run_folder.run_lock import run_lock
 from tests.support.stages import losses
 from tests.support.worlds import write_risc
 

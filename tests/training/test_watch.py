@@ -11,7 +11,7 @@ import torch
 from scst.config.checks import check_recipe
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
-from scst.training.hacking_monitor import HackingRule
+from scst.training.monitors.hacking_monitor import HackingRule
 from tests.support.stages import adapter_weights
 
 

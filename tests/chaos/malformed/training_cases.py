@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from scst.training.argument_table import argument_table
+from scst.training.arguments.argument_table import argument_table
 from tests.chaos.malformed import texts
 from tests.chaos.malformed.attack import DRY, Case
 from tests.support.setting_values import training_arguments

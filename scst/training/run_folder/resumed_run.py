@@ -14,10 +14,10 @@ from rich.console import Console
 from scst.adapters.loading import adapter_weights, fill_adapter
 from scst.data.terminal import plain
 from scst.files.json_reader import read_json_object
-from scst.training.argument_checks import DEFAULTS
-from scst.training.changed_settings import refuse_changes
+from scst.training.arguments.argument_checks import DEFAULTS
 from scst.training.hooks import TrainerHooks
-from scst.training.manifest import read_manifest
+from scst.training.run_folder.changed_settings import refuse_changes
+from scst.training.run_folder.manifest import read_manifest
 
 
 def check_resumed(
@@ -32,7 +32,7 @@ def check_resumed(
 
     Args:
         checkpoint: folder of the checkpoint.
-        record: :func:`scst.training.changed_settings.settings_record` of the run.
+        record: :func:`scst.training.run_folder.changed_settings.settings_record` of the run.
         arguments_class: of the trainer's arguments; its defaults count where a setting is not named.
         insist: accept changes that can be made at all.
         console: where accepted changes are told.

@@ -14,8 +14,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from scst.data.files import STAGING, give_umask
 from scst.metrics.bootstrap import resampled_values
-from scst.training.checkpoints import publish
-from scst.training.monitor import TRUSTED, Monitor
+from scst.training.monitors.monitor import TRUSTED, Monitor
+from scst.training.run_folder.checkpoints import publish
 from scst.training.validation import CaptionValidation
 
 INTERVAL = (2.5, 97.5)

@@ -1,7 +1,7 @@
 """Checks of training arguments that need no torch: values by the table, then what they need of each other.
 
 They run when a recipe is read, in ``--dry_run`` and at the start of a run alike, and again when a notebook
-calls :func:`scst.training.training_arguments.training_arguments`.
+calls :func:`scst.training.arguments.training_arguments.training_arguments`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 from rewards.scorers.text import caption_statistics
 from scst.errors import RecipeError, shown
-from scst.training.argument_table import OWNED, argument_table
-from scst.training.scheduler_table import check_scheduler_arguments
+from scst.training.arguments.argument_table import OWNED, argument_table
+from scst.training.arguments.scheduler_table import check_scheduler_arguments
 
 DEFAULTS: dict[str, Any] = {
     "logging_steps": 1,

@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from scst.training import checkpoints
-from scst.training.manifest import verify
-from scst.training.monitor import TRUSTED, Monitor
+from scst.training.monitors.monitor import TRUSTED, Monitor
+from scst.training.run_folder import checkpoints
+from scst.training.run_folder.manifest import verify
 
 ENTROPY_SHARE = 0.05
 """Alarm when the entropy falls below this share of its first value: sampling is nearly deterministic."""

@@ -48,7 +48,7 @@ class Run:
         data_fingerprint: fingerprint of the training data.
         images: split -> number of images.
         resume_changed: whether a resumed run may change settings that it otherwise may not
-            (:mod:`scst.training.changed_settings`).
+            (:mod:`scst.training.run_folder.changed_settings`).
         save_minutes: wall-clock minutes between checkpoints; 0: only as ``save_strategy`` says.
         started: ``time.time()`` at the start of the command.
     """

@@ -12,7 +12,12 @@ import transformers
 from scst.distributed.launcher_environment import uses_fsdp
 from scst.errors import RecipeError
 from scst.models.pretrained import compute_dtype
-from scst.training.argument_checks import DEFAULTS, argument_names, check_arguments, convert_argument
+from scst.training.arguments.argument_checks import (
+    DEFAULTS,
+    argument_names,
+    check_arguments,
+    convert_argument,
+)
 
 Arguments = TypeVar("Arguments", bound=transformers.TrainingArguments)
 

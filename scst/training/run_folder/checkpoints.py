@@ -1,8 +1,9 @@
 """Checkpoints on disk: published as a whole, verified before use, pruned without losing the last good one.
 
-A checkpoint is written into the staging folder of a run, gets a manifest (:mod:`scst.training.manifest`), is
-flushed to the disk, and then renamed to ``checkpoint-<step>``. A process that dies before the rename leaves
-nothing named like a checkpoint; a file that is damaged later does not match the manifest.
+A checkpoint is written into the staging folder of a run, gets a manifest
+(:mod:`scst.training.run_folder.manifest`), is flushed to the disk, and then renamed to ``checkpoint-<step>``.
+A process that dies before the rename leaves nothing named like a checkpoint; a file that is damaged later does
+not match the manifest.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from scst.data.files import STAGING, flush_folder
 from scst.errors import RecipeError
-from scst.training.manifest import READ_FORMATS, read_manifest, verify
+from scst.training.run_folder.manifest import READ_FORMATS, read_manifest, verify
 
 PREFIX = "checkpoint-"
 

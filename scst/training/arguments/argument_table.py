@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scst.training.library_source import members_of, parsed
-from scst.training.value_types import ANY_NUMBER, LARGEST_SEED, Range, ValueType, type_of
+from scst.training.arguments.library_source import members_of, parsed
+from scst.training.arguments.value_types import ANY_NUMBER, LARGEST_SEED, Range, ValueType, type_of
 
 _COUNT = Range(at_least=1)
 _NOT_NEGATIVE = Range(at_least=0)

@@ -12,8 +12,8 @@ from rich.console import Console
 from scst.data.terminal import plain
 from scst.distributed.processes import first_message, from_main_process
 from scst.errors import RecipeError
-from scst.training.output_folder import OutputFolder
-from scst.training.run_lock import run_lock
+from scst.training.run_folder.output_folder import OutputFolder
+from scst.training.run_folder.run_lock import run_lock
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 from scst.data.files import write_json
 from scst.errors import DataError, RecipeError
 from scst.files.json_reader import read_json_object
-from scst.training.run_record import SETTINGS_NAME
+from scst.training.run_folder.run_record import SETTINGS_NAME
 from scst.training.secrets import without_secrets
 
 MAY_CHANGE = {

@@ -18,9 +18,9 @@ from pathlib import Path
 from scst.data.files import STAGING, clean_up, move_files, write_json
 from scst.errors import DataError, RecipeError
 from scst.files.json_reader import read_json_object
-from scst.training import checkpoints
-from scst.training.manifest import MANIFEST
-from scst.training.run_record import RECORD_NAME
+from scst.training.run_folder import checkpoints
+from scst.training.run_folder.manifest import MANIFEST
+from scst.training.run_folder.run_record import RECORD_NAME
 
 REPLACED = "replaced-run"
 """Folder, in the output folder, of the earlier run while the new one has no checkpoint yet."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from scst.errors import RecipeError, shown
-from scst.training.library_source import members_of, parsed
-from scst.training.value_types import Range, ValueType, type_of
+from scst.training.arguments.library_source import members_of, parsed
+from scst.training.arguments.value_types import Range, ValueType, type_of
 
 _GIVEN_BY_TRAINER = {"self", "optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
 _NOT_NEGATIVE = Range(at_least=0)
