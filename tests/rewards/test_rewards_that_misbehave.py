@@ -187,7 +187,7 @@ def test_an_answer_that_is_no_list_of_numbers_is_a_sentence(answer):
         (value for value in (1.0, 0.5)),
         {"a": 1.0, "b": 0.5}.values(),
     ],
-    ids=str,
+    ids=lambda answer: type(answer).__name__,
 )
 def test_every_other_form_of_numbers_is_accepted(answer):
     """The negative control."""

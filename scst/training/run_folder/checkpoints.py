@@ -2,8 +2,8 @@
 
 A checkpoint is written into the staging folder of a run, gets a manifest
 (:mod:`scst.training.run_folder.manifest`), is flushed to the disk, and then renamed to ``checkpoint-<step>``.
-A process that dies before the rename leaves nothing named like a checkpoint; a file that is damaged later does
-not match the manifest.
+A process that dies before the rename leaves nothing named like a checkpoint; a file that is damaged later
+does not match the manifest.
 """
 
 from __future__ import annotations
