@@ -89,7 +89,7 @@ def start_processes(launch: Launch, module: str, arguments: Sequence[str]) -> in
     # accelerate's own would wait for a child and leave it behind when SIGTERM ends the launcher
     accelerate_launch.simple_launcher = _become
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: torchrun would end with the terminal
-        os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
+        parsed.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"
     try:
         accelerate_launch.launch_command(parsed)
     except ChildFailedError as error:

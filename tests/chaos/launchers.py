@@ -101,6 +101,7 @@ def hit(name: str, number: int, recipe: Path, output: Path, folder: Path) -> End
             env=os.environ | environment | {"SCST_TEST_LAUNCHER": str(folder)},
             stdout=log,
             stderr=log,
+            preexec_fn=_hear_of_hangups,
         )
         try:
             code = launcher.wait(PATIENCE_S)
@@ -113,6 +114,11 @@ def hit(name: str, number: int, recipe: Path, output: Path, folder: Path) -> End
     newest = newest_complete(output)
     text = (folder / "log.txt").read_text()
     return Ended(code, text, read_manifest(newest)["step"] if newest else 0, trained)
+
+
+def _hear_of_hangups() -> None:
+    """SIGHUP ends the launcher, also where this suite was started by ``nohup``."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def recipe_of(keys: dict[str, Any], path: Path) -> Path:

@@ -7,7 +7,9 @@ import signal
 
 import pytest
 
+from scst.cli.launcher import Launch, start_processes
 from scst.config import build
+from scst.config.packaged import find_accelerate_config
 from scst.distributed.parent_process import is_launcher
 from scst.training.signals import StopSignals
 from tests.chaos.launchers import STEP, hit, recipe_of
@@ -85,3 +87,20 @@ def test_sighup_is_a_signal_to_stop_but_not_under_nohup():
 def test_only_a_launcher_takes_its_training_along(command, expected):
     """A shell that ends must not: training goes on under nohup, in tmux and with disown."""
     assert is_launcher(command.split(" ")) is expected
+
+
+@pytest.mark.parametrize("nohup", [True, False])
+def test_several_processes_outlive_the_terminal_under_nohup(monkeypatch, nohup):
+    """torchrun handles SIGHUP unless it is told not to, whatever was ignored before."""
+    told = []
+    monkeypatch.setattr("torch.distributed.run.run", lambda args: told.append(args.signals_to_handle))
+    monkeypatch.setattr("accelerate.commands.launch.simple_launcher", None)  # it is replaced: put it back
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for name in ("ACCELERATE_MIXED_PRECISION", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+    try:
+        assert start_processes(Launch(find_accelerate_config("cpu-2"), 2), "nothing", []) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ("SIGHUP" in told[0]) is not nohup
