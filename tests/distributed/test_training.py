@@ -100,6 +100,18 @@ def assert_same_adapter(adapter, expected, tolerance):
         torch.testing.assert_close(adapter[name], expected[name], rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stream_is_shared_by_two_processes(stage, world, one_process, tmp_path):
+    """Two and a half passes over 5 rows, 4 at a time: the last batch of a pass has fewer than processes."""
+    stream = {"streaming": True, "stream_block": 1, "max_steps": 5, "eval_strategy": "no"}
+    if stage == "scst":  # CIDEr-D would want a table of document frequencies
+        stream |= {"rewards": [{"import_path": "tests.support.jobs:brevity"}]}
+    expected_log, expected = one_process(stage, "none", **stream)
+    logs, adapter = run_on_two(world, tmp_path, "cpu-2", stage, "none", **stream)
+    assert_same_log(logs[0], expected_log, {"rel": 1e-4, "abs": 1e-5})
+    assert_same_adapter(adapter, expected, 1e-5)
+
+
 CONFIGS = ("cpu-2", "zero2", "zero3", "fsdp2")
 
 
