@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,15 @@ SLOW_FIXTURES = {"run_stage", "sft_adapter", "browser", "golden_results"}
 """They train, open a browser or start Java: what asks for one of them is slow."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is slow by its fixtures."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what is slow by its fixtures; files with much of it first, so that no worker is left with one."""
+    slow: Counter[Path] = Counter()
     for item in items:
         if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+        slow[item.path] += item.get_closest_marker("slow") is not None
+    if not config.getoption("random_order_enabled", False):
+        items.sort(key=lambda item: -slow[item.path])
 
 
 def pytest_collection_finish() -> None:

@@ -157,6 +157,7 @@ def test_saved_and_loaded(tiny_processor, images, tmp_path, kind):
         assert torch.equal(logits_of(loaded, fresh, images), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "prompt_tuning"])
 def test_merged_model_is_the_adapted_one(tmp_path, images, kind):
     """A plain checkpoint with the logits of base and adapter, up to rounding."""

@@ -185,6 +185,7 @@ def test_the_sound_one_is_loaded(saved, tiny_processor, kind):
         assert total == pytest.approx(sum(float(t.double().sum()) for t in tensors.values()))
 
 
+@pytest.mark.slow
 def test_an_expression_that_never_ends_is_stopped(fails, tiny_model, monkeypatch):
     """Of a saved adapter, of a recipe, and of its rank patterns."""
     monkeypatch.setitem(check_patterns.__kwdefaults__, "seconds", 0.5)

@@ -46,6 +46,7 @@ def test_scripts_are_thin(path):
     assert f"from scst.cli.{command} import main" in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_only_scripts_that_run_by_path_change_the_import_path():
     """launch/ would hide the package `scst`, and benchmarks/ the package `rewards`.
 

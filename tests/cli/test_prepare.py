@@ -58,6 +58,7 @@ def test_by_path_the_whole_of_it(data, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_importing_it_loads_no_torch():
     heavy = {"torch", "transformers"}
     code = f"import sys, scst.config.build_prepare; sys.exit(bool({heavy} & set(sys.modules)))"

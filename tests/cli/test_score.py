@@ -190,6 +190,7 @@ def test_what_cannot_be_compared_is_refused(evaluations, capsys):
     assert "not about the same images; 1 are in one only, e.g. 'img_5'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_document_frequencies_are_those_that_training_would_count(tmp_path):
     data = write_risc(tmp_path / "data")
     output = tmp_path / "new" / "df.json"
@@ -207,6 +208,7 @@ def test_document_frequencies_are_those_that_training_would_count(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

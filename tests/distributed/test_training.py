@@ -109,7 +109,7 @@ def test_a_stream_is_shared_by_two_processes(stage, world, one_process, tmp_path
     expected_log, expected = one_process(stage, "none", **stream)
     logs, adapter = run_on_two(world, tmp_path, "cpu-2", stage, "none", **stream)
     assert_same_log(logs[0], expected_log, {"rel": 1e-4, "abs": 1e-5})
-    assert_same_adapter(adapter, expected, 1e-5)
+    assert_same_adapter(adapter, expected, 2e-4)  # Adam steps of 1e-2 magnify the rounding of small gradients
 
 
 CONFIGS = ("cpu-2", "zero2", "zero3", "fsdp2")

@@ -122,6 +122,7 @@ def written(tmp_path_factory):
     return lab.folder / "out"
 
 
+@pytest.mark.slow
 def test_all_formats_say_the_same(written):
     content = json.loads((written / "matrix.json").read_text())
     lines = list(csv.DictReader(io.StringIO((written / "matrix.csv").read_text())))

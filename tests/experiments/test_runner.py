@@ -31,6 +31,7 @@ def test_everything_once_and_never_again(lab):
     assert lab.run(models=TWO_CHAINS)[1] == []
 
 
+@pytest.mark.slow
 def test_a_changed_key_runs_what_it_touches(lab):
     lab.run(models=TWO_CHAINS)
     hotter = {"name": "rl", "stages": [SFT, SCST | {"temperature": 0.5}], "vary": {"baseline": ["group"]}}
@@ -44,6 +45,7 @@ def test_a_changed_key_runs_what_it_touches(lab):
     assert lab.run(models=TWO_CHAINS[:1], prompts=["caption en", "new"])[1] == ["evaluate sft-new-greedy-32"]
 
 
+@pytest.mark.slow
 def test_a_failure_touches_what_builds_upon_it_only(lab):
     grid = {"lora_rank": [13, 4]}
     models = [{"name": "m", "stages": [SFT, SCST], "vary": grid}, {"name": "base"}]

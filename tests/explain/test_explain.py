@@ -152,6 +152,7 @@ def test_the_page_on_a_phone(explanation, browser, tmp_path):
         opened.check()
 
 
+@pytest.mark.slow
 def test_files_hold_what_the_page_shows(explanation, tmp_path):
     found, _, _, image = explanation
     paths = write_overlays(tmp_path, image, found)

@@ -151,12 +151,14 @@ def test_the_permutation_test_holds_its_level_with_twenty_images():
     assert 0.033 <= level(permutation_p_value, 20) <= 0.067
 
 
+@pytest.mark.slow
 def test_the_bootstrap_test_does_not_with_twenty_images_but_does_with_two_hundred():
     """Why there are two tests: the same ruler finds the wrong one out."""
     assert level(by_bootstrap, 20, runs=600) > 0.067
     assert 0.02 <= level(by_bootstrap, 200, runs=150) <= 0.09
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), [("bleu_4", 30), ("vocabulary", 100), ("distinct_2", 30)])
 def test_the_permutation_test_holds_its_level_for_metrics_of_the_corpus(name, size):
     """Two systems that say one of two captions by chance; statistics of the corpus are no means."""

@@ -141,6 +141,7 @@ def test_parameter_counts_of_a_quantised_model_count_weights_not_bytes(folder):
     assert packed == plain
 
 
+@pytest.mark.slow
 def test_published_trainable_share_of_the_full_adapter():
     """Rank 8 on decoder, vision tower and projector of PaliGemma 3B: the published 14.2 M parameters."""
     from accelerate import init_empty_weights

@@ -237,6 +237,7 @@ def agrees(sample: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool((statistic - freedom).abs() <= 4 * (2 * freedom) ** 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("baseline", "num_samples"), [("greedy", 1), ("greedy", 3), ("leave_one_out", 2)])
 def test_expected_gradient_is_that_of_the_expected_reward(world, baseline, num_samples):
     policy, num_images = world
@@ -257,6 +258,7 @@ def test_exact_gradient_equals_the_score_function_identity(world):
     torch.testing.assert_close(by_identity, expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_samples", [2, 3])
 def test_group_has_the_expectation_that_enumeration_gives_it(num_samples):
     """Its expectation is not the gradient of the expected reward, but it is known: a sum over K-tuples."""
@@ -309,6 +311,7 @@ def test_wrong_estimators_fail(world):
     assert [name for name, sample in wrong.items() if agrees(sample, expected)] == []
 
 
+@pytest.mark.slow
 def test_scoring_must_use_the_temperature_of_sampling(world):
     policy, num_images = world
     rewards = reward_table()
@@ -321,6 +324,7 @@ def test_scoring_must_use_the_temperature_of_sampling(world):
     assert not agrees(scored_at_1, exact_gradient(policy, warm, lambda _: rewards))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("baseline", "num_samples"), [("greedy", 1), ("leave_one_out", 2)])
 def test_kl_penalty_adds_the_gradient_of_minus_the_divergence(baseline, num_samples):
     """The objective E[r] - beta KL(policy || ref_policy), enumerated: sum p (r - beta (log p - log q))."""
@@ -355,6 +359,7 @@ def test_importance_ratios_make_captions_of_an_older_policy_those_of_the_policy(
     assert agrees(estimates(policy, draws, PLAIN, ratios * advantages), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("baseline", ["greedy", "leave_one_out"])
 def test_baseline_lowers_the_variance(world, baseline):
     policy, _ = world
@@ -365,6 +370,7 @@ def test_baseline_lowers_the_variance(world, baseline):
     assert with_baseline < 0.5 * without
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [{}, {"temperature": 1.3}, {"temperature": 0.7, "top_k": 2}, {"top_p": 0.7}, {"min_new_tokens": 3}],

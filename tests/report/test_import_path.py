@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 
 import pytest
 
+from tests.support.commands import start
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow  # an import of torch in a process of its own takes seconds
 
 RARE = ("scst.explain", "scst.experiments", "scst.data.scenes", "captum", "skimage", "matplotlib")
 """Rooms and packages of single commands."""
-CORE = ("scst.sft.trainer", "scst.rl.trainer", "scst.training.run", "scst.training.validation")
+PAGES = ("scst.report.data_page", "scst.report.curves", "scst.data.preparation.preparation")
+TRAINING = (
+    *("scst.sft.trainer", "scst.rl.trainer", "scst.training.run", "scst.training.validation"),
+    *("scst.config.build_sft", "scst.config.build_rl"),
+)
+TABLES = ("scst.experiments.figures", "scst.evaluation.evaluation")
 
 
-def loaded_by(*modules: str) -> set[str]:
-    """What is in memory after an import of some modules in a fresh process, of ``RARE`` and torch."""
-    names = {*RARE, "torch"}
-    code = f"import sys, {', '.join(modules)}; print(*({names} & set(sys.modules)))"
-    command = [sys.executable, "-c", code]
-    return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
+@pytest.fixture(scope="module")
+def loaded_by() -> list[set[str]]:
+    """What of ``RARE`` and torch is in memory after pages, then training, then tables, in a fresh process."""
+    code = "import importlib, sys\n"
+    for modules in (PAGES, TRAINING, TABLES):
+        code += f"for name in {modules}: importlib.import_module(name)\n"
+        code += f"print(*({ {*RARE, 'torch'} } & set(sys.modules)))\n"
+    done = start("-c", code)
+    assert done.returncode == 0, done.stderr
+    return [set(line.split()) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("modules", [CORE, ("scst.config.build_sft", "scst.config.build_rl")])
-def test_training_loads_nothing_that_only_single_commands_need(modules):
-    assert loaded_by(*modules) == {"torch"}
+def test_the_rooms_of_pages_are_cheap_to_import(loaded_by):
+    assert loaded_by[0] == set(), "not even torch"
 
 
-def test_the_rooms_of_pages_are_cheap_to_import():
-    rooms = ("scst.report.data_page", "scst.report.curves", "scst.data.preparation.preparation")
-    assert loaded_by(*rooms) == set(), "not even torch"
-    assert "matplotlib" not in loaded_by("scst.experiments.figures", "scst.evaluation.evaluation")
+def test_training_loads_nothing_that_only_single_commands_need(loaded_by):
+    assert loaded_by[1] == {"torch"}
+
+
+def test_figures_are_drawn_without_a_picture_library_until_they_are_needed(loaded_by):
+    assert "matplotlib" not in loaded_by[2]
 
 
 ROOMS = ("evaluation", "experiments", "explain", "report", "data/preparation")

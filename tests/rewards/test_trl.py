@@ -82,6 +82,7 @@ def rows(tmp_path_factory):
     return ROWS | {"references": references}
 
 
+@pytest.mark.slow
 def test_cider_d_under_grpo(tmp_path, rows):
     """The rewards that TRL logs are those of the scorer; its own columns and functions are passed over."""
     reward = CiderDReward()

@@ -91,6 +91,7 @@ def make_prompts_causal(monkeypatch):
     monkeypatch.setattr(Policy, "hidden_states", causal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_honest_passes_agree(loaded, precision):
     found = gap(loaded, precision)
@@ -98,6 +99,7 @@ def test_honest_passes_agree(loaded, precision):
     assert found.relative < found.limit / 3, "the limit leaves room"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("inject", [shift_captions, make_prompts_causal])
 def test_bugs_of_the_scoring_pass_are_found(loaded, monkeypatch, precision, inject):
@@ -106,6 +108,7 @@ def test_bugs_of_the_scoring_pass_are_found(loaded, monkeypatch, precision, inje
         check_logprobs(gap(loaded, precision))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("temperature", [0.8, 1.2])
 def test_another_temperature_is_found(loaded, precision, temperature):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from scst.data.supervision import CaptionChoice
@@ -17,6 +17,7 @@ from scst.models.prompts import PromptEncoder
 from scst.rl.policy_loss import Objective, PolicyLoss, ScoringSettings
 from scst.scoring.score_captions import score
 from scst.types import Sampling
+from tests.support.processes import run_together
 from tests.support.scoring import UNPADDED, duplicates_and_zeros, make_policy, random_captions
 from tests.support.tiny import build_processor, noise_images
 
@@ -134,26 +135,28 @@ def gradient_of(policy: Policy, processor, rank: int) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.requires_grad])
 
 
-def one_process(rank: int, folder: str) -> None:
+def gradients_of_one_process() -> list[torch.Tensor]:
+    rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    processor = build_processor()
+    torch.distributed.init_process_group("gloo")
+    processor, gradients = build_processor(), []
     for find_unused in (False, True):
         policy = make_policy(processor)
         wrapped = DistributedDataParallel(policy.model, find_unused_parameters=find_unused)
         policy = Policy(wrapped, policy.forbidden, policy.eos_token_id, policy.pad_token_id)
-        for step in range(2):  # the second step fails where the first left something behind
+        for _ in range(2):  # the second step fails where the first left something behind
             wrapped.zero_grad()
-            torch.save(gradient_of(policy, processor, rank), f"{folder}/{find_unused}-{step}-{rank}.pt")
+            gradients.append(gradient_of(policy, processor, rank))
     torch.distributed.destroy_process_group()
+    return gradients
 
 
 @pytest.mark.slow
 def test_gradients_are_synchronised_between_processes(tmp_path, tiny_processor):
     """Through DistributedDataParallel, in either of its modes: the mean of both, on both."""
-    mp.spawn(one_process, (str(tmp_path),), nprocs=2)
+    both = run_together(gradients_of_one_process, folder=tmp_path)
     expected = sum(gradient_of(make_policy(tiny_processor), tiny_processor, rank) for rank in (0, 1)) / 2
     assert expected.norm() > 0
-    for file in tmp_path.glob("*.pt"):
-        torch.testing.assert_close(torch.load(file), expected, rtol=1e-5, atol=1e-6)
-    assert len(list(tmp_path.glob("*.pt"))) == 8
+    for gradient in [*both[0], *both[1]]:
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
+    assert [len(gradients) for gradients in both] == [4, 4]

@@ -30,6 +30,7 @@ def version(request):
     return request.param
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", [UNPADDED[:2], PADDED[1:3]], ids=["unpadded", "padded"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_and_gradients_are_those_of_the_usual_way(tiny_processor, images, version, kind, prompts):
@@ -51,6 +52,7 @@ def test_scores_and_gradients_are_those_of_the_usual_way(tiny_processor, images,
             assert_same_gradient(gradient(policy, (weights * scores.logprobs).sum()), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", [UNPADDED[:2], PADDED[1:3]], ids=["unpadded", "padded"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_rollouts_are_those_of_generate_and_are_scored_alike(tiny_processor, images, version, kind, prompts):
@@ -78,6 +80,7 @@ def test_rollouts_are_those_of_generate_and_are_scored_alike(tiny_processor, ima
         torch.testing.assert_close(scores.logprobs, found.sampled_logprobs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_future_tokens_change_no_earlier_logprob(tiny_processor, images, version, kind, layout):

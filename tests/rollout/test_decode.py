@@ -82,6 +82,7 @@ def passes(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", [["caption en"] * 4, PROMPTS], ids=["unpadded", "padded"])
 @pytest.mark.parametrize("num_samples", [1, 8])
 @torch.no_grad()
@@ -94,6 +95,7 @@ def test_same_captions_as_without_sharing(ends_early, tiny_processor, images, pr
     assert lengths.unique().numel() > 1, "rows must end at different steps, or nothing leaves"
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_rows_that_agree_share_a_slot(policy, tiny_processor, images, passes):
     """Nearly greedy rows agree: their common beginnings are computed once, and the captions stay the same."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import multiprocessing
 import os
 import types
 
@@ -17,8 +16,9 @@ from scst.models.prompts import PromptEncoder
 from scst.rollout import feature_cache as module
 from scst.rollout.feature_cache import FeatureCache
 from tests.support.adapter_folders import write_adapter
+from tests.support.processes import run_together
 from tests.support.rollouts import PROMPTS, make_policy
-from tests.support.tiny import build_model, noise_images
+from tests.support.tiny import build_model, build_processor, noise_images
 
 IDS = ["d", "b", "c", "a"]
 
@@ -187,33 +187,27 @@ def test_a_full_disk_ends_the_storing_and_not_the_run(tiny_processor, pixels, ca
     assert [r.message.count("No space left") for r in caplog.records] == [1]
 
 
-def _fill(folder, seed):
-    from tests.support.tiny import build_processor
-
+def _fill(folder):
+    """Look features up in an order of this process's own; how many of them were there."""
     torch.set_num_threads(1)
     processor = build_processor()
     policy = frozen_policy(processor)
     cache = FeatureCache(folder, policy.model, processor, [str(i) for i in range(12)])
     pixels = PromptEncoder.of(processor).prompt_batch(noise_images(12), ["caption en"] * 12).pixel_values
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(int(os.environ["RANK"])))
     with torch.no_grad():
         expected = policy.image_features(pixels)
         for part in [*order.split(3), *order.split(4)]:
             result = cache.features(policy, pixels[part], [str(int(i)) for i in part])
             torch.testing.assert_close(result, expected[part], rtol=0, atol=1e-6)
-    os._exit(0 if cache.hits >= 9 else 3)
+    return cache.hits
 
 
 @pytest.mark.slow
 def test_several_processes_share_a_folder(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_fill, args=(str(tmp_path), seed)) for seed in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert len(list(tmp_path.iterdir())) == 1
+    hits = run_together(_fill, str(tmp_path / "cache"), folder=tmp_path / "processes")
+    assert min(hits) >= 9
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_a_trained_vision_tower_is_refused(tiny_processor, tmp_path):

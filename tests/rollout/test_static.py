@@ -49,6 +49,7 @@ def assert_same(actual: Rollout, expected: Rollout) -> None:
     torch.testing.assert_close(actual.sampled_logprobs, expected.sampled_logprobs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_same_captions_and_the_buffers_serve_again(policy, tiny_processor, images):
     """Three rollouts of other images and draws in the same buffers; what was left there changes nothing."""
     for seed in range(3):
@@ -77,6 +78,7 @@ def test_what_an_older_rollout_left_in_the_buffers_is_gone(policy, tiny_processo
     assert_same(found, expected)
 
 
+@pytest.mark.slow
 def test_a_bounded_number_of_shapes_is_kept(policy, tiny_processor, images):
     policy.cuda_graphs = True
     for count in (4, 3, 2, 4):
@@ -131,6 +133,7 @@ def cannot_record(steps: StaticSteps) -> None:
     raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "message"),
     [

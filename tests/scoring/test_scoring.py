@@ -32,6 +32,7 @@ def policy(request, tiny_processor):
     return make_policy(tiny_processor, version=request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointing"])
 @pytest.mark.parametrize("num_captions", [1, 8])
@@ -55,6 +56,7 @@ def test_scores_and_gradients_are_those_of_the_usual_way(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 7, 10_000])
 @pytest.mark.parametrize(
     "shape", [{}, {"top_k": 7, "temperature": 0.8}, {"top_p": 0.9, "min_new_tokens": 3}], ids=str
@@ -74,6 +76,7 @@ def test_chunks_of_the_head_change_nothing(policy, tiny_processor, images, shape
     assert_same_gradient(results[chunk][1], results[0][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [0, 16])
 def test_entropy_is_computed_only_when_asked_for(policy, tiny_processor, images, chunk, monkeypatch):
     """Without it: no pass for it over the vocabulary, and the same log probabilities and gradient."""
@@ -134,6 +137,7 @@ def test_a_quantised_head(tiny_processor, images):
     assert_same_gradient(results[1][1], results[0][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)], ids=str)
 def test_half_precision(policy, tiny_processor, images, dtype, tolerance):
     """Under autocast chunks are as near to float32 as everything at once, with small losses too."""
@@ -164,6 +168,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [{}, {"top_k": 9, "top_p": 0.9}], ids=str)
 def test_no_tensor_of_all_tokens_and_the_whole_vocabulary(tiny_processor, images, shape):
     """Forward and backward; 64 tokens at a time, as many as the weights of this head are wide."""
@@ -202,6 +207,7 @@ def test_captions_that_differ_in_length_only_are_distinct():
     assert distinct_captions(ids, mask).tolist() == [[0, 1, 0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("prompts", [UNPADDED, PADDED], ids=["unpadded", "padded"])
 def test_merging_and_dropping_change_no_gradient(policy, tiny_processor, images, layout, prompts):
@@ -234,6 +240,7 @@ def test_merging_and_dropping_change_no_gradient(policy, tiny_processor, images,
         assert_same_gradient(results[name][1], results["all"][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_merged_captions_share_the_entropy_gradient(policy, tiny_processor, images, layout):
     ids, mask, _ = duplicates_and_zeros()
@@ -272,6 +279,7 @@ def test_nothing_left_to_score(policy, tiny_processor, images):
     assert scores.logprobs.shape == scores.entropy.shape == ids.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_captions_of_one_token(policy, tiny_processor, images, layout):
     """Nothing stands beside the prompt then."""

@@ -63,6 +63,7 @@ def hide_in_checkpoint(trap, path) -> None:
     write_manifest(path.parent, step=read_manifest(path.parent)["step"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_resuming_refuses_a_pickle_with_code(world, run, trap, name):
     assert (run / "checkpoint-1" / name).is_file(), "the file is part of a checkpoint"

@@ -32,6 +32,7 @@ def test_time_grows_as_the_text_does(reader):
     assert max(ratios.values()) < LINEAR, ratios
 
 
+@pytest.mark.slow
 def test_quadratic_time_is_noticed():
     """The control: a pattern that tries every place anew, to the end of the text."""
     ratios = [growth(lambda caption: re.search(r"a+b", caption), "a", 4_000) for _ in range(3)]

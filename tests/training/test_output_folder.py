@@ -178,6 +178,7 @@ def replace_in_a_process_killed_at(folder: Path, count: int) -> bool:
     os._exit(0)
 
 
+@pytest.mark.slow
 def test_killed_at_any_file_operation(tmp_path, folder):
     """Of moving aside and of putting back: the next start always finds the whole earlier run."""
     before = content(folder)

@@ -95,6 +95,7 @@ def test_one_prompt_is_what_it_was(tiny_processor, rows):
         assert batch["attention_mask"].bool()[:, : 16 + len(expected)].all()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_row_in_a_batch_of_unequal_prompts_is_the_row_alone(

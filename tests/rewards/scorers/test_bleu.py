@@ -41,6 +41,7 @@ def assert_equal_to_pycocoevalcap(candidates, references):
         np.testing.assert_array_equal(bleu_statistics(candidates, references, order), rows[:, columns])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 4])
 def test_equal_to_pycocoevalcap_on_real_captions(shared_data, count):
     lines = (shared_data / "captions" / "rsicd_val.jsonl").read_text(encoding="utf-8").splitlines()

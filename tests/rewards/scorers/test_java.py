@@ -25,6 +25,7 @@ def test_without_java_the_message_says_how_to_get_it(monkeypatch):
             needy()
 
 
+@pytest.mark.slow
 def test_tokenizer_equals_pycocoevalcaps(shared_data):
     captions = [*CAPTIONS, "", "U.S. 3-story café's [x] 😀 roofs"]
     lines = (shared_data / "captions" / "rsicd_val.jsonl").read_text().splitlines()

@@ -73,6 +73,7 @@ def test_a_caption_that_is_one_of_its_references_scores_one(scorer):
     assert mean.scores(CAPTIONS[:1], five_equal) == pytest.approx([1.0], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_human_captions_agree_with_their_own_image(scorer, shared_data):
     rows = [json.loads(line) for line in (shared_data / "captions" / "rsicd_val.jsonl").open()][:200:5]
     captions = [row["captions"][0] for row in rows]
@@ -118,6 +119,7 @@ def test_a_full_cache_changes_nothing(scorer):
     assert len(small._references) == 1
 
 
+@pytest.mark.slow
 def test_odd_captions_give_finite_numbers(scorer):
     for captions, references in (
         (ODD, [["a road"]] * len(ODD)),

@@ -220,6 +220,7 @@ def test_golden_equals_java(java):
     assert java_tokens(list(captions)) == list(expected)
 
 
+@pytest.mark.slow
 def test_java_answers_are_independent_of_their_neighbours(java):
     rng = random.Random(21)
     captions = [random_caption(rng) for _ in range(1000)]
