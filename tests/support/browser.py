@@ -85,7 +85,7 @@ class OpenPage:
 
     def check(self) -> None:
         """Nothing went wrong, nothing was fetched, nothing is wider than the window, every picture is one."""
-        assert self.errors == []
+        assert self.errors == [], self.errors
         outside = [url for url in self.requests[1:] if not url.startswith("data:")]
         assert outside == [], "the file stands alone"
         assert self.document_width() <= self.width, f"too wide: {self.widest()}"

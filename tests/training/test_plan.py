@@ -169,7 +169,9 @@ def test_smaller_parts_are_reported(keys, tmp_path, monkeypatch):
 def test_measuring_does_not_train(keys, sft_adapter, monkeypatch, stage):
     """The adapter is bit for bit what it was, so every setting is measured on the same policy."""
     built = []
-    monkeypatch.setattr("scst.training.run.run_training", lambda trainer, *args: built.append(trainer))
+    monkeypatch.setattr(
+        "scst.config.build_training.run_training", lambda trainer, *args: built.append(trainer)
+    )
     assert call(stage, **keys(stage) | {"adapter": sft_adapter}, max_steps=50, learning_rate=0.1) == 0
     (trainer,) = built
     assert measure_steps(trainer, steps=2).images == 4
