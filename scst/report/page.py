@@ -27,8 +27,8 @@ svg { width: 100%; height: auto; }
   border: 1px solid var(--line); border-radius: 1rem; } .panels > * { display: none; }
 """
 MOST_TABS = 8
-# No script and nothing from elsewhere, even where text of data should ever reach a page unescaped. Fonts in the
-# page are allowed for the browser's own: Chromium draws some of its controls with one.
+# No script and nothing from elsewhere, even where text of data should ever reach a page unescaped. Fonts
+# in the page are allowed for the browser's own: Chromium draws some of its controls with one.
 _POLICY = (
     "default-src 'none'; img-src data:; font-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'"
