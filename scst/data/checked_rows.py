@@ -127,6 +127,17 @@ def _counts(rows: datasets.Dataset, content_hashes: ContentHashes) -> dict[str, 
 def limited(
     source: DataSource, parts: Mapping[str, np.ndarray], limits: Mapping[str, int], seed: int
 ) -> dict[str, np.ndarray]:
+    """Draw at most so many rows of each split.
+
+    Args:
+        source: the rows.
+        parts: row numbers of each split.
+        limits: most rows of a split; one that is not named keeps all.
+        seed: of the draw, which depends on image ids and not on the order of rows.
+
+    Returns:
+        The row numbers that are left, of each split.
+    """
     return {
         name: numbers[_subset(source, numbers, limits[name], seed)] if name in limits else numbers
         for name, numbers in parts.items()

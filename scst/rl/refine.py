@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from accelerate import PartialState
-from datasets import Dataset
 from rich.console import Console
 
 from rewards.mixture import RewardMixture
@@ -17,12 +15,12 @@ from scst.data.collate import SCSTCollator
 from scst.data.columns import STORED_IMAGE
 from scst.data.consensus import data_for
 from scst.data.load_splits import LoadedData
-from scst.data.reference_columns import ReferenceColumns, StreamedReferences
 from scst.data.stream_settings import check_streamed
 from scst.data.streamed_rows import StreamedRows
 from scst.data.supervision import CaptionChoice
 from scst.metrics.suite import METRICS
 from scst.rl.policy_loss import Objective, ScoringSettings
+from scst.rl.reward_setup import set_up_rewards
 from scst.rl.sample_table import SampleTable
 from scst.rl.trainer import SCSTTrainer
 from scst.rollout.feature_cache import FeatureCache
@@ -76,7 +74,7 @@ def scst_trainer(
         data: its split ``train_split`` is trained on.
         output_dir: of the run; nothing is written before it begins.
         rewards: names, functions (see CONTRIBUTING.md), entries of a recipe; or a mixture that is set up
-            (:func:`set_up_rewards`).
+            (:func:`scst.rl.reward_setup.set_up_rewards`).
         train_split: name of the split.
         num_samples: K, sampled captions per image beside the greedy one.
         temperature, top_k, top_p: of the sampling distribution.
@@ -114,16 +112,15 @@ def scst_trainer(
     else:
         data = data_for(caption_policy, data, train_split, seed)
         rows = data.splits[train_split]
-    mixture = rewards if isinstance(rewards, RewardMixture) else RewardMixture(rewards)
-    if mixture is not rewards:
-        set_up_rewards(mixture, rows)
+    mixture = rewards if isinstance(rewards, RewardMixture) else set_up_rewards(RewardMixture(rewards), rows)
     watched = list(dict.fromkeys(["cider_d", *watched_metrics]))
     captioning = validation.build(policy, data, args, metrics=watched, reward=mixture.mean_reward)
-    stops, cache = watch_action == "stop", None
+    cache = None
     if feature_cache and not isinstance(rows, StreamedRows):
         cache = FeatureCache(feature_cache, policy.model, policy.encoder, rows["image_id"][:])
         rows = rows.cast_column("image", STORED_IMAGE)  # the collator decodes what the cache does not hold
-    kept = None if cache is None else cache.kept
+    kept = cache.kept if cache else None
+    stops = watch_action == "stop"
     trainer = SCSTTrainer(
         policy.model,
         args,
@@ -156,16 +153,6 @@ def scst_trainer(
     )
     trainer.add_callback(SampleTable(console, table_steps, lambda: trainer.last_step))
     return trainer
-
-
-def set_up_rewards(mixture: RewardMixture, rows: Dataset | StreamedRows) -> None:
-    """Give the rewards the references of the training images, once.
-
-    Raises:
-        RewardError: when a reward wants all references of a stream.
-    """
-    with PartialState().main_process_first():  # it counts, the others read what it has counted
-        mixture.setup(StreamedReferences() if isinstance(rows, StreamedRows) else ReferenceColumns(rows))
 
 
 def _monitors(

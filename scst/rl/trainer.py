@@ -15,8 +15,6 @@ from rewards.mixture import RewardMixture
 from scst.adapters.loading import disable_dropout
 from scst.data.collate import KEPT_FEATURES
 from scst.data.columns import values_of
-from scst.data.reference_columns import ReferenceColumns, StreamedReferences
-from scst.data.streamed_rows import StreamedRows
 from scst.data.supervision import CaptionChoice
 from scst.distributed.collectives import average_gradients, gradients_kept_on_error
 from scst.distributed.launcher_environment import uses_deepspeed, uses_fsdp
@@ -28,6 +26,7 @@ from scst.models.policy import Policy, policy_for, trains_prompt, trains_vision
 from scst.models.prompts import PromptEncoder
 from scst.rl.policy_loss import LossOutput, Objective, PolicyLoss, ScoringSettings, merged_metrics
 from scst.rl.reward_log import beside_own
+from scst.rl.reward_setup import set_up_rewards
 from scst.rl.rewarder import Columns, RewardedRollout, Rewarder
 from scst.rl.rollout_metrics import rollout_metrics
 from scst.rl.sampler import Sampler
@@ -38,9 +37,6 @@ from scst.training.micro_batcher import MicroBatcher
 from scst.training.step_metrics import Mean
 from scst.training.validation import CaptionValidation
 from scst.types import PromptBatch, Rollout, Sampling
-
-LESS_MEMORY = "a smaller max_new_tokens, quantization: nf4"
-"""What to change when a single image is too much."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +140,9 @@ class SCSTTrainer(TrainerHooks):
         )
         sampling, objective = sampling or Sampling(), objective or Objective()
         self.streams_weights = streams_weights
-        self.mixture = rewards if isinstance(rewards, RewardMixture) else _set_up(rewards, train_dataset)
+        if not isinstance(rewards, RewardMixture):
+            rewards = set_up_rewards(RewardMixture(rewards), train_dataset)
+        self.mixture = rewards
         self.encoder = PromptEncoder.of(processor)
         self.sampler = Sampler(
             self.encoder,
@@ -167,14 +165,8 @@ class SCSTTrainer(TrainerHooks):
             is_off_policy=one_step_off_policy,
             scores_always=self.has_collective_forward,
         )
-        self.rollout_batches = MicroBatcher(
-            "sampling", f"fewer num_samples, {LESS_MEMORY}", can_split=not self.has_collective_forward
-        )
-        self.loss_batches = MicroBatcher(
-            "scoring",
-            f"gradient_checkpointing: true, fewer num_samples, {LESS_MEMORY}",
-            scoring.batch_size or None,
-            can_split=not self.has_collective_forward,
+        self.rollout_batches, self.loss_batches = _micro_batchers(
+            scoring, can_split=not self.has_collective_forward
         )
         self.checkpointer.register("reward_functions", self.mixture.calls)
         self.checkpointer.register("rewarder", self.rewarder, rewinds=True)
@@ -357,12 +349,12 @@ class SCSTTrainer(TrainerHooks):
         return batch.prompts, batch.columns, features
 
 
-def _set_up(rewards: Sequence[Any], train_dataset: Any) -> RewardMixture:
-    """A mixture of these rewards that has seen the training references."""
-    mixture = RewardMixture(rewards)
-    streamed = isinstance(train_dataset, StreamedRows)
-    mixture.setup(StreamedReferences() if streamed else ReferenceColumns(train_dataset))
-    return mixture
+def _micro_batchers(scoring: ScoringSettings, *, can_split: bool) -> tuple[MicroBatcher, MicroBatcher]:
+    """Those of sampling and of scoring, with what to change when a single image is too much."""
+    less = "a smaller max_new_tokens, quantization: nf4"
+    sampling = MicroBatcher("sampling", f"fewer num_samples, {less}", can_split=can_split)
+    advice = f"gradient_checkpointing: true, fewer num_samples, {less}"
+    return sampling, MicroBatcher("scoring", advice, scoring.batch_size or None, can_split=can_split)
 
 
 def refuse_what_cannot_work(model: torch.nn.Module, scoring: ScoringSettings) -> None:

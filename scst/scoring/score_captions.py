@@ -67,23 +67,28 @@ def score(
     if prompt_cache is not None:
         states = constant_prompt_states(policy, prompts, prompt_cache[images], captions)
     else:
-        if image_features is None:
-            features = policy.image_features(prompts.pixel_values)
-        else:
-            features = image_features[images]
+        given = None if image_features is None else image_features[images]
+        features = policy.image_features(prompts.pixel_values) if given is None else given
         states = LAYOUTS[layout](policy, prompts, features, captions)
     ids, positions = captions.ids[captions.mask], captions.positions[captions.mask]
     logprobs, entropies = head.token_scores(
         policy, states, ids, positions, sampling, chunk=head_chunk, with_entropy=with_entropy
     )
     counts = completion_mask & (unique_index >= 0).unsqueeze(-1)
-    # Captions were flattened in the order of `is_scored`, so caption (b, k) is row "number of scored captions
-    # before it". A caption that takes another one's scores looks up that one's row.
-    row = (is_scored.flatten().cumsum(0) - 1).view_as(own).gather(1, unique_index.clamp(min=0))
+    row = _rows_of(is_scored, unique_index)
     return TokenScores(
         _spread(logprobs, captions, row, counts),
         None if entropies is None else _spread(entropies, captions, row, counts),
     )
+
+
+def _rows_of(is_scored: torch.Tensor, unique_index: torch.Tensor) -> torch.Tensor:
+    """(B, K) row of every caption's scores among the flattened captions.
+
+    Captions were flattened in the order of ``is_scored``, so caption (b, k) is row "number of scored captions
+    before it". A caption that takes another one's scores looks up that one's row.
+    """
+    return (is_scored.flatten().cumsum(0) - 1).view_as(unique_index).gather(1, unique_index.clamp(min=0))
 
 
 def distinct_captions(completion_ids: torch.Tensor, completion_mask: torch.Tensor) -> torch.Tensor:

@@ -57,7 +57,7 @@ def test_unknown_split_lists_those_present(toy_rows):
 
 @pytest.mark.parametrize("declared", [{}, {"": 9}, {"train": 9}])
 def test_fractions_of_a_dataset_that_declares_nothing(declared):
-    refuse_to_resplit(declared)
+    assert refuse_to_resplit(declared) is None
 
 
 @pytest.mark.parametrize("declared", [{"train": 8, "val": 3}, {"": 2, "test": 1}])

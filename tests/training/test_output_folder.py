@@ -90,7 +90,10 @@ def test_earlier_run_is_refused(folder):
 def test_a_folder_of_notes_is_no_earlier_run(tmp_path):
     (tmp_path / "checkpoint-mynotes").mkdir()
     (tmp_path / "checkpoint-mynotes" / "a.txt").write_text("mine")
-    OutputFolder(tmp_path).open(resume=False, overwrite=False)
+    output = OutputFolder(tmp_path)
+    output.open(resume=False, overwrite=False)
+    assert output.checkpoint is None
+    assert (tmp_path / "checkpoint-mynotes" / "a.txt").read_text() == "mine"
 
 
 def test_replaced_when_the_new_run_has_a_checkpoint(folder):
