@@ -11,17 +11,14 @@ Shapes: N captions, U distinct reference sets, R references, M distinct n-grams 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from rewards.scorers.document_frequencies import (
-    EOS_WORD,
-    MAX_ORDER,
-    DocumentFrequencies,
-)
-from rewards.scorers.ngrams import NUMBER_BITS, NgramIndex
+from rewards.scorers.document_frequencies import EOS_WORD, DocumentFrequencies
+from rewards.scorers.ngrams import MAX_ORDER, NUMBER_BITS
 from rewards.scorers.tokenizer import NAME as TOKENIZER
 from rewards.scorers.tokenizer import tokenize
 
@@ -72,8 +69,10 @@ class Cider:
                 f"captions are tokenised with {TOKENIZER!r}: build the table again"
             )
         self.frequencies = frequencies
-        self._index = NgramIndex()
-        self._idf, self._first, self._last = self._table()
+        counts = frequencies.ngram_counts
+        self._index, self._counts = counts.index.copy(), counts.table
+        self._first, self._last = counts.first, counts.last
+        self._idf = self._idf_of_counts()
         self._references: dict[tuple[str, ...], _References] = {}
 
     @property
@@ -156,22 +155,12 @@ class Cider:
         table[row, cell // MAX_ORDER] = counts
         return _References(distinct, table, norms.T.copy(), _bigrams(words))
 
-    def _table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Inverse document frequencies of all n-grams of the table, order by order and by number.
-
-        Returns:
-            The array, (4,) where each order begins, and (4,) where it ends: with that of all other n-grams.
-        """
-        ngrams = list(self.frequencies.counts)
-        cells, numbers = self._index.numbers(ngrams, lasting=True)
-        last = np.cumsum(self._index.sizes + 1) - 1
-        first = last - self._index.sizes
-        idf = np.full(last[-1] + 1, self.frequencies.max_idf)
-        orders = np.array([len(ngram) for ngram in ngrams], dtype=np.int64)
-        whole = cells % MAX_ORDER + 1 == orders[cells // MAX_ORDER]  # as a text it is its own last n-gram
-        where = first[cells[whole] % MAX_ORDER] + numbers[whole]
-        idf[where] = [self.frequencies.idf(ngrams[i]) for i in (cells[whole] // MAX_ORDER).tolist()]
-        return idf, first, last
+    def _idf_of_counts(self) -> np.ndarray:
+        """Inverse document frequency by number of images; what is in none counts as in one."""
+        table, distinct = self.frequencies, np.unique(self._counts)
+        idf = np.zeros(int(distinct[-1]) + 1)
+        idf[distinct] = [table.max_idf - math.log(max(1, count)) for count in distinct.tolist()]
+        return idf
 
     def _counted(
         self, words: Sequence[Sequence[str]], lasting: bool = False
@@ -182,7 +171,7 @@ class Cider:
 
     def _idf_of(self, keys: np.ndarray) -> np.ndarray:
         order, number = (keys >> NUMBER_BITS) % MAX_ORDER, keys & _NUMBER
-        return self._idf[np.minimum(self._first[order] + number, self._last[order])]
+        return self._idf[self._counts[np.minimum(self._first[order] + number, self._last[order])]]
 
     def _norms(self, cell: np.ndarray, keys: np.ndarray, counts: np.ndarray, texts: int) -> np.ndarray:
         """(texts, 4) norms of the TF-IDF vectors."""

@@ -6,26 +6,23 @@ import hashlib
 import json
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
 
 from rewards.scorers import tokenizer
+from rewards.scorers.ngram_counts import Ngram, NgramCounts
 
-Ngram = tuple[str, ...]
-MAX_ORDER = 4
 EOS_WORD = "<EOS>"  # words are lower-case: no caption can spell it
 EOS_POLICIES = ("emitted", "omitted")
 FILE_NAME = "document_frequencies.json"
-
-
-def ngrams(words: Sequence[str]) -> list[Ngram]:
-    """All n-grams of order 1 to 4 (``MAX_ORDER``) in ``words``, by order, as often as they stand there."""
-    second, third, fourth = words[1:], words[2:], words[3:]  # written out: this is most of what CIDEr costs
-    return [*zip(words), *zip(words, second), *zip(words, second, third), *zip(words, second, third, fourth)]  # noqa: B905
+_MOST_IMAGES = 2**31 - 1
+_HEADER = ("num_images", "split", "eos", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -35,18 +32,30 @@ class DocumentFrequencies:
     A look-up never changes the table (a ``defaultdict`` would grow with every unknown n-gram).
 
     Attributes:
-        counts: n-gram -> number of images with it in at least one reference.
+        counts: n-gram -> number of images with it in at least one reference; any mapping is made one of
+            arrays.
         num_images: number of images, the documents of the table.
         split: the split whose references were counted.
         eos: "emitted" when every reference was counted with an end-of-sequence word, else "omitted".
         tokenizer: name of the caption tokeniser.
     """
 
-    counts: dict[Ngram, int] = field(repr=False)
+    counts: Mapping[Ngram, int] = field(repr=False)
     num_images: int
     split: str
     eos: str
     tokenizer: str = tokenizer.NAME
+
+    def __post_init__(self) -> None:
+        """Keep the counts as arrays."""
+        if not isinstance(self.counts, NgramCounts):
+            object.__setattr__(self, "counts", NgramCounts.of_mapping(self.counts))
+
+    @property
+    def ngram_counts(self) -> NgramCounts:
+        """The counts as they are kept."""
+        assert isinstance(self.counts, NgramCounts)  # since __post_init__
+        return self.counts
 
     @classmethod
     def from_references(
@@ -65,14 +74,11 @@ class DocumentFrequencies:
         if eos not in EOS_POLICIES:
             raise ValueError(f"eos must be one of {', '.join(EOS_POLICIES)}, got {eos!r}")
         ending = (EOS_WORD,) if eos == "emitted" else ()
-        counts: Counter[Ngram] = Counter()
-        num_images = 0
-        for captions in references:
-            num_images += 1
-            counts.update({ngram for c in captions for ngram in ngrams(tokenizer.tokenize(c) + ending)})
+        images = ([tokenizer.tokenize(c) + ending for c in captions] for captions in references)
+        counts, num_images = NgramCounts.of_documents(images)
         if num_images == 0:
             raise ValueError("document frequencies need the references of at least one image, got none")
-        return cls(dict(counts), num_images, split, eos)
+        return cls(counts, num_images, split, eos)
 
     def idf(self, ngram: Ngram) -> float:
         """log(number of images / document frequency), an unseen n-gram counting as seen once."""
@@ -87,18 +93,43 @@ class DocumentFrequencies:
     def fingerprint(self) -> str:
         """SHA-256 over the table and all that must match; its first six digits stand in signatures."""
         digest = hashlib.sha256(json.dumps(self._header(), sort_keys=True).encode())
-        for ngram in sorted(self.counts):
-            digest.update(f"{' '.join(ngram)}\t{self.counts[ngram]}\n".encode("utf-8", "surrogatepass"))
+        for ngram, count in self.ngram_counts.sorted_items():
+            digest.update(f"{' '.join(ngram)}\t{count}\n".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON; the file is complete or absent."""
         path = Path(path)
-        table = {" ".join(ngram): count for ngram, count in self.counts.items()}
-        content = self._header() | {"fingerprint": self.fingerprint, "counts": table}
+        beginning = json.dumps(self._header() | {"fingerprint": self.fingerprint, "counts": {}})
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(content), encoding="utf-8")
+        with partial.open("w", encoding="utf-8") as file:  # piece by piece: it may have millions of n-grams
+            file.write(beginning.removesuffix("}}"))
+            for i, (ngram, count) in enumerate(self.ngram_counts.sorted_items()):
+                file.write(f"{', ' if i else ''}{json.dumps(' '.join(ngram))}: {count}")
+            file.write("}}")
         os.replace(partial, path)
+
+    def save_arrays(self, path: Path) -> None:
+        """Write the table in a form that is read at once, for a cache; :meth:`save` is for exchange."""
+        header = json.dumps(self._header() | {"fingerprint": self.fingerprint}).encode()
+        with path.open("wb") as file:
+            np.savez(file, header=np.frombuffer(header, np.uint8), **self.ngram_counts.state())
+
+    @classmethod
+    def load_arrays(cls, path: Path) -> DocumentFrequencies:
+        """What :meth:`save_arrays` wrote; the fingerprint is believed.
+
+        Raises:
+            ValueError: the file is damaged. OSError: it cannot be read.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as state:
+                header = json.loads(state["header"].tobytes())
+                table = cls(NgramCounts.from_state(state), **{key: header[key] for key in _HEADER})
+        except (KeyError, IndexError, TypeError, EOFError, BadZipFile) as error:
+            raise ValueError(f"{path} is no table of document frequencies: {error}") from error
+        table.__dict__["fingerprint"] = header["fingerprint"]
+        return table
 
     @classmethod
     def load(cls, path: str | Path) -> DocumentFrequencies:
@@ -109,8 +140,7 @@ class DocumentFrequencies:
                 was saved with.
         """
         content = _read(Path(path))
-        keys = ("num_images", "split", "eos", "tokenizer")
-        if not isinstance(content, dict) or not {*keys, "counts", "fingerprint"} <= set(content):
+        if not isinstance(content, dict) or not {*_HEADER, "counts", "fingerprint"} <= set(content):
             raise ValueError(
                 f"{path} is no table of document frequencies: save one with DocumentFrequencies.save"
             )
@@ -118,8 +148,10 @@ class DocumentFrequencies:
         numbers = [content["num_images"], *(counts.values() if isinstance(counts, dict) else [None])]
         if not all(type(number) is int and number > 0 for number in numbers):
             raise ValueError(f"{path}: expected whole numbers above 0 as `num_images` and in `counts`")
+        if max(numbers) > min(content["num_images"], _MOST_IMAGES):
+            raise ValueError(f"{path}: an n-gram is counted in more images than `num_images` says there are")
         counts = {tuple(ngram.split(" ")): count for ngram, count in counts.items()}
-        table = cls(counts, **{key: content[key] for key in keys})
+        table = cls(counts, **{key: content[key] for key in _HEADER})
         if table.fingerprint != content["fingerprint"]:
             raise ValueError(
                 f"{path} was changed after it was written: its fingerprint does not fit its content"

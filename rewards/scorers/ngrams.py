@@ -7,13 +7,14 @@ to hashing: equal numbers mean equal n-grams.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
-from rewards.scorers.document_frequencies import MAX_ORDER
-
+MAX_ORDER = 4
 NUMBER_BITS = 32
 
 
@@ -29,20 +30,36 @@ class _Words(dict[str, int]):
 
 
 class _Pairs:
-    """Permanent numbers of pairs of numbers, in the order in which they were first seen."""
+    """Permanent numbers of pairs of numbers, in the order in which they were first seen.
 
-    def __init__(self) -> None:
-        self._keys = np.array([np.iinfo(np.int64).max])  # every key has a place before it
-        self._numbers = np.array([-1])
+    12 bytes a pair. The arrays are replaced and never changed, so that a copy may share them.
+    """
+
+    def __init__(self, keys: Sequence[int] = (), numbers: Sequence[int] = ()) -> None:
+        self._keys = np.append(
+            np.asarray(keys, np.int64), np.iinfo(np.int64).max
+        )  # every key has a place before it
+        self._numbers = np.append(np.asarray(numbers, np.int32), np.int32(-1))
 
     def __len__(self) -> int:
         return len(self._keys) - 1
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """What :class:`_Pairs` is made of again: keys, ascending, and their numbers."""
+        return self._keys[:-1], self._numbers[:-1]
+
+    def parts(self) -> tuple[np.ndarray, np.ndarray]:
+        """First and second of every pair, by its number."""
+        keys = np.empty_like(self._keys[:-1])
+        keys[self._numbers[:-1]] = self._keys[:-1]
+        return keys >> NUMBER_BITS, keys & ((1 << NUMBER_BITS) - 1)
 
     def numbers(self, first: np.ndarray, second: np.ndarray, lasting: bool) -> np.ndarray:
         """Numbers of pairs. New pairs get the next ones, permanently or (not ``lasting``) for this call."""
         keys, which = np.unique((first << NUMBER_BITS) | second, return_inverse=True)
         row = np.searchsorted(self._keys, keys)
-        numbers = self._numbers[row]
+        numbers = self._numbers[row].astype(np.int64)  # halves of keys
         new = np.flatnonzero(self._keys[row] != keys)
         numbers[new] = np.arange(len(self), len(self) + len(new))
         if lasting and len(new):
@@ -57,6 +74,54 @@ class NgramIndex:
     def __init__(self) -> None:
         self._words = _Words()
         self._pairs = [_Pairs() for _ in range(MAX_ORDER - 1)]  # bigrams, trigrams, 4-grams
+
+    def copy(self) -> NgramIndex:
+        """An index with the same permanent numbers, which may get others from now on."""
+        twin = NgramIndex()
+        twin._words.update(self._words)
+        twin._pairs = [copy.copy(pairs) for pairs in self._pairs]
+        return twin
+
+    @property
+    def words(self) -> list[str]:
+        """The words with a permanent number, by number."""
+        return list(self._words)
+
+    def spelled(self) -> np.ndarray:
+        """(G, 4) numbers of the words of every n-gram with a permanent number; -1 behind shorter ones.
+
+        By order, and in an order by number.
+        """
+        of_bigrams, of_trigrams, of_fourgrams = (pairs.parts() for pairs in self._pairs)
+        words = np.arange(len(self._words))
+        bigrams = np.stack(of_bigrams, 1)
+        trigrams = np.column_stack([bigrams[of_trigrams[0]], of_trigrams[1]])
+        fourgrams = np.column_stack([bigrams[of_fourgrams[0]], bigrams[of_fourgrams[1]]])
+        orders = (words[:, None], bigrams, trigrams, fourgrams)
+        rows = np.full((sum(map(len, orders)), MAX_ORDER), -1, np.int32)
+        start = 0
+        for order in orders:
+            rows[start : start + len(order), : order.shape[1]] = order
+            start += len(order)
+        return rows
+
+    def state(self) -> dict[str, Any]:
+        """Arrays from which :meth:`from_state` makes the index again."""
+        text = "\n".join(self._words).encode("utf-8", "surrogatepass")  # no word has a line break
+        pairs = [each.arrays for each in self._pairs]
+        return {
+            "words": np.frombuffer(text, np.uint8),
+            **{f"keys_{i}": keys for i, (keys, _) in enumerate(pairs)},
+            **{f"numbers_{i}": numbers for i, (_, numbers) in enumerate(pairs)},
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> NgramIndex:
+        """The index that :meth:`state` was of."""
+        index, text = cls(), state["words"].tobytes().decode("utf-8", "surrogatepass")
+        index._words.update({word: i for i, word in enumerate(text.split("\n"))} if text else {})
+        index._pairs = [_Pairs(state[f"keys_{i}"], state[f"numbers_{i}"]) for i in range(MAX_ORDER - 1)]
+        return index
 
     @property
     def sizes(self) -> np.ndarray:

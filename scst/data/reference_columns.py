@@ -48,17 +48,17 @@ class ReferenceColumns:
             eos, split: as of ``DocumentFrequencies.from_references``.
         """
         cache = CacheFolder(f"references:{self.rows._fingerprint}:{split}")
-        name = f"frequencies-{eos}.json"
+        name = f"frequencies-{eos}.npz"
         is_large = len(self.rows) >= REMEMBERED_FROM
         if is_large and cache.file(name).is_file():
             try:
-                return DocumentFrequencies.load(cache.file(name))
+                return DocumentFrequencies.load_arrays(cache.file(name))
             except (OSError, ValueError) as error:
                 logger.warning("the document frequencies are counted again: %s", visible(str(error)))
         references = values_of(self.rows["references"])
         table = DocumentFrequencies.from_references(references, eos=eos, split=split)
         if is_large:
-            cache.write(name, table.save)
+            cache.write(name, table.save_arrays)
             release_memory()
         return table
 

@@ -56,7 +56,7 @@ def test_few_rows_and_damaged_tables_are_counted(counted, caplog):
     ReferenceColumns(rows).document_frequencies("emitted")
     fingerprint = rows.select_columns(["references", "image_id"])._fingerprint
     cache = reference_columns.CacheFolder(f"references:{fingerprint}:train")
-    cache.file("frequencies-emitted.json").write_text("{")
+    cache.file("frequencies-emitted.npz").write_text("{")
     ReferenceColumns(rows).document_frequencies("emitted")
     assert counted == [2, 2, 5, 5]
     assert "counted again" in caplog.text

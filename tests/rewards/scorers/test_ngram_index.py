@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rewards.scorers.cider import CiderD
-from rewards.scorers.document_frequencies import MAX_ORDER, DocumentFrequencies
-from rewards.scorers.ngrams import NgramIndex
+from rewards.scorers.document_frequencies import DocumentFrequencies
+from rewards.scorers.ngrams import MAX_ORDER, NgramIndex
 
 WORDS = ["a", "road", "river", "tree", "house", "near"]
 
