@@ -5,6 +5,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
 from scst.data.columns import TEXTS
@@ -93,14 +96,15 @@ class CaptionChoice:
 
 def expand_captions(dataset: Dataset) -> Dataset:
     """Return one row per (image, caption), without copying images; see :meth:`CaptionChoice.expand`."""
-    references = dataset["references"][:]
+    references = dataset.select_columns("references").with_format("arrow")["references"][:]
+    lengths = pc.list_value_length(references).to_numpy()
     # one copy of the selected images at most, here, instead of one per caption below
     bare = dataset.remove_columns("references").flatten_indices()
     parts = []
-    for number in range(max(map(len, references), default=0)):
-        rows = [row for row, captions in enumerate(references) if len(captions) > number]
-        column = [captions[number : number + 1] for captions in references]
-        parts.append(bare.add_column("references", column, feature=TEXTS).select(rows))
+    for number in range(lengths.max(initial=0)):
+        column = pa.table({"references": pc.list_slice(references, number, number + 1)})
+        whole = concatenate_datasets([bare, Dataset(column).cast_column("references", TEXTS)], axis=1)
+        parts.append(whole.select(np.flatnonzero(lengths > number)))
     return concatenate_datasets(parts) if parts else dataset
 
 

@@ -75,5 +75,10 @@ class LibraryCheckpoints(Trainer):
         for callback, steps in zip(self._early_stopping(), patience, strict=False):
             callback.early_stopping_patience = steps
 
+    @property
+    def early_stopping_patience(self) -> int | None:
+        """Evaluations without an improvement that end the run; None: none do."""
+        return min((callback.early_stopping_patience for callback in self._early_stopping()), default=None)
+
     def _early_stopping(self) -> list[EarlyStoppingCallback]:
         return [c for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]

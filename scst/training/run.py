@@ -107,9 +107,11 @@ def run_training(trainer: TrainerHooks, run: Run, output: OutputFolder, console:
     trainer.remove_callback(transformers.PrinterCallback)
     if trainer.is_deepspeed_enabled:
         allow_deepspeed_states()
-    if checkpoint and has_ended(checkpoint, total_steps(trainer)):
-        line = f"{run.stage}: all {newest_step(checkpoint)} steps were done; nothing is trained again"
-        console.print(plain(line))
+    patience = trainer.early_stopping_patience
+    if checkpoint and has_ended(checkpoint, steps := total_steps(trainer), patience):
+        done = newest_step(checkpoint)
+        how = f"all {done} steps were done" if done >= steps else f"it ended early, at step {done} of {steps}"
+        console.print(plain(f"{run.stage}: {how}; nothing is trained again"))
         restore_finished(trainer, checkpoint)
         if (output.path / RECORD_NAME).is_file():
             return

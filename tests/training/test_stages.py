@@ -351,6 +351,21 @@ def test_validation_selects_the_best_checkpoint(run_stage, sft_adapter, tmp_path
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
+def test_a_run_that_stopped_early_goes_on_with_more_patience(run_stage, tmp_path, capsys):
+    """Nothing is learnt, so no evaluation is better than the first."""
+    keys = {
+        **{"output_dir": str(tmp_path / "out"), "learning_rate": 0.0, "max_steps": 5},
+        **{"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1},
+        **{"metric_for_best_model": "cider_d", "validation_images": 2, "validation_batch_size": 2},
+    }
+    assert run_stage("sft", early_stopping_patience=1, **keys).state.global_step == 2
+    again = run_stage("sft", early_stopping_patience=1, resume=True, **keys)
+    assert again.state.global_step == 2
+    assert "ended early, at step 2 of 5; nothing is trained again" in capsys.readouterr().out
+    assert run_stage("sft", early_stopping_patience=2, resume=True, **keys).state.global_step == 3
+    assert run_stage("sft", early_stopping_patience=None, resume=True, **keys).state.global_step == 5
+
+
 def test_patience_without_evaluations_is_refused(run_stage, tmp_path):
     with pytest.raises(RecipeError, match="early_stopping_patience: there is no evaluation"):
         run_stage("sft", output_dir=str(tmp_path / "out"), early_stopping_patience=2)

@@ -51,9 +51,28 @@ def check_resumed(
     )
 
 
-def has_ended(checkpoint: str, steps: int) -> bool:
-    """Whether the run had ended when the checkpoint was written: all steps, early stopping or an alarm."""
-    return newest_step(checkpoint) >= steps or bool(read_manifest(checkpoint)["ended"])
+def has_ended(checkpoint: str, steps: int, patience: int | None) -> bool:
+    """Whether the run had ended when the checkpoint was written: all steps, early stopping or an alarm.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        steps: optimizer steps of the run that is resumed.
+        patience: of its early stopping; a run that was stopped for less has not ended.
+    """
+    if newest_step(checkpoint) >= steps:
+        return True
+    return bool(read_manifest(checkpoint)["ended"]) and not _has_patience_left(checkpoint, patience)
+
+
+def _has_patience_left(checkpoint: str, patience: int | None) -> bool:
+    """Whether early stopping ended the run of a checkpoint, and would not with this patience."""
+    callbacks = read_json_object(Path(checkpoint) / "trainer_state.json").get("stateful_callbacks", {})
+    state = callbacks.get("EarlyStoppingCallback")
+    if not isinstance(state, dict):
+        return False
+    waited = state["attributes"]["early_stopping_patience_counter"]
+    was_the_cause = waited >= state["args"]["early_stopping_patience"]
+    return was_the_cause and (patience is None or patience > waited)
 
 
 def newest_step(checkpoint: str) -> int:
