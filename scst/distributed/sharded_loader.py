@@ -118,6 +118,27 @@ class ShardCollator:
         return batch | {PADDING_EXAMPLE: True}
 
 
+def loader_of_shards(
+    loader: DataLoader[dict[str, Any]], accelerator: Accelerator, **settings: Any
+) -> DataLoader[dict[str, Any]]:
+    """Accelerate's loader around one whose batches are this process's shards already; it splits no more.
+
+    Args:
+        loader: gives the shards.
+        accelerator: gives the device.
+        settings: further arguments of ``accelerate.data_loader.prepare_data_loader``.
+    """
+    return prepare_data_loader(
+        loader,
+        accelerator.device,
+        num_processes=1,
+        process_index=0,
+        put_on_device=True,
+        non_blocking=accelerator.non_blocking,
+        **settings,
+    )
+
+
 def sharded_loader(
     dataset: IndexedRows,
     sampler: Sampler[int],
@@ -147,15 +168,8 @@ def sharded_loader(
         collate_fn=ShardCollator(collator),
         **loading,
     )
-    prepared = prepare_data_loader(
-        loader,
-        accelerator.device,
-        num_processes=1,  # BatchShards has split the batches already
-        process_index=0,
-        put_on_device=True,
-        use_seedable_sampler=True,
-        data_seed=accelerator.dataloader_config.data_seed,
-        non_blocking=accelerator.non_blocking,
+    prepared = loader_of_shards(
+        loader, accelerator, use_seedable_sampler=True, data_seed=accelerator.dataloader_config.data_seed
     )
     prepared._drop_last = True  # else `gather_for_metrics` removes rows from the last batch as duplicates
     return prepared

@@ -109,8 +109,8 @@ def run_training(trainer: TrainerHooks, run: Run, output: OutputFolder, console:
         allow_deepspeed_states()
     patience = trainer.early_stopping_patience
     if checkpoint and has_ended(checkpoint, steps := total_steps(trainer), patience):
-        done = newest_step(checkpoint)
-        how = f"all {done} steps were done" if done >= steps else f"it ended early, at step {done} of {steps}"
+        made = newest_step(checkpoint)
+        how = f"all {made} steps were done" if made >= steps else f"it ended early, at step {made} of {steps}"
         console.print(plain(f"{run.stage}: {how}; nothing is trained again"))
         restore_finished(trainer, checkpoint)
         if (output.path / RECORD_NAME).is_file():

@@ -11,11 +11,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, IterableDataset
 
 from scst.data.streamed_rows import StreamedRows, decoded
-from scst.distributed.sharded_loader import Collator, PaddingExamples, ShardCollator, shard_of
+from scst.distributed.sharded_loader import (
+    Collator,
+    PaddingExamples,
+    ShardCollator,
+    loader_of_shards,
+    shard_of,
+)
 
 POSITION = "stream_position"
 """Key of a batch: the state of the stream's position behind it."""
@@ -71,15 +76,7 @@ def stream_loader(
     loader: DataLoader[dict[str, Any]] = DataLoader(
         batches, batch_size=None, collate_fn=_unchanged, **loading
     )
-    return prepare_data_loader(
-        loader,
-        accelerator.device,
-        num_processes=1,  # _Batches has split the batches already
-        process_index=0,
-        put_on_device=True,
-        dispatch_batches=False,
-        non_blocking=accelerator.non_blocking,
-    )
+    return loader_of_shards(loader, accelerator, dispatch_batches=False)
 
 
 def _unchanged(batch: Any) -> Any:

@@ -14,21 +14,11 @@ from scst.distributed.parent_process import is_launcher
 from scst.training.signals import StopSignals
 from tests.chaos.launchers import STEP, hit, recipe_of
 from tests.support.commands import call
-from tests.support.worlds import write_recipe
+from tests.support.worlds import tiny_run, write_recipe
 
 
 def keys_of(world, tmp_path, **keys):
-    return {
-        "model_name_or_path": str(world / "model"),
-        "dataset": str(world / "data"),
-        "output_dir": str(tmp_path / "out"),
-        "max_new_tokens": 8,
-        "precision": "fp32",
-        "quantization": "none",
-        "per_device_train_batch_size": 4,
-        "max_steps": 8,
-        "save_strategy": "no",
-    } | keys
+    return tiny_run(world, output_dir=str(tmp_path / "out"), max_steps=8) | keys
 
 
 def test_sigterm_to_accelerate_launch_reaches_the_training(world, sft_adapter, tmp_path):

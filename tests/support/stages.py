@@ -9,13 +9,12 @@ import pytest
 from scst.cli.arguments import Arguments
 from scst.config.reader import build_recipe
 from tests.support.commands import command_of
+from tests.support.worlds import tiny_run, write_model, write_risc
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """Folder with `model`, `model2` (PaliGemma 2) and `data`."""
-    from tests.support.worlds import write_model, write_risc
-
     folder = tmp_path_factory.mktemp("world")
     write_model(folder / "model")
     write_model(folder / "model2", version=2)
@@ -28,18 +27,7 @@ def run_stage(world):
     """Run a stage in this process: ``run_stage("sft", output_dir=..., **keys)`` returns the trainer."""
 
     def run(stage: str, **keys):
-        settings = {
-            "model_name_or_path": str(world / "model"),
-            "dataset": str(world / "data"),
-            "max_new_tokens": 12,
-            "precision": "fp32",
-            "quantization": "none",
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-2,
-            "max_steps": 4,
-            "save_strategy": "no",
-            "seed": 3,
-        }
+        settings = tiny_run(world, max_new_tokens=12, learning_rate=1e-2, max_steps=4, seed=3)
         settings |= {"lora_rank": 4} if stage == "sft" else {"num_samples": 3, "table_steps": 0}
         return run_recipe(stage, settings | keys)
 

@@ -13,6 +13,7 @@ from scst.training.arguments.argument_table import argument_table
 from tests.chaos.malformed import texts
 from tests.chaos.malformed.attack import DRY, Case
 from tests.support.setting_values import training_arguments
+from tests.support.worlds import tiny_run
 
 SECONDS = 180
 VALUES = (
@@ -69,18 +70,7 @@ NOT_TRIED = {"push_to_hub", "hub_always_push", "torch_compile", "torch_compile_b
 
 def accepted_arguments(world: Path) -> Iterator[Case]:
     """Every training argument of both stages, with its choices and some of other values."""
-    base = {
-        "model_name_or_path": str(world / "model"),
-        "dataset": str(world / "data"),
-        "max_new_tokens": 5,
-        "precision": "fp32",
-        "quantization": "none",
-        "per_device_train_batch_size": 4,
-        "max_steps": 2,
-        "save_strategy": "no",
-        "learning_rate": 1e-3,
-        "output_dir": "out",
-    }
+    base = tiny_run(world, max_new_tokens=5, max_steps=2, learning_rate=1e-3, output_dir="out")
     own = {
         "sft": {"lora_rank": 2},
         "scst": {"adapter": str(world / "adapter"), "num_samples": 2, "table_steps": 0},
