@@ -49,6 +49,9 @@ def take_launch_flags(stage: str, argv: Sequence[str]) -> tuple[Launch | None, l
     except argparse.ArgumentError as error:
         raise RecipeError(str(error).removeprefix("argument ")) from error
     config, count = flags.accelerate_config, flags.num_processes
+    for name, value in vars(flags).items():
+        if value in ("", []):  # argparse makes a list of `--num_processes=--`
+            raise RecipeError(f"--{name}: expected one argument")
     if count is not None and count < 1:
         raise RecipeError(f"--num_processes: expected 1 or more, got {count}")
     if config is None and count in (None, 1):

@@ -208,6 +208,9 @@ def test_launch_flags_are_taken_out(flags, config, count):
         (["--num_processes", "two"], "--num_processes: invalid int value: 'two'"),
         (["--num_processes", "0"], "--num_processes: expected 1 or more, got 0"),
         (["--accelerate_config"], "--accelerate_config: expected one argument"),
+        (["--accelerate_config="], "--accelerate_config: expected one argument"),
+        (["--accelerate_config=--"], "--accelerate_config: expected one argument"),
+        (["--num_processes=--"], "--num_processes: expected one argument"),
         (
             ["--accelerate_config", "cpu", "--num_processes", "2"],
             "cpu.yaml' describes one process; for 2 give",
