@@ -143,14 +143,15 @@ def test_random_damage_of_every_file_is_found(run, number):
 @contextmanager
 def undone_files(folder: Path, names: list[str]):
     """As :func:`undone`, for single files: the other ones need not be copied."""
-    contents = {name: (folder / name).read_bytes() for name in names}
+    before = {name: ((folder / name).read_bytes(), (folder / name).stat().st_mode) for name in names}
     try:
         yield
     finally:
-        for name, content in contents.items():
+        for name, (content, mode) in before.items():
             path = folder / name
             path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
             path.write_bytes(content)
+            path.chmod(mode)
 
 
 def test_damage_of_both_starts_from_the_beginning(run):
