@@ -25,6 +25,7 @@ from types import FrameType
 
 from scst.data.visible import visible, visible_lines
 from scst.distributed.parent_process import end_with_parent
+from scst.errors import RecipeError
 
 OUTPUT = "outputs/quickstart"
 PARTS = ("base", "sft", "scst")
@@ -66,6 +67,8 @@ def folder_for(flags: Sequence[str]) -> tuple[str, list[str]]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--output_dir")
     known, remaining = parser.parse_known_args(list(flags))
+    if known.output_dir in ("", []):  # argparse makes a list of `--output_dir=--`
+        raise RecipeError("--output_dir: expected the name of a folder")
     names = [flag.partition("=")[0] for flag in remaining]
     if known.output_dir or "--resume" in names or "--overwrite" in names:
         return known.output_dir or OUTPUT, remaining
@@ -83,7 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--help" in flags or "-h" in flags:
         print((__doc__ or "").strip())
         return 0
-    output, flags = folder_for(flags)
+    try:
+        output, flags = folder_for(flags)
+    except RecipeError as error:
+        print(visible(f"error: {error}"), file=sys.stderr)
+        return 2
     if output.startswith(f"{OUTPUT}-"):
         print(visible(f"{OUTPUT} holds an earlier quickstart; this one writes to {output}"))
     environment = {"OMP_NUM_THREADS": str(min(os.cpu_count() or 1, 8))} | os.environ

@@ -430,3 +430,11 @@ TOP_FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"
 
 def test_every_stage_belongs_to_a_command():
     assert {recipe.command.split()[0] for recipe in RECIPES.values()} == set(COMMANDS) - {"quickstart"}
+
+
+@pytest.mark.parametrize("flag", ["--output_dir=", "--output_dir=--"])
+def test_a_quickstart_without_a_folder_is_refused(flag, capsys):
+    from scst.cli.quickstart import main
+
+    assert main([flag]) == 2
+    assert capsys.readouterr().err == "error: --output_dir: expected the name of a folder\n"
