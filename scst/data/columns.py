@@ -73,9 +73,10 @@ def normalise(part: datasets.Dataset, where: str, split: str) -> datasets.Datase
         split: the split of rows that name none themselves.
 
     Raises:
-        DataError: a column is missing or has the wrong type.
+        DataError: a column is missing, has the wrong type or is damaged.
     """
     check_columns(part.column_names, where)
+    _check_content(part, where)
     if "references" not in part.column_names:
         part = part.rename_column("captions", "references")
     part = _cast(_with_ids(part), "image_id", TEXT, where)
@@ -90,6 +91,15 @@ def concatenate(parts: list[datasets.Dataset], where: str) -> datasets.Dataset:
         return datasets.concatenate_datasets(parts)
     except (ValueError, pa.ArrowException) as error:
         raise DataError(f"{where}: its parts do not have the same columns: {error}") from error
+
+
+def _check_content(part: datasets.Dataset, where: str) -> None:
+    """Refuse offsets that point nowhere and texts that are none: Arrow's files have no checksum."""
+    for name in part.column_names:
+        try:
+            part.data.column(name).validate(full=True)
+        except pa.ArrowException as error:
+            raise DataError(f"{where}: the column {name} is damaged: {str(error)[:300]}") from error
 
 
 def _cast(part: datasets.Dataset, name: str, feature: Any, where: str) -> datasets.Dataset:

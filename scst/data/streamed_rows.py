@@ -132,7 +132,7 @@ class StreamedRows:
             at, before = StreamPosition(at.pass_, at.block + 1, 0, after), after
 
     def _usable(self, examples: Iterator[Row]) -> Iterator[Row]:
-        for number, example in enumerate(examples):
+        for number, example in enumerate(self._readable(examples)):
             row = common_row(example, self.where)
             has_id = bool(row["image_id"].strip())
             problem = caption_problem(row["references"]) if has_id else "image_id is empty"
@@ -145,6 +145,15 @@ class StreamedRows:
                     f"{self.where}: {row['image_id'] or f'row {number}'} cannot be used: {problem}. Repair "
                     "or remove it, or leave such rows out with --on_bad_example skip."
                 )
+
+    def _readable(self, examples: Iterator[Row]) -> Iterator[Row]:
+        try:
+            yield from examples
+        except (OSError, DataError):
+            raise
+        except Exception as error:  # whatever the libraries raise on damaged data
+            reason = f"{type(error).__name__}: {str(error)[:300]}"
+            raise DataError(f"{self.where}: the stream cannot be read here: {reason}") from error
 
 
 IMAGE_KEYS = ("image", "jpg", "jpeg", "png", "webp")

@@ -276,3 +276,26 @@ def test_real_packs(shared_data, pack, form):
     assert len(set(rows["image_id"])) == len(rows) == 9828
     assert rows[0]["image_id"] == "RSICD_0"
     assert all(len(captions) == 5 for captions in rows["references"])
+
+
+@pytest.mark.parametrize("column", ["image_id", "references", "note"])
+def test_text_that_is_no_utf_8_is_one_sentence(column, tmp_path):
+    """A byte that changed on the disk: Arrow's files have no checksum."""
+    values = {"image_id": "img_3", "references": "river number 3", "note": "some text 3"}
+    rows = [
+        {
+            "image": {"bytes": encoded(i), "path": None},
+            "references": [f"a river number {i} ."],
+            "image_id": f"img_{i}",
+            "note": f"some text {i}",
+        }
+        for i in range(5)
+    ]
+    data = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+    datasets.DatasetDict(train=data).save_to_disk(tmp_path / "saved")
+    (file,) = (tmp_path / "saved" / "train").glob("*.arrow")
+    content = file.read_bytes()
+    place = content.index(values[column].encode()) + 1
+    file.write_bytes(content[:place] + b"\xaa" + content[place + 1 :])
+    with pytest.raises(DataError, match=f"the column {column} is damaged: .*Invalid UTF8"):
+        read_rows(str(tmp_path / "saved"))

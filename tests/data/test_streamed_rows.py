@@ -6,6 +6,7 @@ import tarfile
 from itertools import chain, islice
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 
 from scst.data.load_splits import load_splits
@@ -145,6 +146,18 @@ def test_bad_rows_are_refused_or_skipped(tmp_path, values, problem):
     assert ids(stream_of(tmp_path, on_bad_example="skip"), 1, size=5) == [
         ["img_0", "img_1", "img_3", "img_4"]
     ]
+
+
+def test_text_that_is_no_utf_8_is_one_sentence(tmp_path):
+    """A byte that changed on the disk: parquet's pages have no checksum by default."""
+    file = tmp_path / "train.parquet"
+    table = dataset_of(rows_of({"train": 5})).data.table
+    pq.write_table(table, file, compression="none", use_dictionary=False)
+    place, content = file.read_bytes().index(b"img_2") + 1, bytearray(file.read_bytes())
+    content[place] = 0xAA
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="split train: the stream cannot be read here: UnicodeDecodeError"):
+        next(stream_of(tmp_path).batches(5))
 
 
 def test_a_stream_without_a_usable_row_ends(tmp_path):
