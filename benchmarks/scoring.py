@@ -100,7 +100,7 @@ def build_ways(version: int, options: argparse.Namespace) -> tuple[Any, dict[str
     )
     batch = batch.to(policy.device)
     with torch.no_grad():
-        features = policy.image_features(batch.pixel_values)
+        features = policy.image_features(batch)
     shape = (options.images, options.samples, options.tokens)
     allowed = (~policy.forbidden.cpu()).nonzero().flatten()
     allowed = allowed[allowed != policy.eos_token_id]
@@ -139,6 +139,7 @@ def usual_logprobs(policy: Any, prompts: Any, features: Any, ids: Any) -> Any:
     import torch
 
     from scst.models import masks
+    from scst.types import select_images
 
     num_captions, length = ids.shape[1:]
     rows = torch.arange(len(prompts), device=ids.device).repeat_interleave(num_captions)
@@ -146,14 +147,18 @@ def usual_logprobs(policy: Any, prompts: Any, features: Any, ids: Any) -> Any:
     steps = torch.arange(1, length + 1, device=ids.device)
     output = policy.model(
         inputs_embeds=torch.cat(
-            [policy.prompt_embeddings(prompts, features[rows]), policy.caption_embeddings(captions)], 1
+            [
+                policy.prompt_embeddings(prompts, select_images(features, rows)),
+                policy.caption_embeddings(captions),
+            ],
+            1,
         ),
         attention_mask=masks.for_attention(
-            masks.suffix_mask(prompts, torch.ones_like(captions, dtype=torch.bool)),
+            masks.suffix_mask(prompts, torch.ones_like(captions, dtype=torch.bool)).full,
             policy.text_config._attn_implementation,
-            features.dtype,
+            features[0].dtype,
         ),
-        position_ids=torch.cat([prompts.position_ids, prompts.position_ids[:, -1:] + steps], 1),
+        position_ids=torch.cat([prompts.position_ids[:, 0], prompts.last_positions + steps], 1),
         use_cache=False,
     )
     impossible = policy.forbidden.expand(length, -1).clone()

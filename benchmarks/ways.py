@@ -268,12 +268,7 @@ class TwoGenerateSampler(Sampler):
         kept: KeptFeatures | None = None,
     ) -> Rollout:
         """The rollout of :class:`benchmarks.naive.NaiveSCST`, without log probabilities and features."""
-        inputs = {
-            "input_ids": prompts.input_ids,
-            "attention_mask": prompts.attention_mask.long(),
-            "token_type_ids": torch.zeros_like(prompts.input_ids),
-            "pixel_values": prompts.pixel_values,
-        }
+        inputs = self.encoder.generation_inputs(prompts)
         way = NaiveSCST(
             policy.model,
             self.encoder.processor,

@@ -6,7 +6,7 @@ The shape alphabet of the whole project: ``B`` images, ``K`` sampled captions pe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -20,31 +20,75 @@ IGNORED_LABEL = -100
 class PromptBatch:
     """What the policy conditions on: images and instructions, left-padded. Never scored.
 
+    Everything that differs between model families is in the values (:mod:`scst.models.families`): rollout and
+    scoring read these fields and know no family.
+
     Attributes:
         input_ids: (B, P) token ids, image placeholders included.
         attention_mask: (B, P) bool, True on real tokens.
-        pixel_values: (B, 3, H, W) preprocessed images.
+        image_mask: (B, P) bool, True where an image feature takes the place of a token.
+        position_ids: (B, A, P) positions along A axes: one, or time, height and width (M-RoPE). The last
+            token is text: its positions are equal, and captions go on from there.
+        block_ids: (B, P) tokens of one block (a number from 0) see each other both ways; -1 is causal.
+        vision: B times what the vision tower takes for that image, by the names of the model's arguments.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    pixel_values: torch.Tensor
+    image_mask: torch.Tensor
+    position_ids: torch.Tensor
+    block_ids: torch.Tensor
+    vision: Sequence[Mapping[str, torch.Tensor]]
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
+    @property
+    def last_positions(self) -> torch.Tensor:
+        """(B, A) positions of the last tokens."""
+        return self.position_ids[:, :, -1]
+
     def to(self, device: torch.device | str) -> PromptBatch:
         """The same batch on another device."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        moved = {name: tensor.to(device) for name, tensor in self._tensors().items()}
+        vision = [{name: tensor.to(device) for name, tensor in image.items()} for image in self.vision]
+        return PromptBatch(**moved, vision=vision)
 
     def select(self, rows: slice | torch.Tensor) -> PromptBatch:
-        """A part of the images of this batch."""
-        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        """Some images of this batch, or some of them several times."""
+        chosen = {name: tensor[rows] for name, tensor in self._tensors().items()}
+        return PromptBatch(**chosen, vision=select_images(self.vision, rows))
 
-    @property
-    def position_ids(self) -> torch.Tensor:
-        """(B, P) positions; PaliGemma counts from 1, and padding does not count."""
-        return self.attention_mask.long().cumsum(-1).clamp(min=1)
+    def padded(self, columns: int, pad_token_id: int) -> PromptBatch:
+        """The same prompts behind so many more columns of padding."""
+        values = {"input_ids": pad_token_id, "block_ids": -1}
+        padded = {
+            name: torch.nn.functional.pad(tensor, (columns, 0), value=values.get(name, 0))
+            for name, tensor in self._tensors().items()
+        }
+        return PromptBatch(**padded, vision=self.vision)
+
+    @classmethod
+    def join(cls, batches: Sequence[PromptBatch]) -> PromptBatch:
+        """One batch of all images; prompts are padded alike."""
+        columns = [batch._tensors() for batch in batches]
+        tensors = {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
+        return cls(**tensors, vision=[image for batch in batches for image in batch.vision])
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "vision"}
+
+
+ImageFeatures = Sequence[torch.Tensor]
+"""B tensors (G, N, D): the N projected features of an image, which take the place of its image tokens, and
+behind them those that are added in the first G - 1 decoder layers (DeepStack; G is 1 without)."""
+
+
+def select_images(values: Sequence[Any], rows: slice | torch.Tensor) -> Sequence[Any]:
+    """A value per image, of some images; ``rows`` is what selects them in a tensor of B rows."""
+    return [
+        values[i] for i in torch.arange(len(values))[rows if isinstance(rows, slice) else rows.cpu()].tolist()
+    ]
 
 
 @dataclass(frozen=True)
@@ -100,7 +144,7 @@ class Rollout:
         greedy_captions: B decoded strings.
         ended_by_eos: (B, K) bool; False where the length limit cut the caption.
         greedy_ended_by_eos: (B,) bool.
-        image_features: (B, N, D) projected image features when they can be reused by scoring, else None.
+        image_features: of the B images when they can be reused by scoring, else None.
         prompt_cache: (B, layers, 2, heads, P, D) keys and values of the prompts if they were kept.
     """
 
@@ -114,7 +158,7 @@ class Rollout:
     greedy_captions: list[str]
     ended_by_eos: torch.Tensor
     greedy_ended_by_eos: torch.Tensor
-    image_features: torch.Tensor | None = None
+    image_features: ImageFeatures | None = None
     prompt_cache: torch.Tensor | None = None
 
     def __len__(self) -> int:
@@ -123,7 +167,10 @@ class Rollout:
     def to(self, device: torch.device | str) -> Rollout:
         """The same rollout on another device."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: v.to(device) for name, v in values.items() if hasattr(v, "to")})
+        moved = {name: v.to(device) for name, v in values.items() if hasattr(v, "to")}
+        if self.image_features is not None:
+            moved["image_features"] = [features.to(device) for features in self.image_features]
+        return replace(self, **moved)
 
     def select(self, images: slice) -> Rollout:
         """The rollout of some of its images."""
@@ -155,10 +202,10 @@ def _join(values: list[Any], padding: int) -> Any:
     if first is None:
         return None
     if isinstance(first, PromptBatch):
-        return PromptBatch(**{f.name: torch.cat([getattr(v, f.name) for v in values]) for f in fields(first)})
+        return PromptBatch.join(values)
     if isinstance(first, list):
         return [item for value in values for item in value]
-    if first.ndim > 1:  # tokens are the last axis; image features (B, N, D) have equal D: nothing is padded
+    if first.ndim > 1:  # tokens are the last axis
         length = max(value.shape[-1] for value in values)
         values = [torch.nn.functional.pad(v, (0, length - v.shape[-1]), value=padding) for v in values]
     return torch.cat(values)

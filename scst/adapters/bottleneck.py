@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +12,11 @@ from torch import nn
 
 from scst.adapters.kinds import PEFT_TYPES
 from scst.adapters.peft_methods import AdapterLayer, LayerConfig, LayerTuner, register
+from scst.models.families.table import family_of
 from scst.models.policy import base_model
 
 PEFT_TYPE = PEFT_TYPES["bottleneck"]
-PLACES: dict[str, str] = {
-    "attention+mlp": r".*language_model.*\.(self_attn|mlp)",
-    "attention": r".*language_model.*\.self_attn",
-    "mlp": r".*language_model.*\.mlp",
-}
+PLACES: dict[str, str] = {"attention+mlp": "(self_attn|mlp)", "attention": "self_attn", "mlp": "mlp"}
 """Name -> what an adapter follows: both, as Houlsby et al. 2019 (arXiv:1902.00751), or the MLP alone, as
 Pfeiffer et al. 2021 (arXiv:2005.00247)."""
 
@@ -91,14 +89,15 @@ def add_bottleneck(model: nn.Module, *, size: int, places: str = "attention+mlp"
     """Wrap a frozen model with new bottleneck adapters in its decoder.
 
     Args:
-        model: a PaliGemma.
+        model: of any family.
         size: of the layer in the middle.
         places: a name in :data:`PLACES`.
     """
+    inner = base_model(model)
     config = BottleneckConfig(
         task_type="CAUSAL_LM",
-        target_modules=PLACES[places],
-        width=base_model(model).config.get_text_config().hidden_size,
+        target_modules=rf".*{re.escape(family_of(inner).names.decoder)}\..*\.{PLACES[places]}",
+        width=inner.config.get_text_config().hidden_size,
         bottleneck_size=size,
     )
     return get_peft_model(model, config)

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from torch.nn.modules.dropout import _DropoutNd
 
 from scst.adapters import bottleneck, prefix_tuning, prompt_tuning  # noqa: F401 (PEFT learns their types)
-from scst.adapters.lora import LORA_TARGETS
+from scst.adapters.lora import LORA_TARGETS, target_pattern
 from scst.adapters.patterns import check_patterns
 from scst.adapters.saved_adapter import CONFIG, WEIGHTS, adapter_settings, check_adapter_exists
 from scst.errors import RecipeError
+from scst.models.families.table import family_of
 
 _RATE = re.compile(r"drop(out|_prob|_path|_rate|$)|(^|_)pdrop$")
-_OWN_PATTERNS = {*LORA_TARGETS.values(), *bottleneck.PLACES.values(), prefix_tuning.ATTENTION}
 
 
 def load_adapter(model: torch.nn.Module, adapter: str | Path, *, trainable: bool) -> PeftModel:
@@ -35,7 +35,9 @@ def load_adapter(model: torch.nn.Module, adapter: str | Path, *, trainable: bool
     weights = adapter_weights(folder)
     settings = adapter_settings(folder)
     names = [name for name, _ in model.named_modules()]
-    check_patterns(f"adapter: {CONFIG} of {str(folder)!r}", _unknown_patterns(settings), names)
+    own = {target_pattern(preset, family_of(model).names) for preset in LORA_TARGETS}
+    unknown = [pattern for pattern in patterns_of(settings) if pattern not in own]
+    check_patterns(f"adapter: {CONFIG} of {str(folder)!r}", unknown, names)
     adapted = _with_new_adapter(model, folder)
     fill_adapter(adapted, weights, folder)
     if not trainable:
@@ -92,8 +94,8 @@ def _first_line(error: BaseException) -> str:
     return lines[min(1, len(lines) - 1)][:300] if lines else type(error).__name__
 
 
-def _unknown_patterns(settings: Mapping[str, Any]) -> list[str]:
-    """The regular expressions of an adapter's settings that this project has not written itself."""
+def patterns_of(settings: Mapping[str, Any]) -> list[str]:
+    """The regular expressions of an adapter's settings."""
     expressions: list[str] = []
     for name in ("target_modules", "exclude_modules"):
         value = settings.get(name)
@@ -101,7 +103,7 @@ def _unknown_patterns(settings: Mapping[str, Any]) -> list[str]:
     layers = settings.get("layers_pattern") or []
     expressions += [layers] if isinstance(layers, str) else layers
     expressions += [*(settings.get("rank_pattern") or {}), *(settings.get("alpha_pattern") or {})]
-    return [expression for expression in dict.fromkeys(expressions) if expression not in _OWN_PATTERNS]
+    return list(dict.fromkeys(expressions))
 
 
 def _with_new_adapter(model: torch.nn.Module, folder: Path) -> PeftModel:

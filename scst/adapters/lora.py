@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,20 +11,18 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from scst.adapters.patterns import check_patterns
 from scst.errors import RecipeError
+from scst.models.families.family import ModuleNames
+from scst.models.families.table import family_of
+from scst.models.policy import base_model
 
-_ATTENTION = r"self_attn\.(q|k|v|o)_proj"
-_MLP = r"mlp\.(gate|up|down)_proj"
-_VISION = r"self_attn\.(q|k|v|out)_proj|mlp\.fc[12]"
-_PROJECTOR = r".*multi_modal_projector\.linear"
-
-LORA_TARGETS: dict[str, str] = {
-    "decoder-attention": rf".*language_model.*\.({_ATTENTION})",
-    "decoder-attention-mlp": rf".*language_model.*\.({_ATTENTION}|{_MLP})",
-    "decoder-attention-mlp+projector": rf".*language_model.*\.({_ATTENTION}|{_MLP})|{_PROJECTOR}",
-    "vision+decoder-qv": r".*(language_model|vision_tower).*\.self_attn\.(q|v)_proj",
-    "full": rf".*language_model.*\.({_ATTENTION}|{_MLP})|.*vision_tower.*\.({_VISION})|{_PROJECTOR}",
-}
-"""Preset -> expression over full module names. Bare names such as ``q_proj`` would also match SigLIP."""
+LORA_TARGETS = (
+    "decoder-attention",
+    "decoder-attention-mlp",
+    "decoder-attention-mlp+projector",
+    "vision+decoder-qv",
+    "full",
+)
+"""Presets of layers; which modules they are is the family's to say (:func:`target_pattern`)."""
 
 LORA_VARIANTS: dict[str, dict[str, bool]] = {
     "lora": {},
@@ -35,9 +33,37 @@ LORA_VARIANTS: dict[str, dict[str, bool]] = {
 (Liu et al. 2024, arXiv:2402.09353) trains the magnitude of each weight column beside its direction."""
 
 
-def target_pattern(lora_targets: str) -> str:
-    """The expression of a preset, or the text itself as a regular expression over full module names."""
-    return LORA_TARGETS.get(lora_targets, lora_targets)
+def target_pattern(lora_targets: str, names: ModuleNames) -> str:
+    """The expression of a preset over full module names, or the text itself as one.
+
+    Bare names such as ``q_proj`` would also match the vision tower.
+    """
+    attention = names.within(names.decoder, names.attention)
+    decoder = names.within(names.decoder, f"{names.attention}|{names.mlp}")
+    vision = names.within(names.vision, names.vision_linear)
+    projector = _either(
+        rf".*{name.rpartition('.')[2]}\.{names.projector_linear}"
+        for name in (names.projector if names.projector_linear else ())
+    )
+    queries = names.within(names.decoder, r"self_attn\.(q|v)_proj")
+    presets = {
+        "decoder-attention": attention,
+        "decoder-attention-mlp": decoder,
+        "decoder-attention-mlp+projector": _either([decoder, projector]),
+        "vision+decoder-qv": _either([queries, names.within(names.vision, names.vision_qv)]),
+        "full": _either([decoder, vision, projector]),
+    }
+    return presets.get(lora_targets, lora_targets)
+
+
+def _either(expressions: Iterable[str]) -> str:
+    return "|".join(expression for expression in expressions if expression)
+
+
+def target_parameters(lora_targets: str, names: ModuleNames) -> list[str] | None:
+    """Matrices that a preset adapts and that are no layers."""
+    reaches_projector = lora_targets in ("decoder-attention-mlp+projector", "full")
+    return list(names.projector_parameters) or None if reaches_projector else None
 
 
 def add_lora(
@@ -64,7 +90,7 @@ def add_lora(
     Raises:
         RecipeError: when targets or a pattern match no layer, or reach embeddings or the language-model head.
     """
-    ranks = dict(rank_pattern or {})
+    ranks, part_names = dict(rank_pattern or {}), family_of(base_model(model)).names
     names = [name for name, _ in model.named_modules()]
     if targets not in LORA_TARGETS:
         check_patterns("lora_targets", [targets], names)
@@ -77,7 +103,8 @@ def add_lora(
         # PEFT scales every layer with its own alpha / rank: another rank with the same alpha would learn at
         # another speed
         alpha_pattern={pattern: alpha * other / rank for pattern, other in ranks.items()},
-        target_modules=target_pattern(targets),
+        target_modules=target_pattern(targets, part_names),
+        target_parameters=target_parameters(targets, part_names),
         bias="none",
         task_type="CAUSAL_LM",
         **settings,

@@ -23,7 +23,7 @@ def add_adapter(
     """Wrap a frozen model with a new trainable adapter.
 
     Args:
-        model: a PaliGemma.
+        model: of any family.
         processor: its processor; the virtual tokens of prompt tuning are taken from its vocabulary.
         adapter: type and settings.
         prompt: the instruction that training will use; virtual tokens begin as its tokens by default.

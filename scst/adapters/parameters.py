@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from scst.data.terminal import PlainTable
+from scst.models.families.table import family_of
+from scst.models.policy import base_model
 
 
 @dataclass(frozen=True)
@@ -19,14 +21,14 @@ class PartParameters:
     total: int
 
 
-PARTS = ("vision_tower", "multi_modal_projector", "language_model", "lm_head")
-
-
 def count_parameters(model: torch.nn.Module) -> list[PartParameters]:
     """Trainable and all parameters per part; a quantised weight counts its elements, not its bytes."""
-    counts = {part: [0, 0] for part in (*PARTS, "other")}
+    names = family_of(base_model(model)).names
+    # the projector first: it may lie within the vision tower
+    parts = [name.rpartition(".")[2] for name in (*names.projector, names.vision, names.decoder, names.head)]
+    counts = {part: [0, 0] for part in (*parts, "other")}
     for name, parameter in model.named_parameters():
-        part = next((part for part in PARTS if part in name), "other")
+        part = next((part for part in parts if f"{part}." in name), "other")
         size = _num_elements(parameter)
         counts[part][1] += size
         counts[part][0] += size if parameter.requires_grad else 0

@@ -7,6 +7,7 @@ recomputes it with its layer, and every mask and attention kernel of this projec
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,10 @@ from transformers.cache_utils import DynamicCache
 from scst.adapters.kinds import PEFT_TYPES
 from scst.adapters.peft_methods import AdapterLayer, LayerConfig, LayerTuner, register
 from scst.models import masks
+from scst.models.families.table import family_of
 from scst.models.policy import base_model
 
 PEFT_TYPE = PEFT_TYPES["prefix_tuning"]
-ATTENTION = r".*language_model.*\.self_attn"
 
 
 @dataclass
@@ -142,15 +143,16 @@ def add_prefix_tuning(model: nn.Module, token_ids: torch.Tensor) -> PeftModel:
     with those of real tokens, which that paper found to matter most with little data (section 7.4).
 
     Args:
-        model: a PaliGemma.
+        model: of any family.
         token_ids: (N,) tokens; the prefix is initialised with the keys and values that the model computes for
             them.
     """
+    names = family_of(base_model(model)).names
     states = keys_and_values(model, token_ids)  # before wrapping: of the frozen model by itself
     num_heads, num_virtual_tokens, head_dim = states[0][0].shape
     config = PrefixConfig(
         task_type="CAUSAL_LM",
-        target_modules=ATTENTION,
+        target_modules=rf".*{re.escape(names.decoder)}\..*\.self_attn",
         num_virtual_tokens=num_virtual_tokens,
         num_heads=num_heads,
         head_dim=head_dim,
@@ -167,16 +169,18 @@ def add_prefix_tuning(model: nn.Module, token_ids: torch.Tensor) -> PeftModel:
 @torch.no_grad()
 def keys_and_values(model: nn.Module, token_ids: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Per decoder layer keys and values (heads, N, head_dim) of tokens (N,) that see each other."""
-    decoder = base_model(model).model.language_model
-    ids = token_ids.to(decoder.embed_tokens.weight.device)[None]
-    embeddings = decoder.embed_tokens(ids)
+    inner = base_model(model)
+    family = family_of(inner)
+    decoder, embed = family.decoder(inner), inner.get_input_embeddings()
+    ids = token_ids.to(embed.weight.device)[None]
+    embeddings = embed(ids)
     seen = torch.ones(1, 1, ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device)
     cache = DynamicCache()
     decoder(
         inputs_embeds=embeddings,
         attention_mask=masks.for_attention(seen, decoder.config._attn_implementation, embeddings.dtype),
-        # PaliGemma counts positions from 1; the prefix keeps these, whatever the prompt
-        position_ids=torch.arange(1, ids.shape[1] + 1, device=ids.device)[None],
+        # the prefix keeps these, whatever the prompt
+        position_ids=torch.arange(ids.shape[1], device=ids.device)[None] + family.first_position,
         past_key_values=cache,
         use_cache=True,
     )

@@ -1,7 +1,7 @@
 """Prompt tuning: reserved tokens of the vocabulary, placed in the prompt, with trained embeddings.
 
-PaliGemma's processors always have ``<seg000>`` ... ``<seg127>`` and ``<loc0000>`` ... ``<loc1023>``, which
-never occur in captions. They are ordinary prompt tokens, so forward passes, masks and caches need no changes.
+Such tokens (of PaliGemma ``<seg000>`` ... and ``<loc0000>`` ..., of Gemma 3 ``<unused0>`` ...) never occur in
+captions. They are ordinary prompt tokens, so forward passes, masks and caches need no changes.
 PEFT's ``TrainableTokens`` would copy the whole embedding matrix (1 GB) at every call and train the tied
 language-model head too; here the trained rows are looked up beside the matrix and the head stays frozen.
 """
@@ -19,13 +19,11 @@ from torch import nn
 from scst.adapters.kinds import PEFT_TYPES
 from scst.adapters.peft_methods import AdapterLayer, LayerConfig, LayerTuner, register
 from scst.errors import RecipeError
+from scst.models.families.table import family_of, family_of_processor
 from scst.models.policy import base_model
 from scst.models.prompts import PromptEncoder
 
 PEFT_TYPE = PEFT_TYPES["prompt_tuning"]
-_EMBEDDINGS = ["language_model.embed_tokens"]  # as an expression PEFT would save the whole matrix, too
-RESERVED = (*(f"<seg{i:03}>" for i in range(128)), *(f"<loc{i:04}>" for i in range(1024)))
-"""Tokens to take, in this order."""
 
 
 @dataclass
@@ -127,18 +125,19 @@ def add_prompt_tuning(model: nn.Module, processor: Any, token_ids: torch.Tensor)
     Prompts must contain them: encode with :func:`encoder_for`.
 
     Args:
-        model: a PaliGemma.
+        model: of any family.
         processor: its processor.
         token_ids: (N,) tokens with whose embeddings the virtual tokens are initialised.
 
     Raises:
         RecipeError: when the vocabulary has fewer reserved tokens.
     """
-    names = reserved_tokens(processor, len(token_ids))
+    names, part_names = reserved_tokens(processor, len(token_ids)), family_of(base_model(model)).names
     table = base_model(model).get_input_embeddings().weight
     config = PromptConfig(
         task_type="CAUSAL_LM",
-        target_modules=_EMBEDDINGS,
+        # a list: of an expression PEFT would save the whole matrix, too
+        target_modules=[f"{part_names.decoder.rpartition('.')[2]}.embed_tokens"],
         virtual_tokens=names,
         token_ids=processor.tokenizer.convert_tokens_to_ids(names),
         width=table.shape[1],
@@ -157,12 +156,15 @@ def reserved_tokens(processor: Any, count: int) -> list[str]:
     Raises:
         RecipeError: when it has fewer.
     """
-    vocabulary = processor.tokenizer.get_added_vocab()
-    present = [token for token in RESERVED if token in vocabulary]
+    vocabulary = processor.tokenizer.get_vocab()
+    family = family_of_processor(processor)
+    present = [token for token in family.reserved_tokens if token in vocabulary]
     if count > len(present):
         raise RecipeError(
-            f"num_virtual_tokens: the vocabulary has {len(present)} reserved tokens (<seg000>, ..., "
-            f"<loc0000>, ...), but {count} are asked for"
+            f"num_virtual_tokens: the vocabulary has {len(present)} reserved tokens"
+            + (f" ({present[0]}, ...)" if present else " that prompt tuning could train")
+            + f", but {count} are asked for"
+            + ("" if present else "; take another adapter_type, e.g. prefix_tuning")
         )
     return present[:count]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
-from PIL import Image
 
 from scst.data.images import image_bytes, open_encoded
 from scst.data.supervision import CaptionChoice, PromptChoice
@@ -15,8 +15,6 @@ from scst.models.prompts import PromptEncoder
 
 KEPT_FEATURES = "kept_features"
 """Key of a batch: what a cache of features holds of its images."""
-NOT_LOOKED_AT = Image.new("RGB", (1, 1))
-"""Stands for a picture whose features are known."""
 
 
 class _EpochOfAllWorkers:
@@ -43,7 +41,7 @@ class SFTCollator(_EpochOfAllWorkers):
     """Rows to supervised batches: masked prompt, trained caption and ``<eos>``.
 
     Args:
-        processor: a PaliGemma processor, or a prompt encoder that knows the virtual tokens of an adapter.
+        processor: of any family, or a prompt encoder that knows the virtual tokens of an adapter.
         prompt: the instruction; with ``prompts`` it is used in evaluations only.
         choice: which caption of an image is trained on; its seed also draws the prompts.
         max_new_tokens: captions are cut to this many tokens.
@@ -86,12 +84,12 @@ class SFTCollator(_EpochOfAllWorkers):
 class SCSTCollator(_EpochOfAllWorkers):
     """Rows to prompts with everything a reward may want to know about them.
 
-    The batch holds ``input_ids``, ``attention_mask``, ``pixel_values`` and ``columns``: every dataset column
-    by name, images included, one value per image, and the instruction as ``prompts``. All captions of an
+    The batch holds the fields of a :class:`scst.types.PromptBatch` and ``columns``: every dataset column by
+    name, images included, one value per image, and the instruction as ``prompts``. All captions of an
     image, sampled and greedy, answer the same instruction.
 
     Args:
-        processor: a PaliGemma processor, or a prompt encoder that knows the virtual tokens of an adapter.
+        processor: of any family, or a prompt encoder that knows the virtual tokens of an adapter.
         prompt: the instruction.
         prompts: instructions to train on, one drawn per image and epoch; none: ``prompt``.
         seed: of the draws.
@@ -129,15 +127,13 @@ class SCSTCollator(_EpochOfAllWorkers):
             found = {KEPT_FEATURES: kept}
             images = [open_encoded(data) for data in encoded]  # rewards decode them if they look
             pictures = [
-                image if features is None else NOT_LOOKED_AT
+                image if features is None else self.encoder.stand_in(image)
                 for image, features in zip(images, kept.features, strict=True)
             ]
-        inputs = self.encoder.encode_prompts(pictures, prompts)
+        batch = self.encoder.prompt_batch(pictures, prompts)
         columns = {name: [row[name] for row in rows] for name in rows[0]} | {"image": images}
         return {
-            "input_ids": inputs["input_ids"],
-            "attention_mask": inputs["attention_mask"].bool(),
-            "pixel_values": inputs["pixel_values"],
+            **{f.name: getattr(batch, f.name) for f in fields(batch)},
             "columns": columns | {"prompts": list(prompts)},
             **found,
         }

@@ -14,7 +14,7 @@ from scst.adapters.prompt_tuning import encoder_for
 from scst.errors import DataError, RecipeError
 from scst.evaluation.decoding import Decoding, bare_generation_defaults, get_decoding, to_generation_config
 from scst.models.policy import evaluation_mode
-from scst.models.prompts import forbidden_token_ids
+from scst.models.prompts import PromptEncoder, forbidden_token_ids
 from scst.types import Caption
 
 
@@ -34,7 +34,7 @@ def caption_images(
     """Caption every image; the model's mode, generation defaults and the random state stay as they were.
 
     Args:
-        model: a PaliGemma, with or without a PEFT adapter.
+        model: with or without a PEFT adapter.
         processor: its processor.
         images: N pictures; read one batch at a time, so a lazy column is fine.
         prompts: one instruction for all, or N of them; without the image token.
@@ -55,14 +55,14 @@ def caption_images(
     if batch_size < 1:
         raise RecipeError(f"batch_size must be at least 1, got {batch_size}")
     prompts = _one_prompt_per_image(prompts, len(images))
-    config = _generation_config(model, processor, get_decoding(decoding), max_new_tokens, min_new_tokens)
     encoder = encoder_for(model, processor)
+    config = _generation_config(model, encoder, get_decoding(decoding), max_new_tokens, min_new_tokens)
     captions: list[Caption] = []
     with _decoding_state(model, seed):
         for start in range(0, len(images), batch_size):
             rows = range(start, min(start + batch_size, len(images)))
             batch = encoder.encode_prompts([images[i] for i in rows], [prompts[i] for i in rows])
-            captions += _caption_batch(model, processor, batch, config)
+            captions += _caption_batch(model, encoder, batch, config)
             if progress is not None:
                 progress(len(rows))
     return captions
@@ -77,36 +77,33 @@ def _one_prompt_per_image(prompts: str | Sequence[str], num_images: int) -> list
 
 
 def _generation_config(
-    model: Any, processor: Any, decoding: Decoding, max_new_tokens: int, min_new_tokens: int
+    model: Any, encoder: PromptEncoder, decoding: Decoding, max_new_tokens: int, min_new_tokens: int
 ) -> GenerationConfig:
-    tokenizer = processor.tokenizer
     return to_generation_config(
         decoding,
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        suppress_tokens=forbidden_token_ids(processor, model.config.get_text_config().vocab_size),
+        eos_token_id=encoder.eos_token_id,
+        pad_token_id=encoder.pad_token_id,
+        bos_token_id=encoder.tokenizer.bos_token_id,
+        suppress_tokens=forbidden_token_ids(encoder, model.config.get_text_config().vocab_size),
     )
 
 
 def _caption_batch(
-    model: Any, processor: Any, batch: dict[str, torch.Tensor], config: GenerationConfig
+    model: Any, encoder: PromptEncoder, batch: dict[str, torch.Tensor], config: GenerationConfig
 ) -> list[Caption]:
-    inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
-    # Without token types the prompt is causal in one attention implementation and leaks in another.
-    inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
     # The weights are whole here, also where training divides them: processes need not wait for each other.
     sequences = model.generate(**inputs, generation_config=config, synced_gpus=False)  # (B, P + T)
     completions = sequences[:, inputs["input_ids"].shape[1] :].tolist()
-    return [_to_caption(processor.tokenizer, ids) for ids in completions]
+    return [_to_caption(encoder, ids) for ids in completions]
 
 
-def _to_caption(tokenizer: Any, ids: list[int]) -> Caption:
-    eos = tokenizer.eos_token_id
+def _to_caption(encoder: PromptEncoder, ids: list[int]) -> Caption:
+    eos = encoder.eos_token_id
     length = ids.index(eos) if eos in ids else len(ids)
-    text = tokenizer.decode(ids[:length], skip_special_tokens=True)
+    text = encoder.tokenizer.decode(ids[:length], skip_special_tokens=True)
     return Caption(" ".join(text.split()), eos in ids, length + (eos in ids))
 
 

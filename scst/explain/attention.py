@@ -26,14 +26,15 @@ def attention_rollout(target: AttributionTarget) -> np.ndarray:
         (1 + W, H, W') maps that sum to the share of attention that reaches the image at all; the whole
         caption's is the mean over its tokens.
     """
-    inner: Any = target.policy.inner  # transformers' class, whose parts have no types
+    policy = target.policy
+    inner: Any = policy.inner  # transformers' class, whose parts have no types
     with eager_attention(inner), torch.no_grad():
-        tower, decoder = inner.model.vision_tower, inner.model.language_model
+        tower, decoder = policy.family.vision_parts(inner)[0], policy.decoder
         with recorded_attention(tower) as seen, recorded_attention(decoder) as read:
             target.token_logprobs(target.pixels)
     to_patches = _rollout(seen)  # (h * w, h * w)
     through_decoder = _rollout(read)  # (P + T, P + T)
-    is_image = target.prompts.input_ids[0] == inner.config.image_token_id
+    is_image = target.prompts.image_mask[0]
     first = len(is_image) - 1  # this position predicts the first token
     rows = through_decoder[first : first + target.ids.shape[1], : len(is_image)][:, is_image.cpu()]
     tokens = (rows @ to_patches).unflatten(1, target.grid)  # (T, h, w)

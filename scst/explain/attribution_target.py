@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import nn
 from scst.adapters.prompt_tuning import encoder_for
 from scst.errors import DataError, RecipeError
 from scst.models import masks
-from scst.models.policy import policy_for
+from scst.models.policy import DecoderInputs, policy_for
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class AttributionTarget:
     prompt is bidirectional and the caption causal, by explicit masks.
 
     Args:
-        model: a PaliGemma, with or without adapter, in evaluation mode.
+        model: with or without adapter, in evaluation mode.
         processor: its processor.
         image: the picture.
         prompt: the instruction.
@@ -62,6 +62,7 @@ class AttributionTarget:
 
     Raises:
         DataError: when the caption has no words.
+        RecipeError: when the model's image tokens are no grid over the picture.
     """
 
     def __init__(
@@ -76,9 +77,15 @@ class AttributionTarget:
         progress: Callable[[int], None] | None = None,
     ):
         encoder = encoder_for(model, processor)
+        if not encoder.family.tokens_are_grid:
+            raise RecipeError(
+                "explain: the image tokens of this family are tiles or patches of pictures of any shape, not "
+                "one square grid over the picture, which the maps are drawn on; explain a model of "
+                "PaliGemma, LLaVA 1.5 or Gemma 3"
+            )
         self.policy = policy_for(model, processor)
         self.prompts = encoder.prompt_batch([image], [prompt]).to(self.policy.device)
-        self.pixels = self.prompts.pixel_values.float()
+        self.pixels = self.prompts.vision[0]["pixel_values"].float()
         ids = encoder.caption_token_ids(caption, max_new_tokens)
         self.words = caption_words(processor, ids)
         if not self.words:
@@ -87,10 +94,7 @@ class AttributionTarget:
         self.image_map = nn.Identity()
         self._progress = progress or (lambda pictures: None)
         self._image_processor = processor.image_processor
-        length = self.prompts.input_ids.shape[1]
-        self.policy.check_length(length + len(ids))
         self._mask = masks.suffix_mask(self.prompts, torch.ones_like(self.ids, dtype=torch.bool))
-        self._positions = torch.arange(1, length + len(ids) + 1, device=self.policy.device)[None]
 
     @property
     def num_targets(self) -> int:
@@ -100,20 +104,14 @@ class AttributionTarget:
     @property
     def grid(self) -> tuple[int, int]:
         """Height and width of the image in patches."""
-        is_image = self.prompts.input_ids[0] == self.policy.inner.config.image_token_id
-        side = round(int(is_image.sum()) ** 0.5)
+        side = round(int(self.prompts.image_mask.sum()) ** 0.5)
         return side, side
 
     def token_logprobs(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, T) natural log probabilities of the caption's tokens for N pictures (N, 3, H, W)."""
         count, length = pixels.shape[0], self.ids.shape[1]
         self._progress(count)
-        logits = self.policy.forward(
-            self._embeddings(pixels),
-            self._mask.expand(count, -1, -1, -1),
-            self._positions.expand(count, -1),
-            keep=length + 1,
-        )
+        logits = self.policy.forward(self._inputs(pixels), keep=length + 1)
         # position i predicts token i + 1; masked before the softmax, as in sampling
         logits = logits[:, :-1].float().masked_fill(self.policy.forbidden, -torch.inf)
         return logits.log_softmax(-1).gather(2, self.ids.expand(count, -1)[..., None]).squeeze(-1)
@@ -160,12 +158,15 @@ class AttributionTarget:
         mean, std = torch.tensor(values, device=device).view(2, 1, 3, 1, 1)
         return mean, std
 
-    def _embeddings(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, P + T, D) embeddings of prompt and caption, differentiable in the pixels."""
+    def _inputs(self, pixels: torch.Tensor) -> DecoderInputs:
+        """Prompt and caption for N pictures, differentiable in the pixels."""
         count = pixels.shape[0]
-        features = self.policy.image_features(pixels)  # (N, h * w, D)
+        repeated = self.prompts.select(torch.zeros(count, dtype=torch.long))
+        prompts = replace(repeated, vision=[{"pixel_values": picture[None]} for picture in pixels])
+        features = torch.cat(list(self.policy.image_features(prompts)))  # (N, h * w, D)
         as_map = features.transpose(1, 2).unflatten(2, self.grid)
         features = self.image_map(as_map).flatten(2).transpose(1, 2)
-        prompts = self.prompts.select(torch.zeros(count, dtype=torch.long, device=pixels.device))
-        caption = self.policy.caption_embeddings(self.ids.expand(count, -1))
-        return torch.cat([self.policy.prompt_embeddings(prompts, features), caption], 1)
+        ids = self.ids.expand(count, -1)
+        distances = torch.arange(1, ids.shape[1] + 1, device=ids.device).expand_as(ids)
+        mask = self._mask.expand(count)
+        return self.policy.from_prompts(prompts, list(features.unsqueeze(1)), mask, ids, distances)

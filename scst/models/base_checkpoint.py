@@ -9,10 +9,10 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from scst.errors import DataError, RecipeError, shown
 from scst.files.json_reader import read_json_object
+from scst.models.families.table import FAMILIES, REFUSED
 
 EMBEDDED_MODEL = "embedded:scenes-paligemma"
 _EMBEDDED_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "scenes-paligemma"
-SUPPORTED_TYPES = ("paligemma",)
 _CONFIG = "config.json"
 
 
@@ -25,18 +25,21 @@ def check_model_exists(name_or_path: str) -> None:
     """Read the configuration of a checkpoint, and nothing else.
 
     Raises:
-        RecipeError: when there is none, or it is no model of the PaliGemma family.
+        RecipeError: when there is none, or its family is not supported.
     """
     config = _config_file(resolve_model_path(name_or_path))
     try:
         model_type = read_json_object(config).get("model_type")
     except (OSError, DataError) as error:
         raise RecipeError(f"model_name_or_path: {error}") from error
-    if model_type not in SUPPORTED_TYPES:
-        raise RecipeError(
-            f"model_name_or_path: {shown(name_or_path)} is a {shown(model_type)} model; expected a PaliGemma "
-            "or PaliGemma 2 checkpoint (model_type 'paligemma')"
-        )
+    if model_type in FAMILIES:
+        return
+    reason = REFUSED.get(model_type) if isinstance(model_type, str) else None
+    raise RecipeError(
+        f"model_name_or_path: {shown(name_or_path)} is a {shown(model_type)} model"
+        + (f": {reason}" if reason else "")
+        + f"; expected a checkpoint of one of {', '.join(FAMILIES)}"
+    )
 
 
 def _config_file(name_or_path: str) -> str:

@@ -1,14 +1,14 @@
-"""The policy: a PaliGemma model, bare or with an adapter, and the forward passes of rollout and scoring.
+"""The policy: a captioning model, bare or with an adapter, and the forward passes of rollout and scoring.
 
-Every pass hands the language model embeddings, explicit positions and an explicit mask, so that nothing
-depends on what a library version infers from missing arguments.
+Every pass hands the decoder embeddings, explicit positions and an explicit mask, so that nothing depends on
+what a library version infers from missing arguments, and one code serves all families of models.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,12 +16,14 @@ from torch import nn
 
 from scst.distributed.sharded_weights import is_shard, unsharded_weights
 from scst.models import masks
-from scst.models.prompts import forbidden_token_mask
-from scst.types import PromptBatch
+from scst.models.families.table import family_of
+from scst.models.masks import AttentionMask
+from scst.models.prompts import PromptEncoder, forbidden_token_mask
+from scst.types import ImageFeatures, PromptBatch
 
 
 def base_model(model: nn.Module) -> Any:
-    """The PaliGemma model inside DistributedDataParallel, DeepSpeed and PEFT wrappers."""
+    """The model inside DistributedDataParallel, DeepSpeed and PEFT wrappers."""
     inner: Any = model  # torch types every attribute of a module as a tensor or a module
     while hasattr(inner, "module"):
         inner = inner.module
@@ -30,14 +32,30 @@ def base_model(model: nn.Module) -> Any:
 
 def trains_vision(model: nn.Module) -> bool:
     """Whether anything is trained in the vision tower or the projector."""
-    inner = base_model(model).model
-    parts = (inner.vision_tower, inner.multi_modal_projector)
-    return any(p.requires_grad for part in parts for p in part.parameters())
+    inner = base_model(model)
+    return any(p.requires_grad for part in family_of(inner).vision_parts(inner) for p in part.parameters())
 
 
 def trains_prompt(model: nn.Module) -> bool:
     """Whether embeddings of prompt tokens are trained; their gradient flows through the prompt alone."""
     return any(p.requires_grad for p in base_model(model).get_input_embeddings().parameters())
+
+
+@dataclass(frozen=True)
+class DecoderInputs:
+    """A sequence of L tokens for the decoder.
+
+    Attributes:
+        embeddings: (B, L, D).
+        mask: who sees whom, (B, 1, L, L_keys).
+        position_ids: (B, A, L); A as of the prompts.
+        arguments: further arguments of the decoder, by name (:meth:`Family.decoder_arguments`).
+    """
+
+    embeddings: torch.Tensor
+    mask: AttentionMask
+    position_ids: torch.Tensor
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 class Policy:
@@ -67,6 +85,9 @@ class Policy:
     ):
         self.model = model
         self.inner = base_model(model)  # without wrappers: decoding must not start their gradient hooks
+        self.family = family_of(self.inner)
+        self.decoder = self.family.decoder(self.inner)
+        self.head = self.family.head(self.inner)
         self.eos_token_id = eos_token_id
         self.pad_token_id = pad_token_id
         self.forbidden = forbidden.to(self.inner.device)
@@ -77,7 +98,6 @@ class Policy:
         self.static_steps: dict[Any, Any] = {}
         # found once: at 3B a walk through all modules takes 30 ms, and every decode step would make one
         self._can_checkpoint = [m for m in self.inner.modules() if hasattr(m, "gradient_checkpointing")]
-        self._softcapping = _final_softcapping(self.inner)
 
     def any_active(self, active: bool) -> bool:
         """Whether any caption is unfinished: on this process, or in lockstep, on any process (collective)."""
@@ -95,19 +115,20 @@ class Policy:
     @property
     def head_is_trainable(self) -> bool:
         """Whether gradients are wanted for the language-model head; adapters never reach it."""
-        return any(parameter.requires_grad for parameter in self.inner.lm_head.parameters())
+        return any(parameter.requires_grad for parameter in self.head.parameters())
 
-    def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, N, D) projected image features."""
-        return self.inner.get_image_features(pixel_values.to(self._vision_dtype())).pooler_output
+    def image_features(self, prompts: PromptBatch) -> ImageFeatures:
+        """Projected features of B images."""
+        return self.family.image_features(self.inner, prompts)
 
-    def prompt_embeddings(self, prompts: PromptBatch, image_features: torch.Tensor) -> torch.Tensor:
+    def prompt_embeddings(self, prompts: PromptBatch, features: ImageFeatures) -> torch.Tensor:
         """(B, P, D) token embeddings with the image features in place of the image tokens."""
-        is_image = prompts.input_ids == self.inner.config.image_token_id
         # The image token's id may lie beyond the embedding matrix; its embedding is replaced anyway.
-        embeddings = self.caption_embeddings(prompts.input_ids.masked_fill(is_image, self.pad_token_id))
-        features = image_features.to(embeddings.device, embeddings.dtype)
-        return embeddings.masked_scatter(is_image.unsqueeze(-1), features)
+        embeddings = self.caption_embeddings(
+            prompts.input_ids.masked_fill(prompts.image_mask, self.pad_token_id)
+        )
+        rows = torch.cat([image[0] for image in features]).to(embeddings.device, embeddings.dtype)
+        return embeddings.masked_scatter(prompts.image_mask.unsqueeze(-1), rows)
 
     def caption_embeddings(self, ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings of text (..., D)."""
@@ -115,35 +136,51 @@ class Policy:
         with unsharded_weights(self.model, [embeddings]):
             return embeddings.forward(ids)
 
-    def check_length(self, length: int) -> None:
-        """Refuse sequences that a sliding attention window would cut (PaliGemma 2 at 896 px).
-
-        Raises:
-            ValueError: when ``length`` tokens do not fit into the window.
-        """
-        window = getattr(self.text_config, "sliding_window", None)
-        if window is not None and length > window:
-            raise ValueError(
-                f"prompt and caption together take {length} tokens, but this model's sliding attention "
-                f"window holds {window}: use a checkpoint of a smaller resolution (224 or 448 px) or a "
-                "shorter caption limit"
-            )
-
-    def forward(
+    def from_prompts(
         self,
-        embeddings: torch.Tensor,
-        mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        *,
-        keep: int,
-        cache: Any | None = None,
-    ) -> torch.Tensor:
-        """Logits of a sequence of embeddings, for decoding: wrappers are left out.
+        prompts: PromptBatch,
+        features: ImageFeatures,
+        mask: AttentionMask,
+        ids: torch.Tensor | None = None,
+        distances: torch.Tensor | None = None,
+    ) -> DecoderInputs:
+        """Prompts, with caption tokens behind them.
 
         Args:
-            embeddings: (B, L, D).
-            mask: (B, 1, L, L_keys) bool, True = attend.
-            position_ids: (B, L).
+            prompts: B prompts.
+            features: of their images.
+            mask: (B, 1, P + S, P + S).
+            ids: (B, S) caption tokens; None: the prompts alone.
+            distances: (B, S) of each caption token from the last prompt token, 1 for the first.
+        """
+        embeddings, positions = self.prompt_embeddings(prompts, features), prompts.position_ids
+        if ids is not None:
+            behind = self.behind(prompts.last_positions, mask, ids, distances)
+            embeddings = torch.cat([embeddings, behind.embeddings], 1)
+            positions = torch.cat([positions, behind.position_ids], 2)
+        arguments = self.family.decoder_arguments(prompts, features, embeddings.shape[1])
+        return DecoderInputs(embeddings, mask, positions, arguments)
+
+    def behind(
+        self, last_positions: torch.Tensor, mask: AttentionMask, ids: torch.Tensor, distances: Any
+    ) -> DecoderInputs:
+        """Caption tokens alone, behind prompts whose keys and values are in a cache.
+
+        Args:
+            last_positions: (B, A) of the last prompt tokens.
+            mask: (B, 1, S, L_keys).
+            ids: (B, S) caption tokens.
+            distances: (B, S), or one number for all: their distance from the last prompt token.
+        """
+        distances = torch.as_tensor(distances, device=ids.device).expand(ids.shape)
+        positions = last_positions.unsqueeze(2) + distances.unsqueeze(1)
+        return DecoderInputs(self.caption_embeddings(ids), mask, positions)
+
+    def forward(self, inputs: DecoderInputs, *, keep: int, cache: Any | None = None) -> torch.Tensor:
+        """Logits of a sequence, for decoding: wrappers are left out.
+
+        Args:
+            inputs: the sequence.
             keep: logits of the last ``keep`` positions.
             cache: key-value cache to read and extend.
 
@@ -152,86 +189,82 @@ class Policy:
         """
         # An index tensor and not a slice: of a sliced (non-contiguous) tensor the head makes one product per
         # image, and in bf16 on a CPU copies its weights for each.
-        length = embeddings.shape[1]
-        last = torch.arange(length - keep, length, device=embeddings.device)
-        return self._call(self.inner, embeddings, mask, position_ids, keep=last, cache=cache).logits
+        length = inputs.embeddings.shape[1]
+        last = torch.arange(length - keep, length, device=inputs.embeddings.device)
+        return self._call(self.inner, inputs, keep=last, cache=cache)[1]
 
-    def hidden_states(
-        self,
-        embeddings: torch.Tensor,
-        mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        *,
-        cache: Any | None = None,
-    ) -> torch.Tensor:
+    def hidden_states(self, inputs: DecoderInputs, *, cache: Any | None = None) -> torch.Tensor:
         """The inputs of :meth:`logits`, for scoring, with gradients.
 
         The model is called through its wrappers, because data-parallel wrappers set up gradient
-        synchronisation in their ``forward``. It computes logits of no position, which costs nothing, and a
-        hook captures the decoder's output. The empty logits belong to the same graph, so that
-        DistributedDataParallel finds the head used when it looks for unused parameters.
+        synchronisation in their ``forward``. It computes logits of no position, which costs nothing. The
+        empty logits belong to the same graph, so that DistributedDataParallel finds the head used when it
+        looks for unused parameters.
 
         Args:
-            embeddings: (B, L, D).
-            mask: (B, 1, L, L_keys) bool, True = attend.
-            position_ids: (B, L).
+            inputs: the sequence.
             cache: constant keys and values before these positions.
 
         Returns:
             (B, L, D) normalised output of the last decoder layer.
         """
-        states: list[torch.Tensor] = []
-        hook = self.inner.model.register_forward_hook(lambda module, inputs, output: states.append(output[0]))
-        try:
-            nowhere = torch.empty(0, dtype=torch.long, device=embeddings.device)
-            self._call(self.model, embeddings, mask, position_ids, keep=nowhere, cache=cache)
-        finally:
-            hook.remove()
-        return states[0]
+        nowhere = torch.empty(0, dtype=torch.long, device=inputs.embeddings.device)
+        return self._call(self.model, inputs, keep=nowhere, cache=cache)[0]
 
     @property
     def head_is_sharded(self) -> bool:
         """Whether this process holds only a shard of the language-model head at this moment."""
-        return any(is_shard(parameter) for parameter in self.inner.lm_head.parameters())
+        return any(is_shard(parameter) for parameter in self.head.parameters())
 
     def unsharded_head(self) -> AbstractContextManager[None]:
         """Gather the head once; inside, :meth:`logits` is not collective.
 
         Processes score different numbers of tokens, so they call :meth:`logits` differently often.
         """
-        return unsharded_weights(self.model, [self.inner.lm_head])
+        return unsharded_weights(self.model, [self.head])
 
     def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., V) logits of hidden states (..., D), as the model itself makes them."""
-        logits = self.inner.lm_head.forward(hidden_states)
-        if self._softcapping is None:
-            return logits
-        return torch.tanh(logits / self._softcapping) * self._softcapping
+        # not through the head's hooks: processes score different numbers of tokens (:meth:`unsharded_head`)
+        return self.family.final_logits(self.inner, self.head.forward(hidden_states))
 
     def _call(
-        self,
-        module: nn.Module,
-        embeddings: torch.Tensor,
-        mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        *,
-        keep: torch.Tensor,
-        cache: Any | None = None,
-    ) -> Any:
-        kind = self.text_config._attn_implementation
+        self, module: nn.Module, inputs: DecoderInputs, *, keep: torch.Tensor, cache: Any | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """States (B, L, D) and logits (B, kept, V), computed within a call of ``module``."""
+
+        def decode(**arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            names = ("inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache")
+            given = {name: arguments[name] for name in names} | inputs.arguments
+            states = self.decoder(**given).last_hidden_state
+            return states, self.family.final_logits(self.inner, self.head(states[:, keep]))
+
+        positions = inputs.position_ids
         # Under gradient checkpointing transformers ignores the cache, with a warning at most.
-        with nullcontext() if cache is None else _checkpointing_off(self._can_checkpoint):
+        checkpointing = nullcontext() if cache is None else _checkpointing_off(self._can_checkpoint)
+        with checkpointing, _forward_replaced(self.inner, decode):
             return module(
-                inputs_embeds=embeddings,
-                attention_mask=masks.for_attention(mask, kind, embeddings.dtype),
-                position_ids=position_ids,
+                inputs_embeds=inputs.embeddings,
+                attention_mask=masks.for_decoder(inputs.mask, self.text_config, inputs.embeddings.dtype),
+                position_ids=positions[:, 0] if positions.shape[1] == 1 else positions.transpose(0, 1),
                 past_key_values=cache,
                 use_cache=cache is not None,
-                logits_to_keep=keep,
             )
 
-    def _vision_dtype(self) -> torch.dtype:
-        return next(self.inner.model.vision_tower.parameters()).dtype
+
+@contextmanager
+def _forward_replaced(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside, a call of ``module`` runs another function: the same one for every family, which needs the
+    decoder's states, and within whatever wraps the module for adapters and devices."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 @contextmanager
@@ -247,22 +280,13 @@ def _checkpointing_off(modules: Iterable[Any]) -> Iterator[None]:
             layer.gradient_checkpointing = True
 
 
-def _final_softcapping(model: Any) -> float | None:
-    """The bound of Gemma 2's logits where the installed transformers applies it to PaliGemma 2.
-
-    Not every version does. Sampling runs the model's own ``forward`` and scoring must use the same
-    distribution, so the source of that function decides.
-    """
-    bound = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return bound if "final_logit_softcapping" in inspect.getsource(type(model).forward) else None
-
-
 def policy_for(
     model: nn.Module, processor: Any, *, cuda_graphs: bool = False, lockstep: bool = False
 ) -> Policy:
     """The policy of a model, with the token ids of its processor (or prompt encoder)."""
-    forbidden = forbidden_token_mask(processor, base_model(model).config.get_text_config().vocab_size)
-    ids = (processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id)
+    encoder = PromptEncoder.of(processor)
+    forbidden = forbidden_token_mask(encoder, base_model(model).config.get_text_config().vocab_size)
+    ids = (encoder.eos_token_id, encoder.pad_token_id)
     return Policy(model, forbidden, *ids, cuda_graphs=cuda_graphs, lockstep=lockstep)
 
 

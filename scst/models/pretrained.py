@@ -1,7 +1,7 @@
-"""Load a PaliGemma checkpoint and its processor: quantisation, precision and attention kernel.
+"""Load a checkpoint and its processor: quantisation, precision and attention kernel.
 
 Quantised parts are the decoder's linear layers only. The vision tower, the projector and the language-model
-head stay in the compute precision, by full module paths: a bare ``vision_tower`` would silently match
+head stay in the compute precision, by the full module paths of the family: other names would silently match
 nothing.
 
 Weights are read from safetensors, or from pickles in torch's ``weights_only`` mode, which refuses every
@@ -10,6 +10,7 @@ object but tensors and plain containers. Code that a checkpoint brings along is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,8 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from scst.errors import RecipeError, shown
 from scst.models.base_checkpoint import check_model_exists, resolve_model_path
-
-UNQUANTISED_MODULES = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+from scst.models.families.table import family
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -37,13 +37,20 @@ def compute_dtype(precision: str) -> torch.dtype:
     return dtypes[precision]
 
 
-def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def quantization_config(
+    quantization: str, dtype: torch.dtype, unquantised: Sequence[str]
+) -> BitsAndBytesConfig | None:
     """The bitsandbytes configuration of ``nf4`` (with double quantisation), ``8bit`` or ``none``.
+
+    Args:
+        quantization: its name.
+        dtype: of computation.
+        unquantised: full names of the modules that keep it.
 
     Raises:
         RecipeError: on an unknown name.
     """
-    skipped = list(UNQUANTISED_MODULES)
+    skipped = list(unquantised)
     if quantization == "none":
         return None
     if quantization == "8bit":
@@ -91,7 +98,7 @@ def load_model(
     precision: str = "auto",
     attn_implementation: str = "auto",
 ) -> torch.nn.Module:
-    """A frozen PaliGemma model on this process's device.
+    """A frozen model on this process's device.
 
     Args:
         name_or_path: local folder, hub id or ``embedded:scenes-paligemma``.
@@ -113,12 +120,13 @@ def load_model(
         raise RecipeError(
             f"model_name_or_path: the configuration of {shown(name_or_path)} cannot be used: {reason}"
         ) from error
+    names = family(config.model_type).names
     model: Any = AutoModelForImageTextToText.from_pretrained(
         path,
         config=config,
         dtype=dtype,
         attn_implementation=attention_kernel(config, attn_implementation),
-        quantization_config=quantization_config(quantization, dtype),
+        quantization_config=quantization_config(quantization, dtype, names.unquantised),
         device_map={"": _local_device()},
         weights_only=True,
         trust_remote_code=False,

@@ -1,19 +1,22 @@
-"""Prompt format of the PaliGemma family: from images, prompts and captions to ids, types and labels."""
+"""From images, instructions and captions to the model's inputs, and from token ids to text."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from PIL import Image
+from torch.nn.functional import pad
 
 from scst.errors import RecipeError
+from scst.models.families.family import Vision, batched
+from scst.models.families.table import family_of_processor
 from scst.types import IGNORED_LABEL, PromptBatch
 
-IMAGE_TOKEN = "<image>"
 PLACEHOLDERS = re.compile(r"<(loc|seg|unused)\d+>")
 """Tokens for locations (``<loc0000>``), segments (``<seg000>``) and nothing (``<unused0>``): never words."""
 
@@ -22,9 +25,13 @@ class PromptEncoder:
     """Turns images, instructions and captions into the model's inputs, and completions into text.
 
     Args:
-        processor: a PaliGemma processor.
-        virtual_tokens: text put between the image and every instruction: the reserved tokens that prompt
-            tuning trains (:func:`scst.adapters.prompt_tuning.encoder_for`).
+        processor: of any supported family (:mod:`scst.models.families`).
+        virtual_tokens: text put before every instruction: the reserved tokens that prompt tuning trains
+            (:func:`scst.adapters.prompt_tuning.encoder_for`).
+
+    Attributes:
+        eos_token_id: ends a caption.
+        pad_token_id: stands before prompts and behind captions.
     """
 
     def __init__(self, processor: Any, virtual_tokens: str = ""):
@@ -32,50 +39,64 @@ class PromptEncoder:
         self.virtual_tokens = virtual_tokens
         self.tokenizer = processor.tokenizer
         self.image_processor = processor.image_processor
+        self.family = family_of_processor(processor)
+        self.image_token_id = self.family.image_token_id(processor)
+        self._before_caption, self.eos_token_id = self.family.answer_frame(processor)
+        pad = self.tokenizer.pad_token_id
+        self.pad_token_id: int = self.eos_token_id if pad is None else pad
+        self._prompt_texts: dict[str, str] = {}
 
     @classmethod
     def of(cls, processor: Any) -> PromptEncoder:
         """``processor`` itself when it is an encoder, else an encoder of it without virtual tokens."""
         return processor if isinstance(processor, cls) else cls(processor)
 
-    @property
-    def image_token_id(self) -> int:
-        """Id of the image placeholder."""
-        return self.processor.image_token_id
-
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """Save the processor; virtual tokens are saved with the adapter."""
         return self.processor.save_pretrained(*args, **kwargs)
 
-    def encode_prompts(
-        self, images: Sequence[Image.Image], prompts: Sequence[str]
-    ) -> dict[str, torch.Tensor]:
-        """Inputs of ``model.generate``: left-padded prompts whose tokens all have type 0 (bidirectional).
+    def prompt_batch(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> PromptBatch:
+        """What the policy conditions on.
 
         Args:
             images: B pictures of any mode and size.
             prompts: B instructions without the image token, e.g. ``caption en``.
-
-        Returns:
-            ``input_ids``, ``attention_mask``, ``token_type_ids`` (B, P) and ``pixel_values`` (B, 3, H, W).
         """
-        batch = self.processor(
-            text=[IMAGE_TOKEN + self.virtual_tokens + prompt for prompt in prompts],
-            images=[image.convert("RGB") for image in images],
-            return_tensors="pt",
-            padding="longest",
-            padding_side="left",
-        )
-        batch.pop("labels", None)  # the processor always makes them; `generate` does not want them
-        # Type 0 everywhere. With the types left out, one attention kernel makes the prompt causal and another
-        # lets it see later tokens.
-        batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
-        return dict(batch)
+        rows = [self._encoded(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+        length = max(len(row.ids) for row in rows)
 
-    def prompt_batch(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> PromptBatch:
-        """The record that rollouts start from; arguments as in :meth:`encode_prompts`."""
-        inputs = self.encode_prompts(images, prompts)
-        return PromptBatch(inputs["input_ids"], inputs["attention_mask"].bool(), inputs["pixel_values"])
+        def padded(name: str, value: int | bool) -> torch.Tensor:
+            tensors = [getattr(row, name) for row in rows]
+            return torch.stack([pad(t, (length - t.shape[-1], 0), value=value) for t in tensors])
+
+        return PromptBatch(
+            input_ids=padded("ids", self.pad_token_id),
+            attention_mask=padded("real", False),
+            image_mask=padded("is_image", False),
+            position_ids=padded("positions", self.family.first_position),
+            block_ids=padded("blocks", -1),
+            vision=[row.vision for row in rows],
+        )
+
+    def stand_in(self, image: Image.Image) -> Image.Image:
+        """What may be encoded in place of an image whose features are known: as many image tokens, and no
+        picture to decode."""
+        return Image.new("RGB", image.size if self.family.varies_image_tokens else (1, 1))
+
+    def encode_prompts(
+        self, images: Sequence[Image.Image], prompts: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """Inputs of ``model.generate`` for left-padded prompts; arguments as in :meth:`prompt_batch`."""
+        return self.generation_inputs(self.prompt_batch(images, prompts))
+
+    def generation_inputs(self, batch: PromptBatch) -> dict[str, torch.Tensor]:
+        """Inputs of ``model.generate`` for prompts."""
+        return {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask.long(),
+            **self.family.forward_arguments(batch, batch.input_ids.shape[1]),
+            **batched(batch.vision),
+        }
 
     def encode_captions(
         self,
@@ -85,42 +106,55 @@ class PromptEncoder:
         *,
         max_new_tokens: int,
     ) -> dict[str, torch.Tensor]:
-        """Inputs of supervised training: prompt (type 0, ignored), caption and ``<eos>`` (type 1, trained).
+        """Inputs of supervised training, for the model's own ``forward``: prompts, captions, their ends.
 
-        Captions are cut to ``max_new_tokens`` tokens *before* encoding; a cut caption keeps no ``<eos>``,
-        because the policy would be taught to end where its teacher went on.
+        Captions are cut to ``max_new_tokens`` tokens *before* encoding; a cut caption keeps no end, because
+        the policy would be taught to end where its teacher went on.
 
         Returns:
-            ``input_ids``, ``attention_mask``, ``position_ids``, ``token_type_ids``, ``labels`` (B, P + T) and
-            ``pixel_values``; ``labels`` is -100 on prompt and padding.
+            ``input_ids``, ``attention_mask``, ``labels`` (B, P + T), ``position_ids``, the inputs of the
+            vision tower and what else the family's ``forward`` needs; ``labels`` is -100 on prompt and
+            padding.
         """
-        prompt_inputs = self.encode_prompts(images, prompts)
+        batch = self.prompt_batch(images, prompts)
         caption_ids = [self.caption_token_ids(caption, max_new_tokens) for caption in captions]
         length = max(map(len, caption_ids))
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([row + [pad] * (length - len(row)) for row in caption_ids])
+        ids = torch.tensor([row + [self.pad_token_id] * (length - len(row)) for row in caption_ids])
         mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in caption_ids])
-        attention_mask = torch.cat([prompt_inputs["attention_mask"], mask], 1)
-        ignored = torch.full_like(prompt_inputs["input_ids"], IGNORED_LABEL)
+        ignored = torch.full_like(batch.input_ids, IGNORED_LABEL)
+        # The positions of sampling. Left to itself a model counts padding too, which shifts captions against
+        # a prefix of fixed positions (prefix tuning).
+        behind = batch.position_ids[:, :, -1:] + mask.cumsum(1).unsqueeze(1)
+        positions = torch.cat([batch.position_ids, behind], 2)
         return {
-            "input_ids": torch.cat([prompt_inputs["input_ids"], ids], 1),
-            "attention_mask": attention_mask,
-            # The positions of sampling. Left to itself the model counts padding too, which shifts captions
-            # against a prefix of fixed positions (prefix tuning).
-            "position_ids": attention_mask.cumsum(1).clamp(min=1),
-            "token_type_ids": torch.cat([prompt_inputs["token_type_ids"], torch.ones_like(ids)], 1),
+            "input_ids": torch.cat([batch.input_ids, ids], 1),
+            "attention_mask": torch.cat([batch.attention_mask.long(), mask], 1),
+            "position_ids": positions[:, 0] if positions.shape[1] == 1 else positions.transpose(0, 1),
             "labels": torch.cat([ignored, ids.masked_fill(mask == 0, IGNORED_LABEL)], 1),
-            "pixel_values": prompt_inputs["pixel_values"],
+            **self.family.forward_arguments(batch, batch.input_ids.shape[1] + length),
+            **batched(batch.vision),
         }
 
+    def _encoded(self, image: Image.Image, prompt: str) -> _EncodedPrompt:
+        if prompt not in self._prompt_texts:
+            self._prompt_texts[prompt] = self.family.prompt_text(self.processor, self.virtual_tokens + prompt)
+        row, vision = self.family.encode_prompt(
+            self.processor, image.convert("RGB"), self._prompt_texts[prompt]
+        )
+        ids = torch.tensor(row)
+        is_image = ids == self.image_token_id
+        positions = self.family.position_ids(self.processor, ids, is_image, vision)
+        blocks = self.family.block_ids(is_image)
+        return _EncodedPrompt(ids, torch.ones_like(is_image), is_image, positions, blocks, vision)
+
     def caption_token_ids(self, caption: str, max_new_tokens: int) -> list[int]:
-        """Token ids of a human caption with its ``<eos>``, cut to ``max_new_tokens``.
+        """Token ids of a human caption with its end, cut to ``max_new_tokens``.
 
         Every token returned can be sampled: blanks are collapsed as in decoded captions, and control tokens
         that the caption spells out (``<image>``, ``<eos>``) are left out.
         """
-        ids = self.tokenizer(" ".join(caption.split()), add_special_tokens=False)["input_ids"]
-        eos = self.tokenizer.eos_token_id
+        text, eos = self._before_caption + " ".join(caption.split()), self.eos_token_id
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         words = [i for i in ids if i != eos and i not in self._control_ids]
         return [*words, eos][:max_new_tokens]
 
@@ -132,20 +166,32 @@ class PromptEncoder:
 
     @cached_property
     def _control_ids(self) -> frozenset[int]:
-        return frozenset(control_token_ids(self.processor))
+        return frozenset(control_token_ids(self))
 
 
-def control_token_ids(processor: Any) -> set[int]:
-    """Ids of tokens that are no text: special ones but ``<eos>``, image, location, segment, unused ones.
+@dataclass(frozen=True)
+class _EncodedPrompt:
+    """One prompt of n tokens; fields as of :class:`PromptBatch`."""
+
+    ids: torch.Tensor
+    real: torch.Tensor
+    is_image: torch.Tensor
+    positions: torch.Tensor
+    blocks: torch.Tensor
+    vision: Vision
+
+
+def control_token_ids(encoder: PromptEncoder) -> set[int]:
+    """Ids of tokens that are no text: special ones but the caption's end, image, location, segment, unused.
 
     Whether a token stands in ``added_tokens_decoder`` says nothing: Gemma's tokenizer lists runs of spaces,
     newlines and HTML tags there, which human captions contain.
     """
-    tokenizer = processor.tokenizer
-    control = set(tokenizer.all_special_ids) | {processor.image_token_id}
+    tokenizer = encoder.tokenizer
+    control = set(tokenizer.all_special_ids) | {encoder.image_token_id}
     control |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     control |= {i for token, i in tokenizer.get_vocab().items() if PLACEHOLDERS.fullmatch(token)}
-    control.discard(tokenizer.eos_token_id)
+    control.discard(encoder.eos_token_id)
     return control
 
 
@@ -155,8 +201,9 @@ def forbidden_token_ids(processor: Any, vocab_size: int) -> list[int]:
     These are :func:`control_token_ids` and the ids below ``vocab_size`` that the tokenizer does not know. A
     sampled ``<image>`` would make the next forward pass fail; the others have no text.
     """
-    unknown = set(range(vocab_size)) - set(processor.tokenizer.get_vocab().values())
-    return sorted(i for i in control_token_ids(processor) | unknown if i < vocab_size)
+    encoder = PromptEncoder.of(processor)
+    unknown = set(range(vocab_size)) - set(encoder.tokenizer.get_vocab().values())
+    return sorted(i for i in control_token_ids(encoder) | unknown if i < vocab_size)
 
 
 def forbidden_token_mask(processor: Any, vocab_size: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -178,6 +225,6 @@ def first_tokens(processor: Any, vocab_size: int, count: int, *, text: str | Non
             raise RecipeError(f"prompt_init_text: {text!r} has no tokens")
         return torch.tensor((ids * count)[:count])
     words = (~forbidden_token_mask(processor, vocab_size)).nonzero().flatten()
-    words = words[words != processor.tokenizer.eos_token_id]
+    words = words[words != PromptEncoder.of(processor).eos_token_id]
     chosen = torch.randint(len(words), (count,), generator=torch.Generator().manual_seed(seed))
     return words[chosen]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from scst.errors import ScstError
-from scst.types import PromptBatch, Rollout
+from scst.types import Rollout, select_images
 
 LIMITS = {torch.float32: 1e-3, torch.float16: 3e-3, torch.bfloat16: 1.2e-2}
 """Relative gaps that are always allowed, by precision of computation: about the rounding of a logit."""
@@ -95,19 +95,13 @@ def with_other_rounding(rollout: Rollout, pad_token_id: int) -> Rollout:
     The images are reversed and every prompt gets more padding before it: sums over keys and rows of matrix
     products change their order, and no result changes by more than that.
     """
-    prompts = rollout.prompts
-    padded = torch.nn.functional.pad
-    reversed_prompts = PromptBatch(
-        padded(prompts.input_ids, (EXTRA_PADDING, 0), value=pad_token_id).flip(0),
-        padded(prompts.attention_mask, (EXTRA_PADDING, 0), value=False).flip(0),
-        prompts.pixel_values.flip(0),
-    )
+    backwards = torch.arange(len(rollout)).flip(0)
     features = rollout.image_features
     return replace(
         rollout,
-        prompts=reversed_prompts,
+        prompts=rollout.prompts.select(backwards).padded(EXTRA_PADDING, pad_token_id),
         completion_ids=rollout.completion_ids.flip(0),
         completion_mask=rollout.completion_mask.flip(0),
-        image_features=None if features is None else features.flip(0),
+        image_features=None if features is None else select_images(features, backwards),
         prompt_cache=None,
     )

@@ -17,12 +17,12 @@ from scst.objective.advantages import advantage_magnitudes, compute_advantages
 from scst.rl.observed_state import observed_state
 from scst.rl.reward_log import logged_by_rewards
 from scst.training.step_metrics import Deviation, Mean, Statistic
-from scst.types import PromptBatch, RewardOutput, Rollout
+from scst.types import ImageFeatures, PromptBatch, RewardOutput, Rollout
 
 Columns = dict[str, list[Any]]
 """A value per image by name of the column."""
 
-Recall = Callable[[Sequence[str], Sequence[str]], tuple[PromptBatch, Columns, torch.Tensor | None]]
+Recall = Callable[[Sequence[str], Sequence[str]], tuple[PromptBatch, Columns, ImageFeatures | None]]
 """(image ids, instructions) -> the prompts, the columns and the image features of those training images."""
 
 

@@ -70,7 +70,7 @@ class Sampler:
         )
         features = None
         if self.feature_cache is not None:
-            features = self.feature_cache.features(policy, prompts.pixel_values, image_ids, kept)
+            features = self.feature_cache.features(policy, prompts, image_ids, kept)
         return rollout(
             policy,
             self.encoder,

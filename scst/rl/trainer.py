@@ -36,7 +36,7 @@ from scst.training.hooks import TrainerHooks
 from scst.training.micro_batcher import MicroBatcher
 from scst.training.step_metrics import Mean
 from scst.training.validation import CaptionValidation
-from scst.types import PromptBatch, Rollout, Sampling
+from scst.types import ImageFeatures, PromptBatch, Rollout, Sampling
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,8 @@ class SCSTTrainer(TrainerHooks):
         """The record of a collated batch, its tensors on the model's device."""
         columns, is_padding = inputs.pop("columns"), bool(inputs.pop(PADDING_EXAMPLE, False))
         kept = inputs.pop(KEPT_FEATURES, None)
-        return ImageBatch(PromptBatch(**self._prepare_inputs(inputs)), columns, is_padding, kept)
+        fields: Any = self._prepare_inputs(inputs)
+        return ImageBatch(PromptBatch(**fields), columns, is_padding, kept)
 
     def policy_of(self, model: torch.nn.Module) -> Policy:
         """The policy of a model that is wrapped for its devices; made once."""
@@ -329,7 +330,7 @@ class SCSTTrainer(TrainerHooks):
 
     def _recall(
         self, image_ids: Sequence[str], prompts: Sequence[str]
-    ) -> tuple[PromptBatch, Columns, torch.Tensor | None]:
+    ) -> tuple[PromptBatch, Columns, ImageFeatures | None]:
         """Prompts, columns and features of training images whose captions were sampled before a resume."""
         wanted = set(image_ids)
         ids = enumerate(values_of(self.train_dataset["image_id"]))
@@ -342,10 +343,10 @@ class SCSTTrainer(TrainerHooks):
         self.policy_loss.skip_check()
         with torch.no_grad(), self.compute_loss_context_manager(), unsharded(self.model):
             trains = policy.vision_is_trainable
-            pixels, cache = batch.prompts.pixel_values, self.sampler.feature_cache
-            features = None if trains else policy.image_features(pixels) if cache is None else None
+            cache = self.sampler.feature_cache
+            features = None if trains or cache is not None else policy.image_features(batch.prompts)
             if cache is not None:
-                features = cache.features(policy, pixels, image_ids, batch.kept)
+                features = cache.features(policy, batch.prompts, image_ids, batch.kept)
         return batch.prompts, batch.columns, features
 
 

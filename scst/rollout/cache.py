@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from scst.models import masks
 from scst.models.policy import Policy
-from scst.types import PromptBatch
+from scst.types import ImageFeatures, PromptBatch
 
 
 class BufferedLayer(DynamicLayer):
@@ -62,8 +62,7 @@ class RolloutCache(Cache):
     """The cache of one rollout.
 
     Args:
-        num_layers: of the decoder. All its layers attend to everything that the mask allows: sequences that
-            a sliding window would cut are refused before (``Policy.check_length``).
+        num_layers: of the decoder. All keep every column: a mask hides those outside of a sliding window.
         capacity: columns for generated tokens, per image.
     """
 
@@ -132,7 +131,7 @@ class _ConstantLayer(DynamicLayer):
 
 
 @torch.no_grad()
-def prompt_cache(policy: Policy, prompts: PromptBatch, image_features: torch.Tensor) -> torch.Tensor:
+def prompt_cache(policy: Policy, prompts: PromptBatch, image_features: ImageFeatures) -> torch.Tensor:
     """(B, layers, 2, heads, P, D) keys and values of prompts, without gradient."""
     cache = RolloutCache(policy.text_config.num_hidden_layers, capacity=0)
     prefill(policy, prompts, image_features, cache)
@@ -140,13 +139,8 @@ def prompt_cache(policy: Policy, prompts: PromptBatch, image_features: torch.Ten
 
 
 def prefill(
-    policy: Policy, prompts: PromptBatch, image_features: torch.Tensor, cache: RolloutCache
+    policy: Policy, prompts: PromptBatch, image_features: ImageFeatures, cache: RolloutCache
 ) -> torch.Tensor:
     """Fill a cache with prompts; returns the logits (B, 1, V) of the first caption token."""
-    return policy.forward(
-        policy.prompt_embeddings(prompts, image_features),
-        masks.prompt_mask(prompts),
-        prompts.position_ids,
-        keep=1,
-        cache=cache,
-    )
+    inputs = policy.from_prompts(prompts, image_features, masks.prompt_mask(prompts))
+    return policy.forward(inputs, keep=1, cache=cache)

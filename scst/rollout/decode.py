@@ -19,7 +19,7 @@ from scst.models.prompts import PromptEncoder
 from scst.rollout.cache import RolloutCache, prefill
 from scst.rollout.decode_state import DecodeState, Slots
 from scst.rollout.static import steps_for
-from scst.types import PromptBatch, Rollout, Sampling
+from scst.types import ImageFeatures, PromptBatch, Rollout, Sampling
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def rollout(
     prompts: PromptBatch,
     sampling: Sampling,
     uniforms: torch.Tensor,
-    image_features: torch.Tensor | None = None,
+    image_features: ImageFeatures | None = None,
     keep_prompt_cache: bool = False,
 ) -> Rollout:
     """Greedy caption and K sampled captions of every image. Call with the model in eval mode.
@@ -41,7 +41,7 @@ def rollout(
         sampling: K and the sampling distribution.
         uniforms: (B, K, T) numbers in [0, 1) that decide every draw
             (:func:`scst.rollout.distribution.rollout_uniforms`).
-        image_features: (B, N, D) (:mod:`scst.rollout.feature_cache`); None: computed here.
+        image_features: of the images (:mod:`scst.rollout.feature_cache`); None: computed here.
         keep_prompt_cache: return the prompts' keys and values in the rollout, to score with them.
 
     Returns:
@@ -54,7 +54,7 @@ def rollout(
     if tuple(uniforms.shape) != expected:
         raise ValueError(f"uniforms must have shape (B, K, T) = {expected}, got {tuple(uniforms.shape)}")
     prompts = prompts.to(policy.device)
-    features = policy.image_features(prompts.pixel_values) if image_features is None else image_features
+    features = policy.image_features(prompts) if image_features is None else image_features
     ids, mask, logprobs, prompt_cache = decode(
         policy, prompts, features, sampling, uniforms.cpu(), keep_prompt_cache
     )
@@ -83,7 +83,7 @@ def rollout(
 def decode(
     policy: Policy,
     prompts: PromptBatch,
-    features: torch.Tensor,
+    features: ImageFeatures,
     sampling: Sampling,
     uniforms: torch.Tensor,
     keep_prompt_cache: bool = False,
@@ -92,7 +92,6 @@ def decode(
 
     K is that of ``uniforms`` (B, K, T): 0 decodes the greedy rows alone.
     """
-    policy.check_length(prompts.input_ids.shape[1] + sampling.max_new_tokens)
     num_rows = uniforms.shape[1] + 1
     steps = steps_for(policy, prompts, num_rows, sampling.max_new_tokens) or SharedSteps(
         policy, prompts, num_rows * (sampling.max_new_tokens - 1)
@@ -119,9 +118,9 @@ class SharedSteps:
     def __init__(self, policy: Policy, prompts: PromptBatch, capacity: int):
         self.policy, self.prompts = policy, prompts
         self.cache = RolloutCache(policy.text_config.num_hidden_layers, capacity)
-        self.last_prompt_position = prompts.position_ids[:, -1:]
+        self.last_positions = prompts.last_positions
 
-    def prefill(self, image_features: torch.Tensor) -> torch.Tensor:
+    def prefill(self, image_features: ImageFeatures) -> torch.Tensor:
         """Logits (B, 1, V) of the first token."""
         return prefill(self.policy, self.prompts, image_features, self.cache)
 
@@ -131,10 +130,6 @@ class SharedSteps:
         self.cache.keep_images(slots.kept.to(self.policy.device))
         images, tokens = slots.images.to(self.policy.device), slots.tokens.to(self.policy.device)
         visible = slots.visible.to(self.policy.device)
-        return self.policy.forward(
-            self.policy.caption_embeddings(tokens),
-            masks.slot_mask(self.prompts.attention_mask[images], visible),
-            (self.last_prompt_position[images] + step).expand(tokens.shape),
-            keep=tokens.shape[1],
-            cache=self.cache,
-        )
+        mask = masks.slot_mask(self.prompts.attention_mask[images], visible)
+        inputs = self.policy.behind(self.last_positions[images], mask, tokens, step)
+        return self.policy.forward(inputs, keep=tokens.shape[1], cache=self.cache)

@@ -1,7 +1,7 @@
 """Image features kept over epochs: a frozen vision tower computes the same ones every time.
 
-They are stored on disk, one array per model, processor, precision and set of images. The files are mapped
-into memory, so the operating system decides how much of them it caches.
+They are stored on disk, one file per model, processor, precision and set of images. The files are mapped into
+memory, so the operating system decides how much of them it caches.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import logging
 import mmap
 import os
 import shutil
+import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,14 @@ import torch
 
 from scst.data.visible import visible
 from scst.errors import RecipeError
+from scst.models.families.table import family_of
 from scst.models.policy import Policy, base_model
+from scst.types import ImageFeatures, PromptBatch
 
 logger = logging.getLogger(__name__)
+
+_HEADER = struct.Struct("<II4s")
+"""Of an entry: number of tokens, checksum, and a mark."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class KeptFeatures:
 
     Attributes:
         keys: B checksums of the encoded images.
-        features: B tensors (N, D), None for an image that must be computed.
+        features: B tensors (G, N, D), None for an image that must be computed.
     """
 
     keys: list[int]
@@ -44,7 +50,7 @@ class KeptFeatures:
 
 
 class FeatureCache:
-    """Projected image features (N, D) of every image of a fixed set, computed once.
+    """Projected features of every image of a fixed set, computed once.
 
     An entry holds a checksum of its features and of the picture they were made from, written after the
     features. An entry that was cut short by a kill, or whose image has changed (another picture under the
@@ -63,9 +69,11 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path, model: torch.nn.Module, processor: Any, image_ids: Sequence[str]):
-        inner = base_model(model).model
+        inner = base_model(model)
+        family = family_of(inner)
         self._vision_config = inner.config.vision_config
-        self._parts = (inner.vision_tower, inner.multi_modal_projector)
+        self._parts = family.vision_parts(inner)
+        self._num_tokens = family.max_image_tokens(processor)
         if any(p.requires_grad for part in self._parts for p in part.parameters()):
             raise RecipeError(
                 "feature_cache: the adapter trains the vision tower or the projector, so image features "
@@ -82,7 +90,8 @@ class FeatureCache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RecipeError(f"feature_cache: {str(folder)!r} cannot be made: {error}") from error
-        self._check_room(inner.config)
+        if not family.varies_image_tokens:
+            self._check_room(inner.config)
 
     def kept(self, image_ids: Sequence[str], encoded: Sequence[bytes]) -> KeptFeatures:
         """What is stored of images, before they are decoded.
@@ -99,41 +108,36 @@ class FeatureCache:
     def features(
         self,
         policy: Policy,
-        pixel_values: torch.Tensor,
+        prompts: PromptBatch,
         image_ids: Sequence[str],
         kept: KeptFeatures | None = None,
-    ) -> torch.Tensor:
-        """(B, N, D) features on the policy's device, from the files where they are stored.
+    ) -> ImageFeatures:
+        """Features of B images on the policy's device, from the files where they are stored.
 
         Args:
             policy: computes what is missing.
-            pixel_values: (B, 3, H, W) preprocessed images; those with features in ``kept`` are not read.
+            prompts: B prompts; the vision inputs of those with features in ``kept`` are not read.
             image_ids: B ids; one not given to the constructor is computed and not stored.
             kept: what :meth:`kept` has found of these images; None: they are known by their pixels.
         """
         slots = [self._slots.get(str(image_id)) for image_id in image_ids]
         if kept is None:
-            keys = [zlib.crc32(_bytes_of(image)) for image in pixel_values.cpu()]
+            keys = [_key_of(image) for image in prompts.vision]
             kept = KeptFeatures(keys, [self._read(slot, key) for slot, key in zip(slots, keys, strict=True)])
         found = {i: features for i, features in enumerate(kept.features) if features is not None}
         missing = [i for i in range(len(slots)) if i not in found]
         self.hits += len(found)
         self.misses += len(missing)
         if missing:
-            computed = policy.image_features(pixel_values[missing].to(policy.device))
-            if not found:
-                self._write_all(computed, slots, kept.keys)
-                return computed
+            computed = policy.image_features(prompts.select(torch.tensor(missing)).to(policy.device))
             self._write_all(computed, [slots[i] for i in missing], [kept.keys[i] for i in missing])
-            for i, features in zip(missing, computed, strict=True):
-                found[i] = features
-        return torch.stack([found[i].to(policy.device) for i in range(len(slots))])
+            found |= dict(zip(missing, computed, strict=True))
+        return [found[i].to(policy.device) for i in range(len(slots))]
 
     def _check_room(self, config: Any) -> None:
         """Refuse a disk that cannot take the features of all images beside what is there already."""
-        vision, weight = config.vision_config, next(self._parts[1].parameters())
-        tokens = (vision.image_size // vision.patch_size) ** 2
-        each = tokens * config.text_config.hidden_size * weight.element_size()
+        weight = next(self._parts[1].parameters())
+        each = self._num_tokens * config.get_text_config().hidden_size * weight.element_size()
         there = sum(file.stat().st_blocks * 512 for file in self.folder.glob(f"{self._fingerprint}-*"))
         wanted, free = len(self._slots) * each - there, shutil.disk_usage(self.folder).free
         if wanted > free:
@@ -154,25 +158,26 @@ class FeatureCache:
             return
         for file in self.folder.glob(f"{self._fingerprint}-*.features"):
             _, dtype, shape = file.stem.split("-")
-            example = torch.empty([int(size) for size in shape.split("x")], dtype=getattr(torch, dtype))
-            self._array = self._open(example)
+            levels, _, width = (int(size) for size in shape.split("x"))
+            self._array = self._open(torch.empty((levels, 1, width), dtype=getattr(torch, dtype)))
 
-    def _write_all(self, computed: torch.Tensor, slots: Sequence[int | None], keys: Sequence[int]) -> None:
+    def _write_all(self, computed: ImageFeatures, slots: Sequence[int | None], keys: Sequence[int]) -> None:
         """Store features. On a full disk the run continues without storing."""
-        computed = computed.detach().cpu().contiguous()
         try:
-            if self._array is None:
-                self._array = self._open(computed[0])
             for features, slot, key in zip(computed, slots, keys, strict=True):
-                if slot is not None:
-                    self._array.write(slot, features, key)
+                if self._array is None:
+                    self._array = self._open(features)
+                if slot is not None and features.shape[1] <= self._num_tokens:
+                    self._array.write(slot, features.detach().cpu().contiguous(), key)
         except OSError as error:
             logger.warning("feature_cache: no longer stored in %s", visible(f"{self.folder}: {error}"))
             self._slots = {}
 
     def _open(self, features: torch.Tensor) -> _Array:
-        kind = f"{str(features.dtype).removeprefix('torch.')}-{'x'.join(map(str, features.shape))}"
-        return _Array(self.folder / f"{self._fingerprint}-{kind}.features", len(self._slots), features)
+        """The file of features like these, of any number of tokens up to the largest."""
+        largest = features.new_empty((features.shape[0], self._num_tokens, features.shape[2]), device="meta")
+        kind = f"{str(features.dtype).removeprefix('torch.')}-{'x'.join(map(str, largest.shape))}"
+        return _Array(self.folder / f"{self._fingerprint}-{kind}.features", len(self._slots), largest)
 
     def _fingerprint_of(self, processor: Any, ids: Sequence[str]) -> str:
         """Of all that decides the features or their places: weights, configuration, image settings, ids."""
@@ -189,36 +194,54 @@ class FeatureCache:
 
 
 class _Array:
-    """A file of ``count`` entries of one shape and dtype: features, then their checksum.
+    """A file of ``count`` entries of one size: number of tokens and checksum, then features.
 
     Writes go through the file and not through the map: a full disk is then an ``OSError`` and not a signal
-    that ends the process. The file is sparse: entries that were never written take no disk space.
+    that ends the process. The file is sparse: what was never written takes no disk space.
+
+    Args:
+        path: of the file; it may exist.
+        count: of images.
+        largest: (G, N, D) a tensor like the largest entry.
     """
 
-    def __init__(self, path: Path, count: int, example: torch.Tensor):
-        self.shape, self.dtype = example.shape, example.dtype
-        self.num_bytes = example.nbytes
-        self.entry_bytes = self.num_bytes + 8
+    def __init__(self, path: Path, count: int, largest: torch.Tensor):
+        self.levels, _, self.width = largest.shape
+        self.dtype = largest.dtype
+        self.entry_bytes = _HEADER.size + largest.nbytes
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         os.ftruncate(file, count * self.entry_bytes)
         self.file = file
         self.map = mmap.mmap(file, count * self.entry_bytes, prot=mmap.PROT_READ)
 
     def read(self, slot: int, key: int) -> torch.Tensor | None:
-        """The features of an entry; None unless it is complete and made from the picture of this key."""
+        """The features (G, N, D) of an entry; None unless it is complete and made from the picture of this
+        key."""
         start = slot * self.entry_bytes
-        content = self.map[start : start + self.entry_bytes]  # a copy: another process may be writing
-        features, checksum = content[: self.num_bytes], content[self.num_bytes :]
-        if checksum != _checksum(features, key):
+        header = self.map[start : start + _HEADER.size]
+        tokens = _HEADER.unpack(header)[0]
+        size = self.levels * tokens * self.width * self.dtype.itemsize
+        if not 0 < size <= self.entry_bytes - _HEADER.size:
             return None
-        return torch.frombuffer(bytearray(features), dtype=self.dtype).view(self.shape)
+        start += _HEADER.size
+        content = self.map[start : start + size]  # a copy: another process may be writing
+        if header != _header(tokens, content, key):
+            return None
+        return torch.frombuffer(bytearray(content), dtype=self.dtype).view(self.levels, tokens, self.width)
 
     def write(self, slot: int, features: torch.Tensor, key: int) -> None:
-        """Write an entry: features first, then the checksum that makes them valid."""
-        content = _bytes_of(features)
-        start = slot * self.entry_bytes
-        _write_fully(self.file, content, start)
-        _write_fully(self.file, _checksum(content, key), start + self.num_bytes)
+        """Write an entry: features first, then the header that makes them valid."""
+        content, start = _bytes_of(features), slot * self.entry_bytes
+        _write_fully(self.file, content, start + _HEADER.size)
+        _write_fully(self.file, _header(features.shape[1], content, key), start)
+
+
+def _key_of(vision: Mapping[str, torch.Tensor]) -> int:
+    """A checksum of what the vision tower takes for an image."""
+    key = 0
+    for name in sorted(vision):
+        key = zlib.crc32(_bytes_of(vision[name].cpu()), key)
+    return key
 
 
 def _bytes_of(tensor: torch.Tensor) -> bytes:
@@ -226,9 +249,9 @@ def _bytes_of(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _checksum(features: bytes, key: int) -> bytes:
-    """Eight bytes, never all zero: an entry that was never written reads as zeros."""
-    return zlib.crc32(features, key).to_bytes(4, "big") + b"scst"
+def _header(tokens: int, features: bytes, key: int) -> bytes:
+    """Never all zero: an entry that was never written reads as zeros."""
+    return _HEADER.pack(tokens, zlib.crc32(features, key), b"scst")
 
 
 def _write_fully(file: int, content: bytes, start: int) -> None:

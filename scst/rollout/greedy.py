@@ -31,7 +31,7 @@ def greedy_captions(
     prompts = prompts.to(policy.device)
     sampling = Sampling(1, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens)
     no_draws = torch.empty(len(prompts), 0, max_new_tokens)  # K = 0: greedy rows alone
-    features = policy.image_features(prompts.pixel_values)
+    features = policy.image_features(prompts)
     ids, mask, _, _ = decode(policy, prompts, features, sampling, no_draws)
     ids, mask = ids[:, 0], mask[:, 0]
     is_eos = ids.eq(policy.eos_token_id) & mask

@@ -17,7 +17,7 @@ from scst.models import masks
 from scst.models.policy import Policy
 from scst.rollout.cache import BufferedLayer, RolloutCache, prefill
 from scst.rollout.decode_state import Slots
-from scst.types import PromptBatch
+from scst.types import ImageFeatures, PromptBatch
 
 logger = logging.getLogger(__name__)
 
@@ -31,18 +31,26 @@ class StaticSteps:
     Args:
         policy: the model.
         num_images: B.
+        num_axes: A, of positions.
         prompt_length: P.
         num_rows: R = K + 1.
         max_new_tokens: length limit.
     """
 
     def __init__(
-        self, policy: Policy, num_images: int, prompt_length: int, num_rows: int, max_new_tokens: int
+        self,
+        policy: Policy,
+        num_images: int,
+        num_axes: int,
+        prompt_length: int,
+        num_rows: int,
+        max_new_tokens: int,
     ):
         self.policy, self.prompt_length = policy, prompt_length
         capacity = num_rows * (max_new_tokens - 1)
         self.tokens = torch.zeros(num_images, num_rows, dtype=torch.long, device=policy.device)
-        self.positions = torch.zeros_like(self.tokens)
+        self.last_positions = self.tokens.new_zeros(num_images, num_axes)
+        self.distance = self.tokens.new_zeros(())
         self.visible = self.tokens.new_zeros((num_images, num_rows, capacity), dtype=torch.bool)
         self.columns = torch.zeros(num_rows, dtype=torch.long, device=policy.device)
         layers = range(policy.text_config.num_hidden_layers)
@@ -56,13 +64,14 @@ class StaticSteps:
         """Start a rollout of other prompts of the same shape."""
         self.prompts = prompts
         self.prompt_mask.copy_(prompts.attention_mask)
+        self.last_positions.copy_(prompts.last_positions)
         self.visible.zero_()
         # A static step attends to every column and masks those not written yet. Their weight is 0, but
         # 0 * NaN is NaN: a NaN that an earlier rollout left there would spoil this one.
         for layer in self.cache.layers:
             layer.clear()
 
-    def prefill(self, image_features: torch.Tensor) -> torch.Tensor:
+    def prefill(self, image_features: ImageFeatures) -> torch.Tensor:
         """Logits (B, 1, V) of the first token."""
         return prefill(self.policy, self.prompts, image_features, self.cache)
 
@@ -70,7 +79,7 @@ class StaticSteps:
         """Logits (B, R, V) of the next token of every row, ``step`` tokens after the prompt."""
         num_rows = self.tokens.shape[1]
         self.tokens.copy_(slots.tokens)
-        self.positions.copy_((self.prompts.position_ids[:, -1:] + step).expand_as(self.positions))
+        self.distance.fill_(step)
         self.visible[:, :, : slots.visible.shape[2]] = slots.visible.to(self.visible.device)
         first = self.prompt_length + (step - 1) * num_rows
         self.columns.copy_(torch.arange(first, first + num_rows))
@@ -87,13 +96,9 @@ class StaticSteps:
         dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         # Without autocast's cache of weights: a recorded step must contain its own casts.
         with torch.autocast(device, dtype, enabled, cache_enabled=False):
-            return self.policy.forward(
-                self.policy.caption_embeddings(self.tokens),
-                masks.slot_mask(self.prompt_mask, self.visible),
-                self.positions,
-                keep=self.tokens.shape[1],
-                cache=self.cache,
-            )
+            mask = masks.slot_mask(self.prompt_mask, self.visible)
+            inputs = self.policy.behind(self.last_positions, mask, self.tokens, self.distance)
+            return self.policy.forward(inputs, keep=self.tokens.shape[1], cache=self.cache)
 
     def _recorded(self) -> Any | None:
         """The graph of a step, replayed once and compared; None where that fails."""
@@ -164,7 +169,7 @@ def steps_for(policy: Policy, prompts: PromptBatch, num_rows: int, max_new_token
         return None
     device = policy.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    shape = (*prompts.input_ids.shape, num_rows, max_new_tokens)
+    shape = (*prompts.position_ids.shape, num_rows, max_new_tokens)
     kept = policy.static_steps
     steps = kept.pop((shape, dtype), None) or StaticSteps(policy, *shape)
     kept[shape, dtype] = steps

@@ -15,7 +15,7 @@ import torch
 from scst.models import masks
 from scst.models.policy import Policy
 from scst.rollout.cache import ConstantPrompt
-from scst.types import PromptBatch
+from scst.types import ImageFeatures, PromptBatch, select_images
 
 
 @dataclass(frozen=True)
@@ -54,58 +54,48 @@ def flatten_captions(
 
 
 def plain_states(
-    policy: Policy, prompts: PromptBatch, image_features: torch.Tensor, captions: Captions
+    policy: Policy, prompts: PromptBatch, image_features: ImageFeatures, captions: Captions
 ) -> torch.Tensor:
     """(N, D) hidden states that predict the N tokens, the prompt repeated for each of the R captions."""
     repeated = prompts.select(captions.image)
-    prompt_length, length = prompts.input_ids.shape[1], captions.ids.shape[1]
-    policy.check_length(prompt_length + length)
+    features = select_images(image_features, captions.image)
     # Position t predicts token t + 1: the last prompt token predicts the first caption token, and the last
     # caption token is no input at all. So T tokens are predicted from T positions starting at P - 1.
-    prompt_embeddings = policy.prompt_embeddings(repeated, image_features[captions.image])
-    states = policy.hidden_states(
-        torch.cat([prompt_embeddings, policy.caption_embeddings(captions.ids[:, :-1])], 1),
-        masks.suffix_mask(repeated, captions.mask[:, :-1]),
-        torch.cat([repeated.position_ids, repeated.position_ids[:, -1:] + captions.positions[:, 1:]], 1),
-    )
-    return states[:, prompt_length - 1 :][captions.mask]
+    mask = masks.suffix_mask(repeated, captions.mask[:, :-1])
+    inputs = policy.from_prompts(repeated, features, mask, captions.ids[:, :-1], captions.positions[:, 1:])
+    states = policy.hidden_states(inputs)
+    return states[:, prompts.input_ids.shape[1] - 1 :][captions.mask]
 
 
 def packed_states(
-    policy: Policy, prompts: PromptBatch, image_features: torch.Tensor, captions: Captions
+    policy: Policy, prompts: PromptBatch, image_features: ImageFeatures, captions: Captions
 ) -> torch.Tensor:
     """(N, D) hidden states that predict the N tokens, from one sequence per image.
 
     The sequence is the prompt, then the tokens of all captions without padding between them; a caption sees
     the prompt and itself. Sequences are padded to the image with most caption tokens.
     """
-    prompt_length = prompts.input_ids.shape[1]
-    policy.check_length(prompt_length + captions.ids.shape[1])
     packed = pack(captions, len(prompts), policy.pad_token_id)
-    embeddings = [policy.prompt_embeddings(prompts, image_features), policy.caption_embeddings(packed.ids)]
+    mask = masks.shared_prefix_mask(prompts, packed.caption)
     states = policy.hidden_states(
-        torch.cat(embeddings, 1),
-        masks.shared_prefix_mask(prompts, packed.caption),
-        torch.cat([prompts.position_ids, prompts.position_ids[:, -1:] + packed.positions], 1),
+        policy.from_prompts(prompts, image_features, mask, packed.ids, packed.positions)
     )
-    return packed.predicting(states[:, prompt_length - 1 :], captions)
+    return packed.predicting(states[:, prompts.input_ids.shape[1] - 1 :], captions)
 
 
 def constant_prompt_states(
     policy: Policy, prompts: PromptBatch, prompt_cache: torch.Tensor, captions: Captions
 ) -> torch.Tensor:
     """(N, D) the same states, without the gradient that flows through keys and values of the prompt."""
-    policy.check_length(prompts.input_ids.shape[1] + captions.ids.shape[1])
     packed = pack(captions, len(prompts), policy.pad_token_id)
     # The last prompt token is computed again, with gradients: its output predicts the first token of every
     # caption. Its own keys and values are masked out, because the cache already holds them.
-    last = prompts.position_ids[:, -1:]
-    states = policy.hidden_states(
-        policy.caption_embeddings(torch.cat([prompts.input_ids[:, -1:], packed.ids], 1)),
-        masks.continuation_mask(prompts, packed.caption),
-        torch.cat([last, last + packed.positions], 1),
-        cache=ConstantPrompt(prompt_cache),
+    ids = torch.cat([prompts.input_ids[:, -1:], packed.ids], 1)
+    distances = torch.nn.functional.pad(packed.positions, (1, 0))
+    inputs = policy.behind(
+        prompts.last_positions, masks.continuation_mask(prompts, packed.caption), ids, distances
     )
+    states = policy.hidden_states(inputs, cache=ConstantPrompt(prompt_cache))
     return packed.predicting(states, captions)
 
 

@@ -11,7 +11,7 @@ import torch
 from scst.models.policy import Policy
 from scst.scoring import head
 from scst.scoring.layouts import LAYOUTS, Captions, constant_prompt_states, flatten_captions
-from scst.types import PromptBatch, Sampling, TokenScores
+from scst.types import ImageFeatures, PromptBatch, Sampling, TokenScores, select_images
 
 
 def score(
@@ -21,7 +21,7 @@ def score(
     completion_mask: torch.Tensor,
     sampling: Sampling,
     *,
-    image_features: torch.Tensor | None = None,
+    image_features: ImageFeatures | None = None,
     layout: str = "packed",
     prompt_cache: torch.Tensor | None = None,
     unique_index: torch.Tensor | None = None,
@@ -36,7 +36,7 @@ def score(
         completion_ids: (B, K, T) token ids.
         completion_mask: (B, K, T) bool, True on the first tokens of every row.
         sampling: the distribution that the completions were drawn from.
-        image_features: (B, N, D) from the rollout; computed here when None.
+        image_features: of B images, from the rollout; computed here when None.
         layout: a name in :data:`scst.scoring.layouts.LAYOUTS`.
         prompt_cache: (B, layers, 2, heads, P, D) keys and values of the prompts under this very policy
             (:func:`scst.rollout.cache.prompt_cache`). Captions then read them as constants, whatever the
@@ -67,8 +67,10 @@ def score(
     if prompt_cache is not None:
         states = constant_prompt_states(policy, prompts, prompt_cache[images], captions)
     else:
-        given = None if image_features is None else image_features[images]
-        features = policy.image_features(prompts.pixel_values) if given is None else given
+        if image_features is None:
+            features = policy.image_features(prompts)
+        else:
+            features = select_images(image_features, images)
         states = LAYOUTS[layout](policy, prompts, features, captions)
     ids, positions = captions.ids[captions.mask], captions.positions[captions.mask]
     logprobs, entropies = head.token_scores(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -18,7 +19,7 @@ from scst.adapters.saved_adapter import check_adapter_exists
 from scst.adapters.snapshot import AdapterSnapshot
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
-from scst.models.masks import for_attention, suffix_mask
+from scst.models.masks import AttentionMask, for_attention, prompt_mask
 from scst.models.pretrained import load_model, load_processor
 from scst.models.prompts import PromptEncoder, first_tokens
 from tests.support.adapted import KINDS, N, adapted, new_adapter, policy_of
@@ -37,12 +38,10 @@ def logits_of(model, processor, images):
         return model(**inputs, position_ids=positions).logits[:, -1]
 
 
-def states_and_mask(policy, processor, images):
+def prompts_for(policy, processor, images):
     batch = PromptEncoder.of(processor).prompt_batch(images[:2], PROMPTS)
     with torch.no_grad():
-        features = policy.image_features(batch.pixel_values)
-        embeddings = policy.prompt_embeddings(batch, features)
-    return batch, embeddings, suffix_mask(batch, torch.ones(2, 0, dtype=torch.bool))
+        return policy.from_prompts(batch, policy.image_features(batch), prompt_mask(batch))
 
 
 @VERSIONS
@@ -81,12 +80,12 @@ def test_virtual_tokens_are_embeddings_fed_by_hand(tiny_processor, images, versi
         assert torch.equal(torch.cat([row[:start], row[start + N :]]), without)
     rows = next(m for m in model.modules() if isinstance(m, VirtualTokens)).weight
     policy = policy_of(bare, processor)
-    batch, embeddings, mask = states_and_mask(policy, processor, images)
+    inputs = prompts_for(policy, processor, images)
     scale = getattr(bare.get_input_embeddings(), "embed_scale", 1.0)
     for row, token in enumerate(reserved):
-        embeddings[ids == token] = rows[row].detach() * scale
+        inputs.embeddings[ids == token] = rows[row].detach() * scale
     with torch.no_grad():
-        expected = policy.forward(embeddings, mask, batch.position_ids, keep=1)[:, -1]
+        expected = policy.forward(inputs, keep=1)[:, -1]
     torch.testing.assert_close(logits_of(model, processor, images), expected, rtol=0, atol=1e-5)
     assert (expected - logits_of(bare, tiny_processor, images)).abs().max() > 1e-3
 
@@ -96,13 +95,16 @@ def test_a_prefix_is_an_explicit_cache(tiny_processor, images, version):
     """The same logits as the bare model behind a key-value cache that holds the prefix."""
     model, processor = adapted("prefix_tuning", build_model(tiny_processor, version=version), tiny_processor)
     policy = policy_of(build_model(tiny_processor, version=version), processor)
-    batch, embeddings, mask = states_and_mask(policy, processor, images)
+    inputs = prompts_for(policy, processor, images)
     cache = DynamicCache()
     for layer, prefix in enumerate(m for m in model.modules() if isinstance(m, Prefix)):
         cache.update(*(rows.detach().expand(2, -1, -1, -1) for rows in (prefix.keys, prefix.values)), layer)
-    mask = torch.nn.functional.pad(mask, (N, 0), value=True)
+    seen = [
+        torch.nn.functional.pad(each, (N, 0), value=True) for each in (inputs.mask.causal, inputs.mask.full)
+    ]
+    inputs = dataclasses.replace(inputs, mask=AttentionMask(*seen))
     with torch.no_grad():
-        expected = policy.forward(embeddings, mask, batch.position_ids, keep=1, cache=cache)[:, -1]
+        expected = policy.forward(inputs, keep=1, cache=cache)[:, -1]
     torch.testing.assert_close(logits_of(model, processor, images), expected, rtol=0, atol=1e-5)
     assert (expected - logits_of(policy.inner, processor, images)).abs().max() > 1e-3
 

@@ -18,8 +18,9 @@ from scst.adapters.lora import add_lora
 from scst.models.policy import Policy
 from scst.models.prompts import PromptEncoder, forbidden_token_mask
 from scst.scoring.score_captions import score
-from scst.types import PromptBatch, Sampling
+from scst.types import Sampling
 from tests.support.commands import start_warm
+from tests.support.rollouts import paligemma_prompts
 from tests.support.tiny import SENTENCES, build_model, noise_images
 from tests.support.tiny import build_processor as build_tiny_processor
 
@@ -97,7 +98,9 @@ def our_logprobs(model, processor, inputs, forbidden=None, min_new_tokens=0):
     tokenizer = processor.tokenizer
     scores = score(
         Policy(model, forbidden, tokenizer.eos_token_id, tokenizer.pad_token_id),
-        PromptBatch(inputs["prompt_ids"], inputs["prompt_mask"].bool(), inputs["pixel_values"]),
+        paligemma_prompts(
+            inputs["prompt_ids"], inputs["prompt_mask"], inputs["pixel_values"], processor.image_token_id
+        ),
         inputs["completion_ids"].unsqueeze(1),
         inputs["completion_mask"].bool().unsqueeze(1),
         Sampling(1, max_new_tokens=LENGTH, min_new_tokens=min_new_tokens),

@@ -75,12 +75,12 @@ def test_wrong_decoding_is_refused():
 
 
 def test_caption_of_token_ids(tiny_processor):
-    tokenizer = tiny_processor.tokenizer
+    encoder, tokenizer = PromptEncoder.of(tiny_processor), tiny_processor.tokenizer
     river = tokenizer("a river", add_special_tokens=False)["input_ids"]
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    assert _to_caption(tokenizer, [*river, eos, pad, pad]) == Caption("a river", True, len(river) + 1)
-    assert _to_caption(tokenizer, river) == Caption("a river", False, len(river))
-    assert _to_caption(tokenizer, [eos, pad]) == Caption("", True, 1)
+    assert _to_caption(encoder, [*river, eos, pad, pad]) == Caption("a river", True, len(river) + 1)
+    assert _to_caption(encoder, river) == Caption("a river", False, len(river))
+    assert _to_caption(encoder, [eos, pad]) == Caption("", True, 1)
 
 
 @pytest.mark.parametrize("fixture", ["tiny_model", "tiny_model_v2"])
@@ -92,7 +92,7 @@ def test_greedy_is_the_argmax_of_the_model(request, tiny_processor, images, fixt
         inputs, ids = PromptEncoder.of(tiny_processor).encode_prompts([image], ["caption en"]), []
         config = GenerationConfig(max_new_tokens=5, do_sample=False, suppress_tokens=forbidden, **IDS)
         ids = model.generate(**inputs, generation_config=config)[0, inputs["input_ids"].shape[1] :].tolist()
-        assert _to_caption(tiny_processor.tokenizer, ids) == caption
+        assert _to_caption(PromptEncoder.of(tiny_processor), ids) == caption
 
 
 def test_batch_size_and_neighbours_with_longer_prompts_change_nothing(tiny_model, tiny_processor, images):

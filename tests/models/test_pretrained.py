@@ -186,7 +186,7 @@ def test_paligemma2_gets_eager_attention(tmp_path):
 
 def test_other_models_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(RecipeError, match="'bert' model; expected a PaliGemma"):
+    with pytest.raises(RecipeError, match="'bert' model; expected a checkpoint of one of paligemma"):
         check_model_exists(str(tmp_path))
 
 

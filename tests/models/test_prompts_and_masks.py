@@ -7,6 +7,7 @@ import torch
 
 from scst.models import masks
 from scst.models.prompts import IGNORED_LABEL, PromptEncoder, forbidden_token_ids
+from tests.support.rollouts import paligemma_prompts
 from tests.support.tiny import SENTENCES, build_model
 
 PROMPTS = ["caption en", "describe the harbour in this image"]
@@ -96,7 +97,7 @@ def test_our_masks_equal_the_library_on_a_supervised_batch(model, tiny_processor
         ours = model(
             inputs_embeds=embeddings.masked_scatter(is_image, features.to(embeddings.dtype)),
             attention_mask=masks.for_attention(
-                mask, model.config.text_config._attn_implementation, torch.float32
+                mask.full, model.config.text_config._attn_implementation, torch.float32
             ),
             position_ids=batch["attention_mask"].cumsum(-1).clamp(min=1),
         ).logits
@@ -106,13 +107,11 @@ def test_our_masks_equal_the_library_on_a_supervised_batch(model, tiny_processor
 
 def test_shared_prefix_mask_by_hand(tiny_processor, images):
     """Two prompt tokens (the first is padding), two captions of two tokens: written out."""
-    from scst.types import PromptBatch
-
-    prompts = PromptBatch(torch.zeros(1, 2).long(), torch.tensor([[False, True]]), torch.zeros(1, 3, 1, 1))
-    mask = masks.shared_prefix_mask(prompts, torch.tensor([[0, 0, 1, 1]]))[0, 0]
+    prompts = paligemma_prompts(torch.zeros(1, 2).long(), torch.tensor([[False, True]]))
+    mask = masks.shared_prefix_mask(prompts, torch.tensor([[0, 0, 1, 1]])).full[0, 0]
     expected = [
         # pad  prompt  a0  a1  b0  b1
-        [1, 1, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0],
         [0, 1, 0, 0, 0, 0],
         [0, 1, 1, 0, 0, 0],
         [0, 1, 1, 1, 0, 0],

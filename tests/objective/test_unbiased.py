@@ -123,7 +123,7 @@ class TinyPaliGemma:
         self.policy = Policy(model, forbidden, EOS, PAD)
         self.processor = processor
         self.picture = PromptEncoder.of(processor).prompt_batch(noise_images(1, size=16), ["caption en"])
-        self.features = self.policy.image_features(self.picture.pixel_values)
+        self.features = self.policy.image_features(self.picture)
         forward = model.lm_head.forward
         model.lm_head.forward = lambda states: 6.0 * forward(states)  # scoring calls it past all hooks
         projection = model.model.language_model.layers[0].self_attn.v_proj
@@ -155,7 +155,7 @@ class TinyPaliGemma:
         ids, mask = (tensor[numbers] for tensor in as_ids(self.captions))
         leaf = torch.zeros(len(numbers), 2, self.width, requires_grad=True)
         self.lora_b = leaf
-        features = self.features.expand(len(numbers), -1, -1)
+        features = list(self.features) * len(numbers)
         scores = score(self.policy, self._prompts(len(numbers)), ids, mask, sampling, image_features=features)
         self.lora_b = None
         return scores.logprobs, leaf

@@ -14,6 +14,7 @@ from scst.adapters.loaded import LoadedPolicy
 from scst.data.load_splits import load_splits
 from scst.data.supervision import CaptionChoice
 from scst.errors import ScstError
+from scst.models.masks import AttentionMask
 from scst.models.policy import Policy, policy_for
 from scst.rl.logprob_check import CEILING, check_logprobs, logprob_gap
 from scst.rl.policy_loss import Objective, PolicyLoss, ScoringSettings
@@ -83,10 +84,8 @@ def make_prompts_causal(monkeypatch):
     """A prompt token sees its own past only."""
     forward = Policy.hidden_states
 
-    def causal(policy, embeddings, mask, position_ids, **kwargs):
-        length = mask.shape[-1]
-        past = torch.ones(length, length).tril().bool()
-        return forward(policy, embeddings, mask & past, position_ids, **kwargs)
+    def causal(policy, inputs, **kwargs):
+        return forward(policy, dataclasses.replace(inputs, mask=AttentionMask(inputs.mask.causal)), **kwargs)
 
     monkeypatch.setattr(Policy, "hidden_states", causal)
 

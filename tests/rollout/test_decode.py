@@ -19,18 +19,16 @@ def plain_rollout(policy, prompts: PromptBatch, sampling: Sampling, uniforms: to
     """Ids, mask and logprobs (B, K + 1, T) of rows that share nothing: a step runs every whole sequence."""
     num_rows = sampling.num_samples + 1
     every = prompts.select(torch.arange(len(prompts)).repeat_interleave(num_rows))
-    embeddings = policy.prompt_embeddings(every, policy.image_features(every.pixel_values))
+    features = policy.image_features(every)
     draws = torch.cat([torch.zeros_like(uniforms[:, :1]), uniforms], 1).flatten(0, 1)
     greedy = torch.arange(len(every)) % num_rows == 0
     ids = torch.zeros(len(every), 0, dtype=torch.long)
     mask, logprobs = ids.bool(), ids.float()
     ended = torch.zeros(len(every), dtype=torch.bool)
     for step in range(sampling.max_new_tokens):
-        inputs = torch.cat([embeddings, policy.caption_embeddings(ids)], 1)
-        last = every.position_ids[:, -1:]
-        positions = torch.cat([every.position_ids, last + torch.arange(1, step + 1)], 1)
+        distances = torch.arange(1, step + 1).expand_as(ids)
         allowed = masks.suffix_mask(every, torch.ones_like(ids).bool())
-        logits = policy.forward(inputs, allowed, positions, keep=1)[:, -1]
+        logits = policy.forward(policy.from_prompts(every, features, allowed, ids, distances), keep=1)[:, -1]
         shaped = distribution.policy_logits(
             logits,
             positions=torch.full((len(every),), step),
@@ -74,9 +72,9 @@ def passes(monkeypatch):
 
     seen, forward = [], Policy.forward
 
-    def recording(self, embeddings, *args, **kwargs):
-        seen.append(tuple(embeddings.shape[:2]))
-        return forward(self, embeddings, *args, **kwargs)
+    def recording(self, inputs, **kwargs):
+        seen.append(tuple(inputs.embeddings.shape[:2]))
+        return forward(self, inputs, **kwargs)
 
     monkeypatch.setattr(Policy, "forward", recording)
     return seen
@@ -184,7 +182,7 @@ def test_one_token_and_known_features(policy, tiny_processor, images):
     batch, noise = PromptEncoder.of(tiny_processor).prompt_batch(images, PROMPTS), uniforms(sampling, 4)
     result = rollout(policy, tiny_processor, batch, sampling, noise)
     assert_equal_to_plain(result, plain_rollout(policy, batch, sampling, noise))
-    features = policy.image_features(batch.pixel_values)
+    features = policy.image_features(batch)
     blank = PromptEncoder.of(tiny_processor).prompt_batch(noise_images(4, seed=9), PROMPTS)
     again = rollout(policy, tiny_processor, blank, sampling, noise, image_features=features)
     assert torch.equal(again.sampled_logprobs, result.sampled_logprobs)

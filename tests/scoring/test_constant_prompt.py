@@ -14,7 +14,8 @@ from scst.rollout import distribution
 from scst.rollout.cache import prompt_cache
 from scst.rollout.decode import rollout
 from scst.scoring.score_captions import score
-from scst.types import PromptBatch, Sampling
+from scst.types import Sampling
+from tests.support.rollouts import paligemma_prompts
 from tests.support.scoring import (
     PADDED,
     UNPADDED,
@@ -65,7 +66,7 @@ def test_gradient_is_that_of_detached_keys_and_values(
         logprobs, _ = usual_scores(usual, logits, ids, mask, sampling)
         gradients.append(gradient(usual, (weights * logprobs).sum()))
     policy = make_policy(tiny_processor, version=version, checkpointing=checkpointing)
-    cache = prompt_cache(policy, batch, policy.image_features(batch.pixel_values))
+    cache = prompt_cache(policy, batch, policy.image_features(batch))
     scores = score(policy, batch, ids, mask, sampling, prompt_cache=cache, head_chunk=16)
     torch.testing.assert_close(scores.logprobs, logprobs.detach(), rtol=0, atol=1e-5)
     found = gradient(policy, (weights * scores.logprobs).sum())
@@ -76,7 +77,7 @@ def test_gradient_is_that_of_detached_keys_and_values(
 def test_checkpointing_is_on_again_afterwards(tiny_processor, images):
     policy = make_policy(tiny_processor, checkpointing=True)
     batch = PromptEncoder.of(tiny_processor).prompt_batch(images, UNPADDED)
-    cache = prompt_cache(policy, batch, policy.image_features(batch.pixel_values))
+    cache = prompt_cache(policy, batch, policy.image_features(batch))
     score(policy, batch, *random_captions(2), Sampling(), prompt_cache=cache)
     assert policy.inner.is_gradient_checkpointing
 
@@ -97,7 +98,7 @@ def test_the_rollout_keeps_its_prompts(tiny_processor, images):
 
 def test_mask_by_hand():
     """Two prompt tokens (the first is padding), its last one again, captions of two tokens and of one."""
-    prompts = PromptBatch(torch.zeros(1, 2).long(), torch.tensor([[False, True]]), torch.zeros(1, 3, 1, 1))
+    prompts = paligemma_prompts(torch.zeros(1, 2).long(), torch.tensor([[False, True]]))
     expected = [
         # pad  prompt  again  a0  a1  b0
         [0, 1, 0, 0, 0, 0],
@@ -106,7 +107,7 @@ def test_mask_by_hand():
         [0, 1, 0, 0, 0, 1],
     ]
     mask = continuation_mask(prompts, torch.tensor([[0, 0, 1]]))
-    assert mask[0, 0].int().tolist() == expected
+    assert mask.full[0, 0].int().tolist() == expected
 
 
 def test_a_recipe_trains_without_the_prompts_gradient(run_stage, sft_adapter, tmp_path):

@@ -109,11 +109,13 @@ def test_head_is_the_models_own(policy, tiny_processor, images):
     """Softcapping included, far into its curve; bit for bit."""
     policy.inner.lm_head.weight.data *= 200
     batch = PromptEncoder.of(tiny_processor).prompt_batch(images, PADDED)
-    features = policy.image_features(batch.pixel_values)
-    embeddings = policy.prompt_embeddings(batch, features)
+    features = policy.image_features(batch)
+    inputs = policy.from_prompts(batch, features, prompt_mask(batch))
     with torch.no_grad():
-        expected = policy.forward(embeddings, prompt_mask(batch), batch.position_ids, keep=5)
-        states = policy.hidden_states(embeddings, prompt_mask(batch), batch.position_ids)
+        own = policy.inner(**PromptEncoder.of(tiny_processor).encode_prompts(images, PADDED)).logits[:, -5:]
+        expected = policy.forward(inputs, keep=5)
+        torch.testing.assert_close(expected, own, rtol=0, atol=1e-3)
+        states = policy.hidden_states(inputs)
         assert torch.equal(policy.logits(states[:, -5:]), expected)
         assert policy.inner.lm_head(states[:, -5:]).abs().max() > 60, "the cap at 30 was not tested"
 
@@ -213,7 +215,7 @@ def test_captions_that_differ_in_length_only_are_distinct():
 def test_merging_and_dropping_change_no_gradient(policy, tiny_processor, images, layout, prompts):
     ids, mask, advantages = duplicates_and_zeros()
     batch = PromptEncoder.of(tiny_processor).prompt_batch(images, prompts)
-    features = policy.image_features(batch.pixel_values)
+    features = policy.image_features(batch)
     first = distinct_captions(ids, mask)
     ways = {"all": None, "merged": first, "dropped": without_zero_advantages(first, advantages)}
     results = {}

@@ -1,0 +1,16 @@
+"""InternVL 3: the tiles of a picture in a row, and a thumbnail of it."""
+
+from __future__ import annotations
+
+from scst.models.families.family import Family, ModuleNames
+
+
+class InternVL(Family):
+    """InternVL 3 (Zhu et al. 2025, arXiv:2504.10479), as transformers has it (``...-hf`` checkpoints)."""
+
+    processors = ("InternVLProcessor",)
+    varies_image_tokens = True
+    names = ModuleNames(
+        vision_linear=r"attention\.(q_proj|k_proj|v_proj|projection_layer)|mlp\.fc[12]",
+        vision_qv=r"attention\.(q|v)_proj",
+    )
