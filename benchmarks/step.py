@@ -83,7 +83,7 @@ def build_world(options: argparse.Namespace, folder: Path) -> Any:
     from benchmarks.models import IMAGE_SIZE, ModelShape, write_checkpoint
     from benchmarks.stopwatch import Stopwatch
     from benchmarks.ways import World
-    from scst.models.pretrained import load_processor
+    from scst.models.processors import load_processor
     from scst.types import Sampling
     from tests.support.tiny import noise_images
 

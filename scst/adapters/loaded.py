@@ -15,7 +15,8 @@ from scst.adapters.new_adapter import add_adapter
 from scst.adapters.prompt_tuning import encoder_for
 from scst.data.files import give_umask
 from scst.errors import RecipeError
-from scst.models.pretrained import load_model, load_processor
+from scst.models.pretrained import load_model
+from scst.models.processors import load_processor
 from scst.models.prompts import PromptEncoder
 
 

@@ -12,7 +12,8 @@ from scst.adapters.loading import load_adapter
 from scst.adapters.mergeable import check_mergeable
 from scst.adapters.prompt_tuning import virtual_tokens_of
 from scst.data.files import give_umask
-from scst.models.pretrained import load_model, load_processor
+from scst.models.pretrained import load_model
+from scst.models.processors import load_processor
 
 _STAGING = ".merging-"
 

@@ -21,8 +21,8 @@ def resolve_model_path(name_or_path: str) -> str:
     return str(_EMBEDDED_FOLDER) if name_or_path == EMBEDDED_MODEL else name_or_path
 
 
-def check_model_exists(name_or_path: str) -> None:
-    """Read the configuration of a checkpoint, and nothing else.
+def check_model_exists(name_or_path: str) -> str:
+    """The ``model_type`` of a checkpoint; reads its configuration and nothing else.
 
     Raises:
         RecipeError: when there is none, or its family is not supported.
@@ -32,8 +32,8 @@ def check_model_exists(name_or_path: str) -> None:
         model_type = read_json_object(config).get("model_type")
     except (OSError, DataError) as error:
         raise RecipeError(f"model_name_or_path: {error}") from error
-    if model_type in FAMILIES:
-        return
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        return model_type
     reason = REFUSED.get(model_type) if isinstance(model_type, str) else None
     raise RecipeError(
         f"model_name_or_path: {shown(name_or_path)} is a {shown(model_type)} model"

@@ -1,4 +1,4 @@
-"""Load a checkpoint and its processor: quantisation, precision and attention kernel.
+"""Load a checkpoint: quantisation, precision and attention kernel.
 
 Quantised parts are the decoder's linear layers only. The vision tower, the projector and the language-model
 head stay in the compute precision, by the full module paths of the family: other names would silently match
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from scst.errors import RecipeError, shown
 from scst.models.base_checkpoint import check_model_exists, resolve_model_path
@@ -84,11 +84,6 @@ def attention_kernel(config: Any, requested: str) -> str:
     if is_gemma2 and requested != "eager":
         raise RecipeError("attn_implementation: PaliGemma 2 needs eager attention; use auto or eager")
     return requested
-
-
-def load_processor(name_or_path: str) -> Any:
-    """The checkpoint's processor; captions and prompts are padded by this project, never truncated by it."""
-    return AutoProcessor.from_pretrained(resolve_model_path(name_or_path), trust_remote_code=False)
 
 
 def load_model(

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.nn.functional import pad
 
 from scst.errors import RecipeError
-from scst.models.families.family import Vision, batched
+from scst.models.families.family import Vision, batched, special_token_ids
 from scst.models.families.table import family_of_processor
 from scst.types import IGNORED_LABEL, PromptBatch
 
@@ -188,8 +188,7 @@ def control_token_ids(encoder: PromptEncoder) -> set[int]:
     newlines and HTML tags there, which human captions contain.
     """
     tokenizer = encoder.tokenizer
-    control = set(tokenizer.all_special_ids) | {encoder.image_token_id}
-    control |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    control = special_token_ids(tokenizer) | {encoder.image_token_id}
     control |= {i for token, i in tokenizer.get_vocab().items() if PLACEHOLDERS.fullmatch(token)}
     control.discard(encoder.eos_token_id)
     return control

@@ -20,7 +20,8 @@ from scst.adapters.snapshot import AdapterSnapshot
 from scst.config.reader import build_recipe
 from scst.errors import RecipeError
 from scst.models.masks import AttentionMask, for_attention, prompt_mask
-from scst.models.pretrained import load_model, load_processor
+from scst.models.pretrained import load_model
+from scst.models.processors import load_processor
 from scst.models.prompts import PromptEncoder, first_tokens
 from tests.support.adapted import KINDS, N, adapted, new_adapter, policy_of
 from tests.support.tiny import build_model

@@ -7,7 +7,8 @@ import torch
 
 from scst.evaluation.captioning import caption_images
 from scst.models.base_checkpoint import EMBEDDED_MODEL
-from scst.models.pretrained import load_model, load_processor
+from scst.models.pretrained import load_model
+from scst.models.processors import load_processor
 from tests.support.objects import (
     LIMIT,
     PAINTERS,

@@ -9,7 +9,7 @@ import torch
 from transformers import AddedToken
 
 from scst.models.policy import policy_for
-from scst.models.pretrained import load_processor
+from scst.models.processors import load_processor
 from scst.models.prompts import IGNORED_LABEL, PromptEncoder, forbidden_token_ids, forbidden_token_mask
 from scst.objective.losses import cross_entropy_loss
 from scst.scoring.score_captions import score

@@ -21,7 +21,8 @@ from scst.cli.arguments import parse
 from scst.config.recipes import RECIPES
 from scst.errors import RecipeError
 from scst.models.base_checkpoint import check_model_exists
-from scst.models.pretrained import allow_deepspeed_states, load_model, load_processor
+from scst.models.pretrained import allow_deepspeed_states, load_model
+from scst.models.processors import load_processor
 from scst.training.run_folder.manifest import read_manifest, write_manifest
 from tests.support.stages import run_recipe
 from tests.support.tiny_clip import save_bert, save_clip

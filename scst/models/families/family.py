@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from scst.errors import RecipeError
 from scst.types import ImageFeatures, PromptBatch
 
 _LARGE_PICTURES = ((1024, 1024), (2048, 2048), (2048, 1024), (1024, 2048), (3072, 1024), (1024, 3072))
@@ -82,9 +83,7 @@ class Family:
     def prompt_text(self, processor: Any, instruction: str) -> str:
         """The prompt as the processor takes it: one image, the instruction, and what opens the answer."""
         content = [{"type": "image"}, {"type": "text", "text": instruction}]
-        return processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
+        return chat(processor, [{"role": "user", "content": content}], add_generation_prompt=True)
 
     def answer_frame(self, processor: Any) -> tuple[str, int]:
         """What stands between a prompt and its caption, and the id of the token that ends a caption.
@@ -95,10 +94,10 @@ class Family:
         prompt, answer = self.prompt_text(processor, "x"), "ANSWER"
         user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "x"}]}
         assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        before, _, after = processor.apply_chat_template([user, assistant]).rpartition(answer)
+        before, _, after = chat(processor, [user, assistant]).rpartition(answer)
         separator = before[len(prompt) :] if before.startswith(prompt) else ""
         tokenizer = processor.tokenizer
-        special = set(tokenizer.all_special_ids)
+        special = special_token_ids(tokenizer)
         ends = [i for i in tokenizer(after, add_special_tokens=False)["input_ids"] if i in special]
         return separator or " " * prompt.endswith(":"), ends[0] if ends else tokenizer.eos_token_id
 
@@ -186,6 +185,29 @@ class Family:
         if len(rows) != sum(counts):
             raise ValueError(f"the model made {len(rows)} image features for {sum(counts)} image tokens")
         return list(rows.split(list(counts)))
+
+
+def chat(processor: Any, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False) -> str:
+    """A conversation in the format that a model was trained with.
+
+    Raises:
+        RecipeError: when the checkpoint has no chat template.
+    """
+    template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
+    if not template:
+        raise RecipeError(
+            "model_name_or_path: the checkpoint has no chat template, which says how its prompts are written: "
+            "take its instruction-tuned variant"
+        )
+    return processor.tokenizer.apply_chat_template(
+        messages, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+
+
+def special_token_ids(tokenizer: Any) -> set[int]:
+    """Ids of tokens that a tokenizer marks as special, under a name of its own or without one."""
+    marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return marked | set(tokenizer.all_special_ids)
 
 
 def batched(vision: Sequence[Vision], dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
