@@ -29,7 +29,7 @@ def measure(count: int, steps: int, permutations: int) -> dict[str, dict[str, li
     from scst.evaluation.captioning import caption_images
     from scst.models.base_checkpoint import EMBEDDED_MODEL
     from scst.models.pretrained import load_model
-from scst.models.processors import load_processor
+    from scst.models.processors import load_processor
     from tests.support.objects import LIMIT, PAINTERS, PLACES, PROMPT, one_object, with_random_weights
 
     model, processor = load_model(EMBEDDED_MODEL, quantization="none"), load_processor(EMBEDDED_MODEL)

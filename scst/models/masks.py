@@ -33,15 +33,19 @@ class AttentionMask:
         """(B, 1, L, L_keys) bool: all keys that a query sees."""
         return self.causal if self.block is None else self.causal | self.block
 
-    def sliding(self, window: int) -> torch.Tensor:
+    def sliding(self, window: int, *, cuts_blocks: bool = False) -> torch.Tensor:
         """(B, 1, L, L_keys) bool: of the keys at or before a query the last ``window`` ones, and its block.
+
+        With ``cuts_blocks`` the window also hides the beginning of a block.
 
         Distance is counted in tokens that the query sees, not in columns or rotary positions: captions beside
         each other lie far apart in a sequence, and an image's tokens share positions in M-RoPE.
         """
         newer = self.causal.flip(-1).cumsum(-1).flip(-1)  # visible keys from this one to the query
         near = self.causal & (newer <= window)
-        return near if self.block is None else near | self.block
+        if self.block is None:
+            return near
+        return near | (self.block & ~self.causal if cuts_blocks else self.block)
 
     def expand(self, batch: int) -> AttentionMask:
         """The mask of one sequence for ``batch`` of them."""
@@ -121,20 +125,23 @@ def _attend_to_self(mask: torch.Tensor) -> torch.Tensor:
     return mask | torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
 
 
-def for_decoder(mask: AttentionMask, text_config: Any, dtype: torch.dtype) -> Any:
+def for_decoder(
+    mask: AttentionMask, text_config: Any, dtype: torch.dtype, *, cuts_blocks: bool = False
+) -> Any:
     """The mask as a decoder takes it: a tensor, or one per type of layer where some have a sliding window.
 
     Args:
         mask: who sees whom.
         text_config: of the decoder.
         dtype: of its hidden states.
+        cuts_blocks: as of :meth:`AttentionMask.sliding`.
     """
     kernel = text_config._attn_implementation
     window = getattr(text_config, "sliding_window", None)
     layer_types = getattr(text_config, "layer_types", None)
     if window is None or (layer_types is not None and "sliding_attention" not in layer_types):
         return for_attention(mask.full, kernel, dtype)
-    sliding = for_attention(mask.sliding(window), kernel, dtype)
+    sliding = for_attention(mask.sliding(window, cuts_blocks=cuts_blocks), kernel, dtype)
     if layer_types is None:
         return sliding
     return {"full_attention": for_attention(mask.full, kernel, dtype), "sliding_attention": sliding}

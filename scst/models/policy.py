@@ -245,7 +245,12 @@ class Policy:
         with checkpointing, _forward_replaced(self.inner, decode):
             return module(
                 inputs_embeds=inputs.embeddings,
-                attention_mask=masks.for_decoder(inputs.mask, self.text_config, inputs.embeddings.dtype),
+                attention_mask=masks.for_decoder(
+                    inputs.mask,
+                    self.text_config,
+                    inputs.embeddings.dtype,
+                    cuts_blocks=self.family.window_cuts_blocks,
+                ),
                 position_ids=positions[:, 0] if positions.shape[1] == 1 else positions.transpose(0, 1),
                 past_key_values=cache,
                 use_cache=cache is not None,

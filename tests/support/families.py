@@ -1,4 +1,4 @@
-"""A tiny random model of every family, with its real processor class and the chat template of its checkpoints."""
+"""A tiny random model of every family, with its real processor class and its checkpoints' chat template."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ _CHATML = (
 _QWEN = _CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
 TEMPLATES = {
     "llava": (
-        "{% for message in messages %}{{ message['role'].upper() + ': ' }}{% for part in message['content'] %}"
+        "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+        "{% for part in message['content'] %}"
         "{% if part['type'] == 'image' %}{{ '<image>\n' }}{% else %}{{ part['text'] + ' ' }}{% endif %}"
         "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
     ),

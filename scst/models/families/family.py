@@ -67,6 +67,7 @@ class Family:
         varies_image_tokens: whether pictures of different shapes have different numbers of features.
         tokens_are_grid: whether the image tokens are one square grid over the picture, and ``pixel_values``
             (1, 3, H, W) all that the vision tower takes.
+        window_cuts_blocks: whether a sliding window also hides the beginning of a token's own block.
         reserved_tokens: those that prompt tuning may take, in this order.
     """
 
@@ -76,6 +77,7 @@ class Family:
     vision_arguments: ClassVar[tuple[str, ...]] = ("pixel_values",)
     varies_image_tokens: ClassVar[bool] = False
     tokens_are_grid: ClassVar[bool] = False
+    window_cuts_blocks: ClassVar[bool] = False
     reserved_tokens: ClassVar[tuple[str, ...]] = ()
 
     # ---- from images and instructions to prompts
@@ -196,8 +198,8 @@ def chat(processor: Any, messages: list[dict[str, Any]], *, add_generation_promp
     template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
     if not template:
         raise RecipeError(
-            "model_name_or_path: the checkpoint has no chat template, which says how its prompts are written: "
-            "take its instruction-tuned variant"
+            "model_name_or_path: the checkpoint has no chat template, which says how its prompts are "
+            "written: take its instruction-tuned variant"
         )
     return processor.tokenizer.apply_chat_template(
         messages, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt

@@ -16,6 +16,7 @@ class Gemma3(Family):
 
     processors = ("Gemma3Processor",)
     tokens_are_grid = True
+    window_cuts_blocks = True
     reserved_tokens = tuple(f"<unused{i}>" for i in range(1024))
     names = ModuleNames(
         projector_linear=None, projector_parameters=("multi_modal_projector.mm_input_projection_weight",)

@@ -1,0 +1,117 @@
+"""Each family's own rules: without one of them its scores are wrong, as the tests of exactness would see."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scst.models import masks
+from scst.models.families.family import Family
+from scst.models.masks import AttentionMask
+from scst.scoring.score_captions import score
+from tests.models.families.conftest import make_world
+from tests.models.families.test_exactness import own_logprobs, sampled
+
+# family, where its rule is, what most families do there, and how large the gap becomes at least
+RULES = {
+    "multimodal positions": ("qwen2_5_vl", "position_ids", Family.position_ids, 0.02),
+    "additional features (DeepStack)": ("qwen3_vl", "decoder_arguments", Family.decoder_arguments, 0.02),
+    "an image block that sees itself": ("gemma3", "block_ids", Family.block_ids, 0.02),
+    "a bidirectional prompt": ("paligemma", "block_ids", Family.block_ids, 0.02),
+}
+
+
+def gap(world) -> float:
+    """Between our scores and the library's, in nats, the largest of all tokens."""
+    result, sampling = sampled(world)
+    ids, mask = result.completion_ids, result.completion_mask
+    with torch.no_grad():
+        own = own_logprobs(world, ids, mask, sampling)
+        return float((score(world.policy, world.prompts, ids, mask, sampling).logprobs - own).abs().max())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_without_its_rule_a_family_is_wrong(monkeypatch, rule):
+    name, method, usual, least = RULES[rule]
+    world = make_world(name, "sdpa")
+    assert gap(world) < 1e-5
+    monkeypatch.setattr(type(world.encoder.family), method, usual)
+    assert gap(world) > least
+
+
+def test_without_the_window_of_its_layers_gemma_is_wrong(monkeypatch):
+    world = make_world("gemma3", "sdpa")
+    monkeypatch.setattr(AttentionMask, "sliding", lambda mask, window, cuts_blocks: mask.full)
+    assert gap(world) > 0.02
+
+
+@pytest.mark.parametrize("window", [1, 3, 6, 40])
+@pytest.mark.parametrize("name", ["gemma3", "paligemma2"])
+def test_windows_of_any_size(name, window):
+    """Smaller than an image, a prompt or a caption, and larger than everything."""
+    world = make_world(name, "eager", sliding_window=window)
+    assert gap(world) < 2e-5
+
+
+def test_a_sliding_window_counts_what_a_token_sees():
+    """A caption of three tokens behind two others, a window of three: columns in between do not count."""
+    prompt, captions = 2, torch.tensor([[0, 0, 1, 1, 1]])
+    from tests.support.rollouts import paligemma_prompts
+
+    prompts = paligemma_prompts(torch.zeros(1, prompt).long(), torch.ones(1, prompt))
+    sliding = masks.shared_prefix_mask(prompts, captions).sliding(3)[0, 0].int().tolist()
+    assert sliding[prompt:] == [
+        # prompt a0 a1 b0 b1 b2
+        [1, 1, 1, 0, 0, 0, 0],
+        [0, 1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0],
+        [0, 1, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 1, 1, 1],
+    ]
+
+
+def test_multimodal_positions_are_the_models_own():
+    """Of pictures of several shapes, against `get_rope_index`."""
+    for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+        world = make_world(name, "sdpa")
+        prompts = world.prompts
+        theirs, _ = world.model.model.get_rope_index(
+            prompts.input_ids,
+            mm_token_type_ids=prompts.image_mask.int(),
+            image_grid_thw=torch.cat([image["image_grid_thw"] for image in prompts.vision]),
+            attention_mask=prompts.attention_mask.long(),
+        )
+        real = prompts.attention_mask
+        assert torch.equal(prompts.position_ids.transpose(0, 1)[:, real], theirs[:, real])
+
+
+def test_gemmas_image_token_is_the_models():
+    """`processor.image_token_id` is that of the token in front of the image."""
+    world = make_world("gemma3", "sdpa")
+    assert world.encoder.image_token_id == world.model.config.image_token_id
+    assert world.processor.image_token_id != world.model.config.image_token_id
+    assert int(world.prompts.image_mask.sum()) == 2 * 4
+
+
+@pytest.mark.parametrize("name", ["llava", "smolvlm", "idefics3"])
+def test_a_template_that_ends_in_a_colon_has_a_blank_before_the_caption(name):
+    world = make_world(name, "sdpa")
+    assert world.encoder.tokenizer.decode(world.prompts.input_ids[0]).endswith(":")
+    ids = world.encoder.caption_token_ids("a river", 9)
+    assert world.encoder.tokenizer.decode(ids[:-1]) == " a river"
+    assert world.encoder.decode_captions(torch.tensor([ids[:-1]]), torch.ones(1, len(ids) - 1).bool()) == [
+        "a river"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "end"), [("gemma3", "<end_of_turn>"), ("qwen3_vl", "<|im_end|>"), ("llava", "</s>")]
+)
+def test_a_caption_ends_as_a_turn_does(name, end):
+    world = make_world(name, "sdpa")
+    tokenizer = world.encoder.tokenizer
+    assert world.encoder.caption_token_ids("a river", 9)[-1] == tokenizer.convert_tokens_to_ids(end)
+    forbidden = set(world.policy.forbidden.nonzero().flatten().tolist())
+    assert world.encoder.eos_token_id not in forbidden
+    assert tokenizer.eos_token_id in forbidden or tokenizer.eos_token_id == world.encoder.eos_token_id
+    assert world.encoder.image_token_id in forbidden
