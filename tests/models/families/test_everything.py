@@ -1,0 +1,172 @@
+"""What works for one family works for each: both stages by recipe, decoding, caches, adapters, merging."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scst.adapters import kinds
+from scst.adapters.loading import load_adapter
+from scst.adapters.merging import write_merged
+from scst.adapters.new_adapter import add_adapter
+from scst.adapters.prompt_tuning import encoder_for
+from scst.evaluation.captioning import caption_images
+from scst.evaluation.decoding import DECODINGS
+from scst.models.policy import policy_for
+from scst.models.pretrained import load_model
+from scst.models.processors import load_processor
+from scst.rollout.decode import rollout
+from scst.rollout.distribution import rollout_uniforms
+from scst.rollout.feature_cache import FeatureCache
+from scst.scoring.score_captions import score
+from scst.types import Sampling
+from tests.models.families.conftest import make_world
+from tests.models.families.test_exactness import sampled
+from tests.support import families
+from tests.support.stages import run_recipe
+from tests.support.worlds import tiny_run, write_risc
+
+EACH = pytest.mark.parametrize("name", families.FAMILIES)
+
+
+def world_of(name, **kwargs):
+    return make_world(name, "eager" if name == "paligemma2" else "sdpa", **kwargs)
+
+
+@EACH
+@torch.no_grad()
+def test_steps_of_one_shape_give_the_same_captions(name):
+    world = world_of(name)
+    expected, _ = sampled(world)
+    world.policy.cuda_graphs = True
+    found, _ = sampled(world)
+    assert torch.equal(found.completion_ids, expected.completion_ids)
+    torch.testing.assert_close(found.sampled_logprobs, expected.sampled_logprobs, rtol=0, atol=1e-5)
+
+
+@EACH
+@torch.no_grad()
+def test_stored_features_are_the_computed_ones(name, tmp_path):
+    world = world_of(name)
+    world.model.requires_grad_(False)
+    computed = world.policy.image_features(world.prompts)
+    caches = [FeatureCache(tmp_path, world.model, world.processor, ["a", "b", "c"]) for _ in range(2)]
+    caches[0].features(world.policy, world.prompts, ["a", "b"])
+    encoded = [b"one", b"two"]
+    caches[0].features(world.policy, world.prompts, ["a", "b"], caches[0].kept(["a", "b"], encoded))
+    kept = caches[1].kept(["b", "a"], encoded[::-1])
+    assert all(features is not None for features in kept.features)
+    stand_ins = [world.encoder.stand_in(image) for image in world.images[::-1]]
+    prompts = world.encoder.prompt_batch(stand_ins, world.instructions[::-1])
+    found = caches[1].features(world.policy, prompts, ["b", "a"], kept)
+    assert torch.equal(found[0], computed[1])
+    assert torch.equal(found[1], computed[0])
+    assert torch.equal(prompts.input_ids, world.prompts.select(torch.tensor([1, 0])).input_ids)
+
+
+@EACH
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_every_decoding_preset(name, decoding):
+    """An image's caption does not depend on its neighbour, where nothing is drawn."""
+    world = world_of(name)
+    settings = {"decoding": decoding, "max_new_tokens": 8, "min_new_tokens": 2}
+    together = caption_images(world.model, world.processor, world.images, world.instructions, **settings)
+    assert all(2 <= caption.num_tokens <= 32 for caption in together)
+    if not DECODINGS[decoding].do_sample:
+        alone = [
+            caption_images(world.model, world.processor, [image], [instruction], **settings)[0]
+            for image, instruction in zip(world.images, world.instructions, strict=True)
+        ]
+        assert alone == together
+
+
+ADAPTERS = {
+    "lora": kinds.LoRA(rank=2, targets="full"),
+    "bottleneck": kinds.Bottleneck(size=4),
+    "prefix_tuning": kinds.PrefixTuning(num_virtual_tokens=3),
+    "prompt_tuning": kinds.PromptTuning(num_virtual_tokens=3),
+}
+
+
+@EACH
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_adapters_train_save_and_load(name, kind, tmp_path):
+    """Sampled and scored log probabilities agree, gradients reach the adapter, a loaded one is the same."""
+    world = world_of(name)
+    if kind == "prompt_tuning" and not world.encoder.family.reserved_tokens:
+        from scst.errors import RecipeError
+
+        with pytest.raises(RecipeError, match="num_virtual_tokens: the vocabulary has 0 reserved tokens"):
+            add_adapter(world.model.requires_grad_(False), world.processor, ADAPTERS[kind], prompt="describe")
+        return
+    model = add_adapter(world.model.requires_grad_(False), world.processor, ADAPTERS[kind], prompt="describe")
+    generator = torch.Generator().manual_seed(1)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    encoder = encoder_for(model, world.processor)
+    policy, sampling = policy_for(model.eval(), encoder), Sampling(3, max_new_tokens=6)
+    prompts = encoder.prompt_batch(world.images, world.instructions)
+    noise = rollout_uniforms(["a", "b"], seed=0, step=0, num_samples=3, length=6)
+    result = rollout(policy, encoder, prompts, sampling, noise)
+    arguments = (prompts, result.completion_ids, result.completion_mask, sampling)
+    scores = score(policy, *arguments).logprobs
+    torch.testing.assert_close(scores, result.sampled_logprobs, rtol=0, atol=2e-5)
+    scores.sum().backward()
+    assert any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in trained)
+    model.save_pretrained(tmp_path)
+    loaded = load_adapter(world_of(name).model.requires_grad_(False), tmp_path, trainable=False)
+    again = score(policy_for(loaded, encoder), *arguments).logprobs
+    torch.testing.assert_close(again, scores.detach(), rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_risc(tmp_path_factory.mktemp("data") / "risc")
+
+
+@EACH
+def test_both_stages_by_recipe(name, data, tmp_path):
+    """SFT lowers its loss, SCST goes on from its adapter, frozen weights stay, what is merged is equal."""
+    world, base = world_of(name), str(tmp_path / "model")
+    world.model.save_pretrained(base)
+    world.processor.save_pretrained(base)
+    (tmp_path / "data").symlink_to(data)
+    settings = tiny_run(tmp_path, learning_rate=1e-2, max_steps=4, seed=3)
+    adapter = {"lora_rank": 4, "lora_targets": "full", "output_dir": str(tmp_path / "sft")}
+    sft = run_recipe("sft", settings | adapter)
+    losses = [entry["loss"] for entry in sft.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    scst = run_recipe(
+        "scst",
+        settings
+        | {"num_samples": 2, "table_steps": 0}
+        | {"adapter": str(tmp_path / "sft"), "output_dir": str(tmp_path / "scst")},
+    )
+    assert scst.state.global_step == 4
+    trained = scst.model.get_base_model().state_dict().items()
+    after = {weight.replace(".base_layer", ""): value for weight, value in trained}
+    for weight, value in world.model.state_dict().items():
+        assert torch.equal(after[weight], value), weight
+    write_merged(base, str(tmp_path / "scst"), tmp_path / "merged", precision="fp32")
+    merged, processor = (load(str(tmp_path / "merged")) for load in (unquantised, load_processor))
+    settings = {"prompts": "x", "decoding": "greedy", "max_new_tokens": 6}
+    captions = [caption_images(m, processor, world.images, **settings) for m in (merged, scst.model.eval())]
+    assert captions[0] == captions[1]
+
+
+def unquantised(folder):
+    return load_model(folder, quantization="none", precision="fp32")
+
+
+@EACH
+@torch.no_grad()
+def test_beams_see_their_image(name):
+    """The best first token of several beams is the greedy one: tiles stay with their images."""
+    world = world_of(name)
+    inputs = world.encoder.generation_inputs(world.prompts)
+    first = [
+        world.model.generate(**inputs, max_new_tokens=1, num_beams=beams, do_sample=False)[:, -1]
+        for beams in (1, 3)
+    ]
+    assert torch.equal(*first)
