@@ -165,6 +165,7 @@ def preview(recipe: TrainingRecipe, data: LoadedData, policy: LoadedPolicy, cons
         choice=choice,
         data=data,
         image_ids=[row["image_id"] for row in shown],
+        eos_token_id=policy.encoder.eos_token_id,
         console=console,
     )
 

@@ -78,6 +78,7 @@ def training_preview(
     references_vocabulary_of: Dataset | None = None,
     image_ids: Sequence[str] | None = None,
     max_examples: int = 3,
+    eos_token_id: int | None = None,
     console: Console | None = None,
 ) -> Preview:
     """Print what will be trained on, and refuse captions whose words do not occur in the references.
@@ -94,6 +95,7 @@ def training_preview(
             Of more than 2,000 rows a fixed random sample is looked at, here and in ``train``.
         image_ids: ids of the batch's examples when the batch does not carry them.
         max_examples: how many examples to show.
+        eos_token_id: ends a caption; that of the tokenizer when not given.
         console: where to print; a new console when not given.
 
     Returns:
@@ -113,6 +115,7 @@ def training_preview(
         references_vocabulary_of=references_vocabulary_of,
         image_ids=image_ids,
         max_examples=max_examples,
+        eos_token_id=eos_token_id,
     )
     print_preview(preview, console or Console(), max_new_tokens)
     refuse_disagreement(preview)
@@ -130,9 +133,11 @@ def compute_preview(
     references_vocabulary_of: Dataset | None = None,
     image_ids: Sequence[str] | None = None,
     max_examples: int = 3,
+    eos_token_id: int | None = None,
 ) -> Preview:
     """Compute the preview without printing it or judging it; arguments as in :func:`training_preview`."""
     choice = choice or CaptionChoice("first")
+    eos = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
     sample = _sample(train)
     captions = [
         choice.choose(refs, key, 0)
@@ -152,8 +157,8 @@ def compute_preview(
         cut_share=sum(length > max_new_tokens for length in lengths) / max(len(lengths), 1),
         longest=max(lengths, default=0),
         known_share=known_share(captions, known),
-        batch_known_share=known_share([_whole_words(ids, tokenizer) for ids in trained], known),
-        eos_share=sum(ids[-1:] == [tokenizer.eos_token_id] for ids in trained) / max(len(trained), 1),
+        batch_known_share=known_share([_whole_words(ids, tokenizer, eos) for ids in trained], known),
+        eos_share=sum(ids[-1:] == [eos] for ids in trained) / max(len(trained), 1),
     )
 
 
@@ -271,10 +276,10 @@ def _examples_table(examples: Sequence[PreviewExample]) -> PlainTable:
     return table
 
 
-def _whole_words(ids: list[int], tokenizer: Any) -> str:
+def _whole_words(ids: list[int], tokenizer: Any, eos: int) -> str:
     """Decode a trained part; the last word of one that was cut is left out, as it may be half a word."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
-    return text if ids[-1:] == [tokenizer.eos_token_id] else text.rpartition(" ")[0]
+    return text if ids[-1:] == [eos] else text.rpartition(" ")[0]
 
 
 def _decode(ids: list[int], tokenizer: Any) -> str:

@@ -15,6 +15,7 @@ from scst.adapters.prompt_tuning import encoder_for
 from scst.errors import DataError, RecipeError
 from scst.models import masks
 from scst.models.policy import DecoderInputs, policy_for
+from scst.models.prompts import PromptEncoder
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class Word:
 
 def caption_words(processor: Any, ids: list[int]) -> list[Word]:
     """Words of a tokenised caption; the end-of-sequence token belongs to none of them."""
-    tokenizer = processor.tokenizer
+    encoder = PromptEncoder.of(processor)
+    tokenizer = encoder.tokenizer
     groups: list[list[int]] = []
     for place, (token_id, token) in enumerate(zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)):
-        if token_id == tokenizer.eos_token_id:
+        if token_id == encoder.eos_token_id:
             break
-        if token.startswith("▁") or not groups:  # SentencePiece marks the beginning of a word so
+        # SentencePiece and byte-level BPE mark the beginning of a word so
+        if token.startswith(("▁", "Ġ")) or not groups:
             groups.append([])
         groups[-1].append(place)
     texts = [tokenizer.decode([ids[place] for place in group]).strip() for group in groups]

@@ -21,9 +21,10 @@ from scst.objective.losses import (
     kl_penalty,
     policy_gradient_loss,
 )
-from scst.rl.logprob_check import check_logprobs, logprob_gap, with_other_rounding
+from scst.rl.logprob_check import check_logprobs, with_other_rounding
 from scst.rl.rewarder import Columns
 from scst.rollout.cache import prompt_cache
+from scst.scoring.agreement import logprob_gap
 from scst.scoring.head import CHUNK
 from scst.scoring.score_captions import distinct_captions, score, without_zero_advantages
 from scst.training.step_metrics import Mean, Peak, Statistic, merge

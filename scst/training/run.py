@@ -18,9 +18,11 @@ from scst.data.files import STAGING, clean_up
 from scst.data.load_splits import LoadedData
 from scst.data.terminal import labelled, plain
 from scst.distributed.processes import first_message
+from scst.distributed.sharded_weights import unsharded
 from scst.errors import Interrupted, RunStopped
 from scst.models.pretrained import allow_deepspeed_states
 from scst.training.arguments.training_arguments import default_settings
+from scst.training.forward_check import check_forward
 from scst.training.hooks import TrainerHooks
 from scst.training.monitors.monitor import TRUSTED
 from scst.training.run_folder import checkpoints
@@ -93,6 +95,7 @@ def run_training(trainer: TrainerHooks, run: Run, output: OutputFolder, console:
 
     Raises:
         RecipeError: when the checkpoint to resume from was made with other settings or data.
+        ScstError: when the model is not computed as its own ``forward`` computes it.
         Interrupted: after SIGTERM, SIGINT or SIGHUP; the message says whether a checkpoint was saved.
         RunStopped: when the output cannot be written.
     """
@@ -118,6 +121,8 @@ def run_training(trainer: TrainerHooks, run: Run, output: OutputFolder, console:
         _begin(trainer, output)
         seconds = 0.0
     else:
+        with unsharded(trainer.model), trainer.compute_loss_context_manager():
+            check_forward(trainer.model, trainer.data_collator, trainer.train_dataset)
         _begin(trainer, output)
         trainer.add_callback(_ResultOf(output))
         seconds = _train(trainer, run, checkpoint)

@@ -16,10 +16,11 @@ from scst.data.supervision import CaptionChoice
 from scst.errors import ScstError
 from scst.models.masks import AttentionMask
 from scst.models.policy import Policy, policy_for
-from scst.rl.logprob_check import CEILING, check_logprobs, logprob_gap
+from scst.rl.logprob_check import check_logprobs
 from scst.rl.policy_loss import Objective, PolicyLoss, ScoringSettings
 from scst.rl.sampler import Sampler
 from scst.scoring import layouts
+from scst.scoring.agreement import CEILING, logprob_gap
 from scst.types import Sampling
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,13 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from scst.models.families.family import Family
+from scst.models.policy import Policy, policy_for
 from scst.models.processors import without_video
+from scst.models.prompts import PromptEncoder
+from scst.rollout.decode import rollout
+from scst.rollout.distribution import rollout_uniforms
+from scst.types import PromptBatch, Sampling
 from tests.support import tiny
 
 FAMILIES = (
@@ -300,3 +307,83 @@ def pictures(name: str, count: int = 2) -> list[Image.Image]:
         Image.fromarray(rng.randint(0, 255, (*shapes[i % len(shapes)], 3), dtype=np.uint8))
         for i in range(count)
     ]
+
+
+@dataclass(frozen=True)
+class World:
+    """A family with everything that its tests need."""
+
+    name: str
+    model: Any
+    processor: Any
+    encoder: PromptEncoder
+    policy: Policy
+    padded: bool
+
+    @property
+    def images(self) -> list[Any]:
+        return pictures(self.name)
+
+    @property
+    def instructions(self) -> list[str]:
+        return INSTRUCTIONS if self.padded else INSTRUCTIONS[:1] * 2
+
+    @property
+    def prompts(self) -> PromptBatch:
+        return self.encoder.prompt_batch(self.images, self.instructions)
+
+
+def make_world(name: str, kernel: str | None = None, *, padded: bool = True, **text: Any) -> World:
+    """A family in its usual attention kernel or the given one; ``text`` overrides settings of its decoder."""
+    processor = build_processor(name)
+    kernel = kernel or ("eager" if name == "paligemma2" else "sdpa")
+    model = build_model(name, processor, kernel=kernel, **text)
+    return World(name, model, processor, PromptEncoder.of(processor), policy_for(model, processor), padded)
+
+
+STEPS = 7
+"""Tokens of the captions that are sampled."""
+
+
+def sampled(world, num_samples=3, steps=STEPS):
+    sampling = Sampling(num_samples, max_new_tokens=steps, min_new_tokens=2)
+    noise = rollout_uniforms(["a", "b"], seed=0, step=0, num_samples=num_samples, length=steps)
+    return rollout(world.policy, world.processor, world.prompts, sampling, noise), sampling
+
+
+def own_logits(world, image, ids):
+    """(T, V) by the model's own ``forward`` from pixels: one image and caption, no padding, a 2-D mask, the
+    library's positions."""
+    encoder = world.encoder
+    prompt = encoder.prompt_batch(world.images[image : image + 1], world.instructions[image : image + 1])
+    inputs = encoder.generation_inputs(prompt)
+    length = prompt.input_ids.shape[1] + len(ids)
+    inputs |= world.encoder.family.forward_arguments(prompt, length)
+    inputs["input_ids"] = torch.cat([prompt.input_ids, ids[None]], 1)
+    inputs["attention_mask"] = torch.ones(1, length, dtype=torch.long)
+    return world.model(**inputs, use_cache=False).logits[0, prompt.input_ids.shape[1] - 1 : -1]
+
+
+def own_logprobs(world, ids, mask, sampling):
+    """(B, K, T) of all captions, one by one."""
+    found = torch.zeros(ids.shape)
+    for image, rows in enumerate(ids):
+        for k, row in enumerate(rows):
+            tokens = row[mask[image, k]]
+            logits = own_logits(world, image, tokens).masked_fill(world.policy.forbidden, -torch.inf)
+            too_early = torch.arange(len(tokens)) < sampling.min_new_tokens
+            logits[too_early[: len(logits)], world.encoder.eos_token_id] = -torch.inf
+            logprobs = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+            found = found.index_put(
+                (torch.tensor(image), torch.tensor(k), torch.arange(len(tokens))), logprobs
+            )
+    return found
+
+
+RULES = {
+    "multimodal positions": ("qwen2_5_vl", "position_ids", Family.position_ids, 0.02),
+    "additional features (DeepStack)": ("qwen3_vl", "decoder_arguments", Family.decoder_arguments, 0.02),
+    "an image block that sees itself": ("gemma3", "block_ids", Family.block_ids, 0.02),
+    "a bidirectional prompt": ("paligemma", "block_ids", Family.block_ids, 0.02),
+}
+"""Family, where its rule is, what most families do there, how large the gap becomes at least (nats)."""

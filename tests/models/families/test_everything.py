@@ -20,8 +20,6 @@ from scst.rollout.distribution import rollout_uniforms
 from scst.rollout.feature_cache import FeatureCache
 from scst.scoring.score_captions import score
 from scst.types import Sampling
-from tests.models.families.conftest import make_world
-from tests.models.families.test_exactness import sampled
 from tests.support import families
 from tests.support.stages import run_recipe
 from tests.support.worlds import tiny_run, write_risc
@@ -29,17 +27,13 @@ from tests.support.worlds import tiny_run, write_risc
 EACH = pytest.mark.parametrize("name", families.FAMILIES)
 
 
-def world_of(name, **kwargs):
-    return make_world(name, "eager" if name == "paligemma2" else "sdpa", **kwargs)
-
-
 @EACH
 @torch.no_grad()
 def test_steps_of_one_shape_give_the_same_captions(name):
-    world = world_of(name)
-    expected, _ = sampled(world)
+    world = families.make_world(name)
+    expected, _ = families.sampled(world)
     world.policy.cuda_graphs = True
-    found, _ = sampled(world)
+    found, _ = families.sampled(world)
     assert torch.equal(found.completion_ids, expected.completion_ids)
     torch.testing.assert_close(found.sampled_logprobs, expected.sampled_logprobs, rtol=0, atol=1e-5)
 
@@ -47,7 +41,7 @@ def test_steps_of_one_shape_give_the_same_captions(name):
 @EACH
 @torch.no_grad()
 def test_stored_features_are_the_computed_ones(name, tmp_path):
-    world = world_of(name)
+    world = families.make_world(name)
     world.model.requires_grad_(False)
     computed = world.policy.image_features(world.prompts)
     caches = [FeatureCache(tmp_path, world.model, world.processor, ["a", "b", "c"]) for _ in range(2)]
@@ -68,7 +62,7 @@ def test_stored_features_are_the_computed_ones(name, tmp_path):
 @pytest.mark.parametrize("decoding", DECODINGS)
 def test_every_decoding_preset(name, decoding):
     """An image's caption does not depend on its neighbour, where nothing is drawn."""
-    world = world_of(name)
+    world = families.make_world(name)
     settings = {"decoding": decoding, "max_new_tokens": 8, "min_new_tokens": 2}
     together = caption_images(world.model, world.processor, world.images, world.instructions, **settings)
     assert all(2 <= caption.num_tokens <= 32 for caption in together)
@@ -92,7 +86,7 @@ ADAPTERS = {
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_adapters_train_save_and_load(name, kind, tmp_path):
     """Sampled and scored log probabilities agree, gradients reach the adapter, a loaded one is the same."""
-    world = world_of(name)
+    world = families.make_world(name)
     if kind == "prompt_tuning" and not world.encoder.family.reserved_tokens:
         from scst.errors import RecipeError
 
@@ -115,7 +109,7 @@ def test_adapters_train_save_and_load(name, kind, tmp_path):
     scores.sum().backward()
     assert any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in trained)
     model.save_pretrained(tmp_path)
-    loaded = load_adapter(world_of(name).model.requires_grad_(False), tmp_path, trainable=False)
+    loaded = load_adapter(families.make_world(name).model.requires_grad_(False), tmp_path, trainable=False)
     again = score(policy_for(loaded, encoder), *arguments).logprobs
     torch.testing.assert_close(again, scores.detach(), rtol=0, atol=1e-5)
 
@@ -128,7 +122,7 @@ def data(tmp_path_factory):
 @EACH
 def test_both_stages_by_recipe(name, data, tmp_path):
     """SFT lowers its loss, SCST goes on from its adapter, frozen weights stay, what is merged is equal."""
-    world, base = world_of(name), str(tmp_path / "model")
+    world, base = families.make_world(name), str(tmp_path / "model")
     world.model.save_pretrained(base)
     world.processor.save_pretrained(base)
     (tmp_path / "data").symlink_to(data)
@@ -163,7 +157,7 @@ def unquantised(folder):
 @torch.no_grad()
 def test_beams_see_their_image(name):
     """The best first token of several beams is the greedy one: tiles stay with their images."""
-    world = world_of(name)
+    world = families.make_world(name)
     inputs = world.encoder.generation_inputs(world.prompts)
     first = [
         world.model.generate(**inputs, max_new_tokens=1, num_beams=beams, do_sample=False)[:, -1]

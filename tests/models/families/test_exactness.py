@@ -9,47 +9,8 @@ from transformers import GenerationConfig
 
 from scst.models.prompts import forbidden_token_ids
 from scst.rollout.cache import prompt_cache
-from scst.rollout.decode import rollout
-from scst.rollout.distribution import rollout_uniforms
 from scst.scoring.score_captions import score
-from scst.types import Sampling
-
-STEPS = 7
-
-
-def sampled(world, num_samples=3, steps=STEPS):
-    sampling = Sampling(num_samples, max_new_tokens=steps, min_new_tokens=2)
-    noise = rollout_uniforms(["a", "b"], seed=0, step=0, num_samples=num_samples, length=steps)
-    return rollout(world.policy, world.processor, world.prompts, sampling, noise), sampling
-
-
-def own_logits(world, image, ids):
-    """(T, V) by the model's own ``forward`` from pixels: one image and caption, no padding, a 2-D mask, the
-    library's positions."""
-    encoder = world.encoder
-    prompt = encoder.prompt_batch(world.images[image : image + 1], world.instructions[image : image + 1])
-    inputs = encoder.generation_inputs(prompt)
-    length = prompt.input_ids.shape[1] + len(ids)
-    inputs |= world.encoder.family.forward_arguments(prompt, length)
-    inputs["input_ids"] = torch.cat([prompt.input_ids, ids[None]], 1)
-    inputs["attention_mask"] = torch.ones(1, length, dtype=torch.long)
-    return world.model(**inputs, use_cache=False).logits[0, prompt.input_ids.shape[1] - 1 : -1]
-
-
-def own_logprobs(world, ids, mask, sampling):
-    """(B, K, T) of all captions, one by one."""
-    found = torch.zeros(ids.shape)
-    for image, rows in enumerate(ids):
-        for k, row in enumerate(rows):
-            tokens = row[mask[image, k]]
-            logits = own_logits(world, image, tokens).masked_fill(world.policy.forbidden, -torch.inf)
-            too_early = torch.arange(len(tokens)) < sampling.min_new_tokens
-            logits[too_early[: len(logits)], world.encoder.eos_token_id] = -torch.inf
-            logprobs = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-            found = found.index_put(
-                (torch.tensor(image), torch.tensor(k), torch.arange(len(tokens))), logprobs
-            )
-    return found
+from tests.support.families import STEPS, own_logprobs, sampled
 
 
 def watched_matrices(world):

@@ -8,7 +8,6 @@ import torch
 from scst.adapters.lora import LORA_TARGETS, add_lora
 from scst.adapters.parameters import count_parameters
 from scst.models.pretrained import load_model
-from tests.models.families.conftest import make_world
 from tests.support import families
 
 EACH = pytest.mark.parametrize("name", families.FAMILIES)
@@ -45,7 +44,7 @@ def linear_names(world, prefix: str, without: tuple[str, ...] = ()) -> set[str]:
 
 @EACH
 def test_the_full_preset_reaches_every_linear_layer(name):
-    world = make_world(name, "eager" if name == "paligemma2" else "sdpa")
+    world = families.make_world(name)
     names = world.encoder.family.names
     decoder = linear_names(world, names.decoder)
     vision = linear_names(world, names.vision, names.projector)
@@ -60,7 +59,7 @@ def test_the_full_preset_reaches_every_linear_layer(name):
 @EACH
 @pytest.mark.parametrize("preset", LORA_TARGETS)
 def test_presets_reach_what_they_name(name, preset):
-    world = make_world(name, "eager" if name == "paligemma2" else "sdpa")
+    world = families.make_world(name)
     parts = adapted_modules(world, preset)
     assert parts["decoder"]
     assert bool(parts["vision"]) == (preset in ("vision+decoder-qv", "full"))
@@ -71,7 +70,7 @@ def test_presets_reach_what_they_name(name, preset):
 @pytest.mark.parametrize("quantization", ["nf4", "8bit"])
 def test_only_the_decoder_is_quantised(name, quantization, tmp_path):
     """As loaded from disk: vision tower, projector and head keep the compute precision."""
-    world = make_world(name, "eager" if name == "paligemma2" else "sdpa")
+    world = families.make_world(name)
     world.model.save_pretrained(tmp_path)
     model = load_model(str(tmp_path), quantization=quantization, precision="bf16")
     names = world.encoder.family.names
@@ -85,7 +84,7 @@ def test_only_the_decoder_is_quantised(name, quantization, tmp_path):
 
 @EACH
 def test_the_parameter_table_has_every_part(name):
-    world = make_world(name, "eager" if name == "paligemma2" else "sdpa")
+    world = families.make_world(name)
     counts = {
         part.part: part.total
         for part in count_parameters(add_lora(world.model, targets="full", rank=2, alpha=4.0))

@@ -6,19 +6,9 @@ import pytest
 import torch
 
 from scst.models import masks
-from scst.models.families.family import Family
 from scst.models.masks import AttentionMask
 from scst.scoring.score_captions import score
-from tests.models.families.conftest import make_world
-from tests.models.families.test_exactness import own_logprobs, sampled
-
-# family, where its rule is, what most families do there, and how large the gap becomes at least
-RULES = {
-    "multimodal positions": ("qwen2_5_vl", "position_ids", Family.position_ids, 0.02),
-    "additional features (DeepStack)": ("qwen3_vl", "decoder_arguments", Family.decoder_arguments, 0.02),
-    "an image block that sees itself": ("gemma3", "block_ids", Family.block_ids, 0.02),
-    "a bidirectional prompt": ("paligemma", "block_ids", Family.block_ids, 0.02),
-}
+from tests.support.families import RULES, make_world, own_logprobs, sampled
 
 
 def gap(world) -> float:
@@ -33,14 +23,14 @@ def gap(world) -> float:
 @pytest.mark.parametrize("rule", RULES)
 def test_without_its_rule_a_family_is_wrong(monkeypatch, rule):
     name, method, usual, least = RULES[rule]
-    world = make_world(name, "sdpa")
+    world = make_world(name)
     assert gap(world) < 1e-5
     monkeypatch.setattr(type(world.encoder.family), method, usual)
     assert gap(world) > least
 
 
 def test_without_the_window_of_its_layers_gemma_is_wrong(monkeypatch):
-    world = make_world("gemma3", "sdpa")
+    world = make_world("gemma3")
     monkeypatch.setattr(AttentionMask, "sliding", lambda mask, window, cuts_blocks: mask.full)
     assert gap(world) > 0.02
 
@@ -73,7 +63,7 @@ def test_a_sliding_window_counts_what_a_token_sees():
 def test_multimodal_positions_are_the_models_own():
     """Of pictures of several shapes, against `get_rope_index`."""
     for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
-        world = make_world(name, "sdpa")
+        world = make_world(name)
         prompts = world.prompts
         theirs, _ = world.model.model.get_rope_index(
             prompts.input_ids,
@@ -87,7 +77,7 @@ def test_multimodal_positions_are_the_models_own():
 
 def test_gemmas_image_token_is_the_models():
     """`processor.image_token_id` is that of the token in front of the image."""
-    world = make_world("gemma3", "sdpa")
+    world = make_world("gemma3")
     assert world.encoder.image_token_id == world.model.config.image_token_id
     assert world.processor.image_token_id != world.model.config.image_token_id
     assert int(world.prompts.image_mask.sum()) == 2 * 4
@@ -95,7 +85,7 @@ def test_gemmas_image_token_is_the_models():
 
 @pytest.mark.parametrize("name", ["llava", "smolvlm", "idefics3"])
 def test_a_template_that_ends_in_a_colon_has_a_blank_before_the_caption(name):
-    world = make_world(name, "sdpa")
+    world = make_world(name)
     assert world.encoder.tokenizer.decode(world.prompts.input_ids[0]).endswith(":")
     ids = world.encoder.caption_token_ids("a river", 9)
     assert world.encoder.tokenizer.decode(ids[:-1]) == " a river"
@@ -108,7 +98,7 @@ def test_a_template_that_ends_in_a_colon_has_a_blank_before_the_caption(name):
     ("name", "end"), [("gemma3", "<end_of_turn>"), ("qwen3_vl", "<|im_end|>"), ("llava", "</s>")]
 )
 def test_a_caption_ends_as_a_turn_does(name, end):
-    world = make_world(name, "sdpa")
+    world = make_world(name)
     tokenizer = world.encoder.tokenizer
     assert world.encoder.caption_token_ids("a river", 9)[-1] == tokenizer.convert_tokens_to_ids(end)
     forbidden = set(world.policy.forbidden.nonzero().flatten().tolist())
