@@ -15,6 +15,7 @@ from scst.adapters.new_adapter import add_adapter
 from scst.adapters.prompt_tuning import encoder_for
 from scst.data.files import give_umask
 from scst.errors import RecipeError
+from scst.models.families.table import family_of
 from scst.models.pretrained import load_model
 from scst.models.processors import load_processor
 from scst.models.prompts import PromptEncoder
@@ -33,6 +34,7 @@ class LoadedPolicy:
         min_new_tokens: captions cannot end before this many tokens.
         precision: of computation: ``auto``, ``bf16``, ``fp16`` or ``fp32``.
         quantization: of the frozen decoder: ``nf4``, ``8bit`` or ``none``.
+        image_tokens: most tokens of an image; 0: as the checkpoint has it.
     """
 
     model: torch.nn.Module
@@ -43,6 +45,7 @@ class LoadedPolicy:
     min_new_tokens: int = 1
     precision: str = "auto"
     quantization: str = "nf4"
+    image_tokens: int = 0
 
     @classmethod
     def load(
@@ -53,6 +56,7 @@ class LoadedPolicy:
         quantization: str = "nf4",
         precision: str = "auto",
         attn_implementation: str = "auto",
+        image_tokens: int = 0,
         prompt: str = "caption en",
         max_new_tokens: int = 32,
         min_new_tokens: int = 1,
@@ -64,7 +68,8 @@ class LoadedPolicy:
         Args:
             base: name or folder of the base model, or ``embedded:scenes-paligemma``.
             adapter: folder of a saved adapter, settings of a new one (:mod:`scst.adapters.kinds`), or None.
-            quantization, precision, prompt, max_new_tokens, min_new_tokens: as of the class.
+            quantization, precision, image_tokens, prompt, max_new_tokens, min_new_tokens: as of the
+                class.
             attn_implementation: ``auto``, ``sdpa`` or ``eager``.
             trainable: whether a saved adapter can be trained further.
             seed: of a new adapter's weights.
@@ -72,10 +77,11 @@ class LoadedPolicy:
         Raises:
             RecipeError: when the model or the adapter cannot be loaded, or do not fit each other.
         """
-        processor = load_processor(base)
+        processor = load_processor(base, image_tokens=image_tokens)
         model = load_model(
             base, quantization=quantization, precision=precision, attn_implementation=attn_implementation
         )
+        family_of(model).take_image_sizes(model, processor)
         if isinstance(adapter, str | Path):
             model = load_adapter(model, adapter, trainable=trainable)
         elif adapter is not None:
@@ -89,6 +95,7 @@ class LoadedPolicy:
             min_new_tokens,
             precision,
             quantization,
+            image_tokens,
         )
 
     def save(self, folder: str | Path) -> None:

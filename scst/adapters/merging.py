@@ -1,4 +1,4 @@
-"""Merge an adapter into the weights of its base model: a checkpoint that any PaliGemma program loads."""
+"""Merge an adapter into the weights of its base model: a checkpoint that any program for its family loads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from scst.adapters.loading import load_adapter
 from scst.adapters.mergeable import check_mergeable
 from scst.adapters.prompt_tuning import virtual_tokens_of
 from scst.data.files import give_umask
+from scst.models.families.table import family_of
 from scst.models.pretrained import load_model
 from scst.models.processors import load_processor
 
@@ -37,9 +38,13 @@ def merged_model(base: str, adapter: str, *, precision: str) -> tuple[Any, list[
     return adapted.merge_and_unload(safe_merge=True), tokens
 
 
-def write_merged(base: str, adapter: str, output_dir: str | Path, *, precision: str) -> list[str]:
+def write_merged(
+    base: str, adapter: str, output_dir: str | Path, *, precision: str, image_tokens: int = 0
+) -> list[str]:
     """Merge and write weights, configuration and processor; returns the virtual tokens of the prompt."""
+    processor = load_processor(base, image_tokens=image_tokens)
     model, tokens = merged_model(base, adapter, precision=precision)
+    family_of(model).take_image_sizes(model, processor)
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     for left in output_dir.glob(f"{_STAGING}*"):
@@ -47,7 +52,7 @@ def write_merged(base: str, adapter: str, output_dir: str | Path, *, precision: 
     # A half-written checkpoint must never have the name of a complete one: write it elsewhere first.
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=_STAGING) as staging:
         model.save_pretrained(staging)
-        load_processor(base).save_pretrained(staging)
+        processor.save_pretrained(staging)
         give_umask(Path(staging))
         for file in sorted(Path(staging).iterdir()):
             os.replace(file, output_dir / file.name)

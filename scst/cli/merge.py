@@ -41,7 +41,10 @@ def run(arguments: Arguments[MergeRecipe]) -> None:
 
     build.prepare_libraries()
     base = base_model_of(recipe)
-    tokens = write_merged(base, str(recipe.adapter), recipe.output_dir, precision=recipe.precision)
+    adapter, precision = str(recipe.adapter), recipe.precision
+    tokens = write_merged(
+        base, adapter, recipe.output_dir, precision=precision, image_tokens=recipe.image_tokens
+    )
     prompt = "".join(tokens) + recipe.prompt
     flags = shlex.join(["--model_name_or_path", recipe.output_dir, "--prompt", prompt])
     build.make_console().print(plain(f"merged; use it with {flags}"), soft_wrap=True)

@@ -137,6 +137,7 @@ def build_policy(
         quantization=recipe.quantization,
         precision=recipe.precision,
         attn_implementation=recipe.attn_implementation,
+        image_tokens=recipe.image_tokens,
         prompt=recipe.prompt,
         max_new_tokens=recipe.max_new_tokens,
         min_new_tokens=recipe.min_new_tokens,

@@ -85,7 +85,7 @@ class ModelKeys:
     """Which model, in which precision."""
 
     model_name_or_path: str | None = key(
-        None, "PaliGemma checkpoint: folder, hub id or embedded:scenes-paligemma", is_path=True
+        None, "base model: folder, hub id or embedded:scenes-paligemma (docs/families.md)", is_path=True
     )
     adapter: str | None = key(None, "adapter folder, as scst sft and scst rl write it", is_path=True)
     quantization: str = key("nf4", "precision in which the frozen decoder is stored", ["nf4", "8bit", "none"])
@@ -93,6 +93,12 @@ class ModelKeys:
         "auto",
         "precision of computation; auto: bf16 on GPUs, fp32 on the CPU",
         ["auto", "bf16", "fp16", "fp32"],
+    )
+    image_tokens: int = key(
+        0,
+        "most tokens of an image, where the family has a choice (Qwen-VL, SmolVLM, InternVL, "
+        "LLaVA-OneVision); 0: as the checkpoint has it",
+        range=NOT_NEGATIVE,
     )
     attn_implementation: str = key(
         "auto",

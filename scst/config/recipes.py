@@ -114,6 +114,12 @@ class MergeRecipe(Recipe):
         "precision of the merged weights; auto: bf16 on GPUs, fp32 on the CPU",
         ["auto", "bf16", "fp16", "fp32"],
     )
+    image_tokens: int = key(
+        0,
+        "most tokens of an image, where the family has a choice (Qwen-VL, SmolVLM, InternVL, "
+        "LLaVA-OneVision); 0: as the checkpoint has it",
+        range=NOT_NEGATIVE,
+    )
     prompt: str = key("caption en", "instruction to print with the virtual tokens of prompt tuning")
     output_dir: str = key("outputs/merged", "folder of the new checkpoint", is_path=True)
     overwrite: bool = key(False, "true: replace a model in output_dir")

@@ -91,6 +91,7 @@ def load_policy(
     max_new_tokens: int | None = None,
     min_new_tokens: int | None = None,
     quantization: str | None = None,
+    image_tokens: int | None = None,
     precision: str = "auto",
     attn_implementation: str = "auto",
     trainable: bool = True,
@@ -103,8 +104,8 @@ def load_policy(
             that the saved adapter names.
         adapter: folder of a saved adapter, settings of a new one such as ``scst.LoRA(rank=16)``, or None for
             the base model as it is.
-        prompt, max_new_tokens, min_new_tokens, quantization: None takes what a saved adapter was trained
-            with (``run.json`` in its folder), else ``caption en``, 32, 1 and ``nf4``.
+        prompt, max_new_tokens, min_new_tokens, quantization, image_tokens: None takes what a saved adapter
+            was trained with (``run.json`` in its folder), else ``caption en``, 32, 1, ``nf4`` and 0.
         precision: of computation: ``auto`` (bf16 on a GPU, fp32 on a CPU), ``bf16``, ``fp16`` or ``fp32``.
         attn_implementation: ``auto``, ``sdpa`` or ``eager``.
         trainable: whether a saved adapter can be trained further.
@@ -121,7 +122,7 @@ def load_policy(
         model_name_or_path = model_name_or_path or named
     if model_name_or_path is None:
         raise RecipeError(
-            "model_name_or_path: missing; give a PaliGemma checkpoint, or a saved adapter that names its own"
+            "model_name_or_path: missing; give a checkpoint, or a saved adapter that names its own"
         )
     check_model_exists(model_name_or_path)
     given = {
@@ -129,6 +130,7 @@ def load_policy(
         "max_new_tokens": max_new_tokens,
         "min_new_tokens": min_new_tokens,
         "quantization": quantization,
+        "image_tokens": image_tokens,
     }
     settings = {name: recorded[name] for name in given if name in recorded}
     settings |= {name: value for name, value in given.items() if value is not None}

@@ -9,7 +9,9 @@ from typing import Any
 import transformers
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
+from scst.errors import RecipeError, shown
 from scst.models.base_checkpoint import check_model_exists, resolve_model_path
+from scst.models.families.table import family
 
 
 @cache
@@ -33,9 +35,26 @@ def without_video(processor_class: Any) -> Any:
     return PicturesOnly
 
 
-def load_processor(name_or_path: str) -> Any:
-    """The checkpoint's processor; captions and prompts are padded by this project, never truncated by it."""
+def load_processor(name_or_path: str, *, image_tokens: int = 0) -> Any:
+    """The checkpoint's processor; captions and prompts are padded by this project, never truncated by it.
+
+    Args:
+        name_or_path: local folder, hub id or ``embedded:scenes-paligemma``.
+        image_tokens: most tokens of an image; 0: as the checkpoint has it.
+
+    Raises:
+        RecipeError: when there is none, it cannot be loaded, or images cannot have so few tokens.
+    """
     path = resolve_model_path(name_or_path)
     model_type = check_model_exists(name_or_path)
-    processor_class = getattr(transformers, PROCESSOR_MAPPING_NAMES[model_type])
-    return without_video(processor_class).from_pretrained(path, trust_remote_code=False)
+    processor_class = without_video(getattr(transformers, PROCESSOR_MAPPING_NAMES[model_type]))
+    try:
+        processor = processor_class.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # whatever the library raises on files that it cannot use
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise RecipeError(
+            f"model_name_or_path: the processor of {shown(name_or_path)} cannot be loaded: {reason}"
+        ) from error
+    if image_tokens:
+        family(model_type).limit_image_tokens(processor, image_tokens)
+    return processor

@@ -123,6 +123,21 @@ class Family:
         """Id of the token that stands for an image feature."""
         return processor.image_token_id
 
+    def limit_image_tokens(self, processor: Any, count: int) -> None:
+        """Change a processor so that no image takes more than ``count`` tokens.
+
+        Raises:
+            RecipeError: when the family has no choice, or not so few.
+        """
+        raise RecipeError(
+            f"image_tokens: images of this family always have {self.max_image_tokens(processor)} tokens; "
+            "leave the key out"
+        )
+
+    def take_image_sizes(self, model: nn.Module, processor: Any) -> None:
+        """Give a model the settings of its processor that it needs to place image features."""
+        return
+
     def position_ids(
         self, processor: Any, ids: torch.Tensor, is_image: torch.Tensor, vision: Vision
     ) -> torch.Tensor:
@@ -210,6 +225,16 @@ def special_token_ids(tokenizer: Any) -> set[int]:
     """Ids of tokens that a tokenizer marks as special, under a name of its own or without one."""
     marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return marked | set(tokenizer.all_special_ids)
+
+
+def at_least(count: int, least: int) -> None:
+    """Refuse fewer image tokens than an image must have.
+
+    Raises:
+        RecipeError: naming the smallest number.
+    """
+    if count < least:
+        raise RecipeError(f"image_tokens: expected 0 or at least {least} for this checkpoint, got {count}")
 
 
 def batched(vision: Sequence[Vision], dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from scst.models.families.family import Family, ModuleNames
+from typing import Any
+
+from scst.models.families.family import Family, ModuleNames, at_least
 
 
 class InternVL(Family):
@@ -14,3 +16,10 @@ class InternVL(Family):
         vision_linear=r"attention\.(q_proj|k_proj|v_proj|projection_layer)|mlp\.fc[12]",
         vision_qv=r"attention\.(q|v)_proj",
     )
+
+    def limit_image_tokens(self, processor: Any, count: int) -> None:
+        """A picture is one tile, or several and a thumbnail."""
+        at_least(count, processor.image_seq_length)
+        images = processor.image_processor
+        images.max_patches = max(1, count // processor.image_seq_length - 1)
+        images.min_patches = min(images.min_patches, images.max_patches)

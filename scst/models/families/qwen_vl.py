@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from scst.models.families.family import Family, ModuleNames, Vision
+from scst.models.families.family import Family, ModuleNames, Vision, at_least
 from scst.types import ImageFeatures, PromptBatch
 
 
@@ -24,6 +24,14 @@ class Qwen2VL(Family):
         projector_linear=r"mlp\.[02]",
     )
     vision_arguments = ("pixel_values", "image_grid_thw")
+
+    def limit_image_tokens(self, processor: Any, count: int) -> None:
+        """Pictures are made smaller: a token is ``merge_size`` x ``merge_size`` patches."""
+        at_least(count, 4)
+        images = processor.image_processor
+        area = (images.patch_size * images.merge_size) ** 2
+        shortest = min(images.size["shortest_edge"], count * area)  # both are numbers of pixels
+        images.size = {"shortest_edge": shortest, "longest_edge": count * area}
 
     def position_ids(
         self, processor: Any, ids: torch.Tensor, is_image: torch.Tensor, vision: Vision

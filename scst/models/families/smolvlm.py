@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from scst.models.families.family import Family, ModuleNames
+import math
+from typing import Any
+
+from scst.models.families.family import Family, ModuleNames, at_least
 
 
 class SmolVLM(Family):
@@ -17,3 +20,13 @@ class SmolVLM(Family):
         projector_linear=r"modality_projection\.proj",
     )
     vision_arguments = ("pixel_values", "pixel_attention_mask")
+
+    def limit_image_tokens(self, processor: Any, count: int) -> None:
+        """A picture is cut into at most k x k tiles beside the whole one, or not at all."""
+        at_least(count, processor.image_seq_len)
+        images, tiles = processor.image_processor, count // processor.image_seq_len
+        side = math.isqrt(max(0, tiles - 1))
+        images.do_image_splitting = side > 1
+        if side > 1:
+            longest = min(images.size["longest_edge"], side * images.max_image_size["longest_edge"])
+            images.size = {"longest_edge": longest}

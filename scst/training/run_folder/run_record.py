@@ -75,6 +75,7 @@ class Run:
             "model_name_or_path": policy.base,
             "quantization": policy.quantization,
             "precision": policy.precision,
+            "image_tokens": policy.image_tokens,
             "prompt": policy.prompt,
             "max_new_tokens": policy.max_new_tokens,
             "min_new_tokens": policy.min_new_tokens,

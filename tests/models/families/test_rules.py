@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
+from scst.adapters.loaded import LoadedPolicy
+from scst.errors import RecipeError
 from scst.models import masks
 from scst.models.masks import AttentionMask
+from scst.models.policy import policy_for
+from scst.models.processors import load_processor
+from scst.models.prompts import PromptEncoder
 from scst.scoring.score_captions import score
-from tests.support.families import RULES, make_world, own_logprobs, sampled
+from tests.support.families import RULES, make_world, own_logprobs, pictures, sampled
 
 
 def gap(world) -> float:
@@ -105,3 +112,40 @@ def test_a_caption_ends_as_a_turn_does(name, end):
     assert world.encoder.eos_token_id not in forbidden
     assert tokenizer.eos_token_id in forbidden or tokenizer.eos_token_id == world.encoder.eos_token_id
     assert world.encoder.image_token_id in forbidden
+
+
+LIMITS = {"qwen2_5_vl": 9, "qwen3_vl": 5, "smolvlm": 8, "idefics3": 12, "internvl": 12, "llava_onevision": 50}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_images_take_no_more_tokens_than_they_may(name, tmp_path):
+    """As loaded from disk; scores are still the model's own, and what is saved has the limit."""
+    world = make_world(name)
+    for part in (world.model, world.processor):
+        part.save_pretrained(tmp_path)
+    policy = LoadedPolicy.load(
+        str(tmp_path), quantization="none", precision="fp32", image_tokens=LIMITS[name]
+    )
+    counts = policy.encoder.prompt_batch(pictures(name, 4), ["x"] * 4).image_mask.sum(1)
+    assert 0 < counts.max() <= LIMITS[name]
+    assert counts.max() < world.encoder.prompt_batch(pictures(name, 4), ["x"] * 4).image_mask.sum(1).max()
+    limited = dataclasses.replace(
+        world,
+        model=policy.model,
+        processor=policy.encoder.processor,
+        encoder=policy.encoder,
+        policy=policy_for(policy.model, policy.encoder),
+    )
+    assert gap(limited) < 2e-5
+    policy.encoder.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "config.json").write_bytes((tmp_path / "config.json").read_bytes())
+    again = PromptEncoder(load_processor(str(tmp_path / "saved"))).prompt_batch(pictures(name, 4), ["x"] * 4)
+    assert torch.equal(again.image_mask.sum(1), counts)
+
+
+@pytest.mark.parametrize("name", [*LIMITS, "paligemma", "llava", "gemma3"])
+def test_too_few_image_tokens_are_refused(name):
+    world = make_world(name)
+    fixed = name not in LIMITS
+    with pytest.raises(RecipeError, match="always have" if fixed else "image_tokens: expected 0 or at least"):
+        world.encoder.family.limit_image_tokens(world.processor, 2)
