@@ -102,9 +102,7 @@ def base_model_of(recipe: ModelRecipe, *, has_adapter: bool = True) -> str:
         check_adapter_exists(recipe.adapter)
         name = name or adapter_settings(Path(recipe.adapter)).get("base_model_name_or_path")
     if not name:
-        raise RecipeError(
-            "model_name_or_path: missing; give a PaliGemma checkpoint, or an adapter that names its own"
-        )
+        raise RecipeError("model_name_or_path: missing; give a checkpoint, or an adapter that names its own")
     check_model_exists(name)
     return name
 

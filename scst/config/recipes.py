@@ -239,7 +239,7 @@ def check_required(recipe: Recipe) -> None:
     needs_model = SFTRecipe | EvaluateRecipe | CaptionRecipe | ExplainRecipe
     if isinstance(recipe, needs_model) and recipe.model_name_or_path is None and recipe.adapter is None:
         raise RecipeError(
-            "model_name_or_path: missing; give a PaliGemma checkpoint, or an adapter (--adapter DIR), which "
+            "model_name_or_path: missing; give a checkpoint, or an adapter (--adapter DIR), which "
             "names its own"
         )
 

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 
 from scst.adapters.prompt_tuning import encoder_for
 from scst.errors import DataError, RecipeError
@@ -56,6 +57,7 @@ def caption_images(
         raise RecipeError(f"batch_size must be at least 1, got {batch_size}")
     prompts = _one_prompt_per_image(prompts, len(images))
     encoder = encoder_for(model, processor)
+    _check_beams(encoder, get_decoding(decoding))
     config = _generation_config(model, encoder, get_decoding(decoding), max_new_tokens, min_new_tokens)
     captions: list[Caption] = []
     with _decoding_state(model, seed):
@@ -66,6 +68,18 @@ def caption_images(
             if progress is not None:
                 progress(len(rows))
     return captions
+
+
+def _check_beams(encoder: PromptEncoder, decoding: Decoding) -> None:
+    """Versions of transformers before `generate` computed image features once repeat vision inputs row by row
+    for beams; a family with several rows an image then sees tiles of other images."""
+    if decoding.num_beams == 1 or not encoder.family.several_rows_per_image:
+        return
+    if not hasattr(GenerationMixin, "_expand_multimodal_outputs"):
+        raise RecipeError(
+            f"decoding: with transformers {transformers.__version__} the beams of this family would see the "
+            "tiles of other images; use a decoding without beams, or transformers 5.23"
+        )
 
 
 def _one_prompt_per_image(prompts: str | Sequence[str], num_images: int) -> list[str]:

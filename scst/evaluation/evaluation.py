@@ -86,7 +86,7 @@ class Evaluation:
         scores and writes.
 
         Args:
-            model, processor: a PaliGemma, with or without adapter, and its processor.
+            model, processor: a captioning model, with or without adapter, and its processor.
             dataset: rows of ``image``, ``references`` and ``image_id``.
 
         Returns:

@@ -84,7 +84,7 @@ def sample_captions(
     """Sample captions of some images with the engine that training samples with, and score them.
 
     Args:
-        model, processor: a PaliGemma, with or without adapter, and its processor.
+        model, processor: a captioning model, with or without adapter, and its processor.
         corpus: the whole evaluation: its pictures and ids, and the document frequencies of its references.
         indices: which images.
         prompt: instruction without the image token.

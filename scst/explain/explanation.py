@@ -17,6 +17,7 @@ from scst.explain.faithfulness import FaithfulnessCurve, faithfulness_curve
 from scst.explain.gradients import grad_cam, integrated_gradients
 from scst.explain.segments import Occluder, cut_into_segments, hidden_picture, segment_means
 from scst.explain.shapley import segment_shapley_values
+from scst.models.prompts import PromptEncoder
 
 METHODS = {
     "shap": "SHAP on segments",
@@ -128,7 +129,7 @@ def explain_caption(
     """Explain a caption: the whole of it, and every word or one of them.
 
     Args:
-        model: a PaliGemma, with or without adapter, frozen and in evaluation mode.
+        model: a captioning model, with or without adapter, frozen and in evaluation mode.
         processor: its processor.
         image: the picture.
         caption: the text to explain, usually what the model says of the picture.
@@ -141,9 +142,10 @@ def explain_caption(
 
     Raises:
         DataError: when the caption has no words.
-        RecipeError: when it does not have the chosen word.
+        RecipeError: when it does not have the chosen word, or a method does not suit the model's family.
     """
     settings = settings or Settings()
+    _check_methods(processor, settings.methods)
     target = AttributionTarget(
         model, processor, image, prompt, caption, max_new_tokens=max_new_tokens, progress=progress
     )
@@ -163,6 +165,15 @@ def explain_caption(
         label, caption, texts, targets, focus, seen, unseen, picture, segments, heat, importance, curves,
         maps.completeness,
     )  # fmt: skip
+
+
+def _check_methods(processor: Any, methods: Sequence[str]) -> None:
+    if "attention_rollout" in methods and not PromptEncoder.of(processor).family.tokens_are_patches:
+        others = ", ".join(method for method in METHODS if method != "attention_rollout")
+        raise RecipeError(
+            "explain: attention_rollout follows attention from words to patches, but the image tokens of "
+            f"this family are no patches of its vision tower; give methods: [{others}]"
+        )
 
 
 def pictures_to_see(settings: Settings, num_targets: int) -> int:

@@ -30,7 +30,7 @@ def hidden_picture(picture: np.ndarray, occlusion: str) -> np.ndarray:
     """What is seen where something is hidden: (H, W, 3) colours from 0 to 1.
 
     ``blur`` (Gaussian, an eighth of the side) keeps the colours of the surroundings and removes what can be
-    recognised; ``mean`` is the picture's mean colour; ``gray`` is 0.5, the zero of PaliGemma's input;
+    recognised; ``mean`` is the picture's mean colour; ``gray`` is 0.5, the zero of most models' input;
     ``black`` is 0. There is no neutral choice (Sturmfels et al. 2020, doi:10.23915/distill.00022): a red roof
     on a black picture loses less than a black one.
 

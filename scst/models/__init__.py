@@ -1,4 +1,5 @@
-"""The PaliGemma family: loading and quantisation, prompt format, attention masks, and the forward passes.
+"""The captioning model: loading and quantisation, prompts, attention masks, and the forward passes.
 
+What differs between families of models is in ``families``.
 What is trained beside the frozen weights is in ``scst.adapters``.
 """

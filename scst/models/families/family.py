@@ -65,8 +65,11 @@ class Family:
         first_position: of a prompt's first token.
         vision_arguments: what the processor makes for ``get_image_features``.
         varies_image_tokens: whether pictures of different shapes have different numbers of features.
+        several_rows_per_image: whether an image has several rows of ``pixel_values``, and the model does not
+            say how ``generate`` repeats them for beams.
         tokens_are_grid: whether the image tokens are one square grid over the picture, and ``pixel_values``
             (1, 3, H, W) all that the vision tower takes.
+        tokens_are_patches: whether each of them is one patch of the vision tower.
         window_cuts_blocks: whether a sliding window also hides the beginning of a token's own block.
         reserved_tokens: those that prompt tuning may take, in this order.
     """
@@ -76,7 +79,9 @@ class Family:
     first_position: ClassVar[int] = 0
     vision_arguments: ClassVar[tuple[str, ...]] = ("pixel_values",)
     varies_image_tokens: ClassVar[bool] = False
+    several_rows_per_image: ClassVar[bool] = False
     tokens_are_grid: ClassVar[bool] = False
+    tokens_are_patches: ClassVar[bool] = False
     window_cuts_blocks: ClassVar[bool] = False
     reserved_tokens: ClassVar[tuple[str, ...]] = ()
 

@@ -12,6 +12,7 @@ class InternVL(Family):
 
     processors = ("InternVLProcessor",)
     varies_image_tokens = True
+    several_rows_per_image = True
     names = ModuleNames(
         vision_linear=r"attention\.(q_proj|k_proj|v_proj|projection_layer)|mlp\.fc[12]",
         vision_qv=r"attention\.(q|v)_proj",

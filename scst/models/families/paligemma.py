@@ -20,6 +20,7 @@ class PaliGemma(Family):
 
     processors = ("PaliGemmaProcessor",)
     tokens_are_grid = True
+    tokens_are_patches = True
     names = ModuleNames(projector_linear="linear")
     first_position = 1
     reserved_tokens = (*(f"<seg{i:03}>" for i in range(128)), *(f"<loc{i:04}>" for i in range(1024)))

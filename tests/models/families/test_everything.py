@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from transformers import GenerationMixin
 
 from scst.adapters import kinds
 from scst.adapters.loading import load_adapter
 from scst.adapters.merging import write_merged
 from scst.adapters.new_adapter import add_adapter
 from scst.adapters.prompt_tuning import encoder_for
+from scst.errors import RecipeError
 from scst.evaluation.captioning import caption_images
 from scst.evaluation.decoding import DECODINGS
+from scst.explain.explanation import METHODS, Settings, explain_caption
 from scst.models.policy import policy_for
 from scst.models.pretrained import load_model
 from scst.models.processors import load_processor
@@ -58,11 +62,19 @@ def test_stored_features_are_the_computed_ones(name, tmp_path):
     assert torch.equal(prompts.input_ids, world.prompts.select(torch.tensor([1, 0])).input_ids)
 
 
+def sees_other_tiles(world) -> bool:
+    """Whether beams of this family are wrong in the installed transformers."""
+    computed_once = hasattr(GenerationMixin, "_expand_multimodal_outputs")
+    return world.encoder.family.several_rows_per_image and not computed_once
+
+
 @EACH
 @pytest.mark.parametrize("decoding", DECODINGS)
 def test_every_decoding_preset(name, decoding):
     """An image's caption does not depend on its neighbour, where nothing is drawn."""
     world = families.make_world(name)
+    if sees_other_tiles(world) and DECODINGS[decoding].num_beams > 1:
+        pytest.skip("refused with this version of transformers")
     settings = {"decoding": decoding, "max_new_tokens": 8, "min_new_tokens": 2}
     together = caption_images(world.model, world.processor, world.images, world.instructions, **settings)
     assert all(2 <= caption.num_tokens <= 32 for caption in together)
@@ -88,8 +100,6 @@ def test_adapters_train_save_and_load(name, kind, tmp_path):
     """Sampled and scored log probabilities agree, gradients reach the adapter, a loaded one is the same."""
     world = families.make_world(name)
     if kind == "prompt_tuning" and not world.encoder.family.reserved_tokens:
-        from scst.errors import RecipeError
-
         with pytest.raises(RecipeError, match="num_virtual_tokens: the vocabulary has 0 reserved tokens"):
             add_adapter(world.model.requires_grad_(False), world.processor, ADAPTERS[kind], prompt="describe")
         return
@@ -159,8 +169,36 @@ def test_beams_see_their_image(name):
     """The best first token of several beams is the greedy one: tiles stay with their images."""
     world = families.make_world(name)
     inputs = world.encoder.generation_inputs(world.prompts)
+    if sees_other_tiles(world):
+        with pytest.raises(RecipeError, match="the beams of this family would see the tiles of other images"):
+            caption_images(world.model, world.processor, world.images, "x", "beam", max_new_tokens=4)
+        return
     first = [
         world.model.generate(**inputs, max_new_tokens=1, num_beams=beams, do_sample=False)[:, -1]
         for beams in (1, 3)
     ]
     assert torch.equal(*first)
+
+
+@EACH
+def test_explanations(name):
+    """Maps of the families whose image tokens are a grid; a reason for the others, before anything is run."""
+    world = families.make_world(name)
+    family = world.encoder.family
+    methods = [m for m in METHODS if m != "attention_rollout" or family.tokens_are_patches]
+    settings = Settings(
+        methods=methods, num_segments=4, permutations=1, ig_steps=128, curve_steps=2, batch_size=32
+    )
+    arguments = (world.model.requires_grad_(False), world.processor, world.images[1], "a river")
+    if not family.tokens_are_grid:
+        with pytest.raises(RecipeError, match="tiles or patches of pictures of any shape"):
+            explain_caption(*arguments, prompt="x", settings=settings)
+        return
+    found = explain_caption(*arguments, prompt="x", settings=settings)
+    assert set(found.heat) == set(methods)
+    assert all(np.isfinite(heat[0]).all() and heat[0].any() for heat in found.heat.values())
+    total, expected = found.completeness[0]
+    assert abs(total - expected) < 0.2 * abs(expected) + 0.02
+    if not family.tokens_are_patches:
+        with pytest.raises(RecipeError, match="attention_rollout follows attention from words to patches"):
+            explain_caption(*arguments, prompt="x", settings=Settings(methods=["attention_rollout"]))
