@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from scst.rollout.decode import rollout
 from scst.rollout.distribution import rollout_uniforms
 from scst.types import PromptBatch, Sampling
 from tests.support import tiny
+from tests.support.worlds import write_risc
 
 FAMILIES = (
     "paligemma",
@@ -387,3 +389,15 @@ RULES = {
     "a bidirectional prompt": ("paligemma", "block_ids", Family.block_ids, 0.02),
 }
 """Family, where its rule is, what most families do there, how large the gap becomes at least (nats)."""
+
+
+def write_world(folder: Path, name: str, **images: int) -> Path:
+    """``folder/model`` and ``folder/data``, whose pictures have several shapes."""
+    world = make_world(name)
+    for part in (world.model, world.processor):
+        part.save_pretrained(folder / "model")
+    write_risc(folder / "data", **images)
+    files = sorted((folder / "data" / "resized").iterdir())
+    for file, picture in zip(files, pictures(name, len(files)), strict=True):
+        picture.save(file)
+    return folder

@@ -26,7 +26,7 @@ from scst.scoring.score_captions import score
 from scst.types import Sampling
 from tests.support import families
 from tests.support.stages import run_recipe
-from tests.support.worlds import tiny_run, write_risc
+from tests.support.worlds import tiny_run
 
 EACH = pytest.mark.parametrize("name", families.FAMILIES)
 
@@ -124,18 +124,11 @@ def test_adapters_train_save_and_load(name, kind, tmp_path):
     torch.testing.assert_close(again, scores.detach(), rtol=0, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_risc(tmp_path_factory.mktemp("data") / "risc")
-
-
 @EACH
-def test_both_stages_by_recipe(name, data, tmp_path):
+def test_both_stages_by_recipe(name, tmp_path):
     """SFT lowers its loss, SCST goes on from its adapter, frozen weights stay, what is merged is equal."""
+    families.write_world(tmp_path, name, train=12)
     world, base = families.make_world(name), str(tmp_path / "model")
-    world.model.save_pretrained(base)
-    world.processor.save_pretrained(base)
-    (tmp_path / "data").symlink_to(data)
     settings = tiny_run(tmp_path, learning_rate=1e-2, max_steps=4, seed=3)
     adapter = {"lora_rank": 4, "lora_targets": "full", "output_dir": str(tmp_path / "sft")}
     sft = run_recipe("sft", settings | adapter)
