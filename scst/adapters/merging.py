@@ -42,6 +42,7 @@ def write_merged(
     base: str, adapter: str, output_dir: str | Path, *, precision: str, image_tokens: int = 0
 ) -> list[str]:
     """Merge and write weights, configuration and processor; returns the virtual tokens of the prompt."""
+    check_mergeable(adapter)
     processor = load_processor(base, image_tokens=image_tokens)
     model, tokens = merged_model(base, adapter, precision=precision)
     family_of(model).take_image_sizes(model, processor)

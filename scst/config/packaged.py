@@ -87,5 +87,7 @@ def _hint(name: str, known: list[str]) -> str:
     wanted = name.removesuffix(".yaml")
     last = wanted.rpartition("/")[2]
     close = difflib.get_close_matches(wanted, known, n=3)
-    close += [other for other in known if other.rpartition("/")[2] == last and other not in close]
+    others = [other for other in known if other.rpartition("/")[2] == last]
+    first = [other for other in others if other.startswith("quickstart/")]
+    close = list(dict.fromkeys([*first, *close, *others]))
     return f"; did you mean {', '.join(close[:4])}?" if close else ""

@@ -232,18 +232,19 @@ class Policy:
         self, module: nn.Module, inputs: DecoderInputs, *, keep: torch.Tensor, cache: Any | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """States (B, L, D) and logits (B, kept, V), computed within a call of ``module``."""
+        states: list[torch.Tensor] = []  # beside the return value: wrappers convert that to float32
 
-        def decode(**arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        def decode(**arguments: Any) -> torch.Tensor:
             names = ("inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache")
             given = {name: arguments[name] for name in names} | inputs.arguments
-            states = self.decoder(**given).last_hidden_state
-            return states, self.family.final_logits(self.inner, self.head(states[:, keep]))
+            states.append(self.decoder(**given).last_hidden_state)
+            return self.family.final_logits(self.inner, self.head(states[0][:, keep]))
 
         positions = inputs.position_ids
         # Under gradient checkpointing transformers ignores the cache, with a warning at most.
         checkpointing = nullcontext() if cache is None else _checkpointing_off(self._can_checkpoint)
         with checkpointing, _forward_replaced(self.inner, decode):
-            return module(
+            logits = module(
                 inputs_embeds=inputs.embeddings,
                 attention_mask=masks.for_decoder(
                     inputs.mask,
@@ -255,6 +256,7 @@ class Policy:
                 past_key_values=cache,
                 use_cache=cache is not None,
             )
+        return states[0], logits
 
 
 @contextmanager

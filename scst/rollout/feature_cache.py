@@ -24,6 +24,7 @@ from scst.data.visible import visible
 from scst.errors import RecipeError
 from scst.models.families.table import family_of
 from scst.models.policy import Policy, base_model
+from scst.models.prompts import PromptEncoder
 from scst.types import ImageFeatures, PromptBatch
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class FeatureCache:
         family = family_of(inner)
         self._vision_config = inner.config.vision_config
         self._parts = family.vision_parts(inner)
+        processor = PromptEncoder.of(processor).processor
         self._num_tokens = family.max_image_tokens(processor)
         if any(p.requires_grad for part in self._parts for p in part.parameters()):
             raise RecipeError(

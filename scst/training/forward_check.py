@@ -101,15 +101,16 @@ def own_logprobs(policy: Policy, batch: Mapping[str, torch.Tensor], ids: torch.T
     own = {name: tensor for name, tensor in batch.items() if name != "position_ids"}
     length = ids.shape[1]
     logits = policy.inner(**own, use_cache=False, logits_to_keep=length + 1).logits[:, -length - 1 : -1]
+    tokens = ids.flatten()
     shaped = distribution.policy_logits(
-        logits,
-        positions=torch.arange(length, device=ids.device).expand_as(ids),
+        logits.flatten(0, 1),
+        positions=torch.arange(length, device=ids.device).repeat(len(ids)),
         sampling=_UNSHAPED,
         forbidden=policy.forbidden,
         eos_token_id=policy.eos_token_id,
-        keep_ids=ids,
+        keep_ids=tokens,
     )
-    return distribution.token_logprobs(shaped, ids)
+    return distribution.token_logprobs(shaped, tokens).view_as(ids)
 
 
 def _scored(policy: Policy, prompts: PromptBatch, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

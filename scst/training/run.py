@@ -122,7 +122,7 @@ def run_training(trainer: TrainerHooks, run: Run, output: OutputFolder, console:
         seconds = 0.0
     else:
         with unsharded(trainer.model), trainer.compute_loss_context_manager():
-            check_forward(trainer.model, trainer.data_collator, trainer.train_dataset)
+            check_forward(trainer.model, trainer.data_collator, trainer.stream or trainer.train_dataset)
         _begin(trainer, output)
         trainer.add_callback(_ResultOf(output))
         seconds = _train(trainer, run, checkpoint)

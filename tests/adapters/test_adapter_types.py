@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.cache_utils import DynamicCache
 
 from scst.adapters.loading import load_adapter
@@ -148,7 +148,7 @@ def test_saved_and_loaded(tiny_processor, images, tmp_path, kind):
     assert check_adapter_exists(tmp_path) == kind
     assert (tmp_path / "adapter_model.safetensors").stat().st_size < 30_000
     loaded = load_adapter(build_model(tiny_processor), tmp_path, trainable=True).eval()
-    fresh = encoder_for(loaded, load_processor(str(tmp_path)))
+    fresh = encoder_for(loaded, AutoProcessor.from_pretrained(tmp_path))
     assert torch.equal(logits_of(loaded, fresh, images), before)
     trainable = {name for name, p in loaded.named_parameters() if p.requires_grad}
     assert trainable == {name for name, p in model.named_parameters() if p.requires_grad}

@@ -135,6 +135,11 @@ def gradient_of(policy: Policy, processor, rank: int) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.requires_grad])
 
 
+KEPT: list[DistributedDataParallel] = []
+"""Never freed: with the last of them torch joins gloo's threads, and holds the interpreter's lock meanwhile,
+for which one of them may be waiting (seen once in some hundred runs of this test)."""
+
+
 def gradients_of_one_process() -> list[torch.Tensor]:
     rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
@@ -143,6 +148,7 @@ def gradients_of_one_process() -> list[torch.Tensor]:
     for find_unused in (False, True):
         policy = make_policy(processor)
         wrapped = DistributedDataParallel(policy.model, find_unused_parameters=find_unused)
+        KEPT.append(wrapped)
         policy = Policy(wrapped, policy.forbidden, policy.eos_token_id, policy.pad_token_id)
         for _ in range(2):  # the second step fails where the first left something behind
             wrapped.zero_grad()

@@ -19,7 +19,16 @@ from scst.config.recipes import RECIPES
 from scst.training.arguments.argument_table import OWNED
 
 TAKES_ZERO = {
-    *("split_seed", "seed", "min_new_tokens", "validation_batch_size", "save_minutes", "top_k", "kl_weight"),
+    *(
+        "split_seed",
+        "seed",
+        "min_new_tokens",
+        "image_tokens",
+        "validation_batch_size",
+        "save_minutes",
+        "top_k",
+        "kl_weight",
+    ),
     *("entropy_weight", "cross_entropy_weight", "scoring_batch_size", "head_chunk", "table_steps"),
     *("report_samples", "synonym_rare", "agreement_images", "contact_sheet", "lora_dropout", "seeds"),
     *("learning_rate", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),

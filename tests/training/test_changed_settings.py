@@ -159,6 +159,7 @@ def test_objects_are_recorded_by_their_classes():
         base="m",
         quantization="none",
         precision="fp32",
+        image_tokens=0,
         prompt="p",
         max_new_tokens=3,
         min_new_tokens=1,
