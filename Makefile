@@ -13,6 +13,8 @@ VENV ?= .venv
 WORKERS ?= 2
 ARGS ?=
 INPUTS ?=
+FAMILY ?= qwen3_vl
+TINY ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/scst/tiny
 BENCH ?= rewards rollout scoring step scaling
 
 STAMP := $(VENV)/.installed
@@ -26,7 +28,7 @@ THREADS = $${OMP_NUM_THREADS:-$$(n=$$(getconf _NPROCESSORS_ONLN 2> /dev/null || 
 
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: help quickstart test test-fast chaos lint bench clean install browser
+.PHONY: help quickstart test test-fast chaos lint bench tiny clean install browser
 
 help:
 	@echo "make quickstart   base -> SFT -> SCST on the included data and model; minutes on two cores"
@@ -35,6 +37,7 @@ help:
 	@echo "make chaos        faults injected into real runs, and thousands of malformed inputs; minutes"
 	@echo "make lint         ruff check, ruff format --check, mypy"
 	@echo "make bench        side-by-side measurements, about half an hour; one of them: make bench BENCH=rollout"
+	@echo "make tiny         a small model of another family, trained on rendered scenes: make tiny FAMILY=qwen3_vl"
 	@echo "make install      the environment only: $(VENV)"
 	@echo "make clean        remove $(VENV) and caches; outputs/ stays"
 
@@ -95,6 +98,11 @@ browser:
 	{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
 	  chromium fonts-dejavu-core > /dev/null; } || \
 	  echo "note: chromium could not be installed: tests of pages will be skipped"
+
+tiny: $(STAMP)
+	@$(IN_VENV) OMP_NUM_THREADS="$(THREADS)" $(VENV)/bin/python -m scst.data.scenes.family_model --family $(FAMILY) \
+	    --output "$(TINY)/$(FAMILY)" $(ARGS)
+	@echo "in $(TINY)/$(FAMILY); e.g. scst sft --config quickstart --model_name_or_path $(TINY)/$(FAMILY)"
 
 clean:
 	@if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi

@@ -4,9 +4,9 @@
     python -m scst.data.scenes.family_model --family qwen3_vl --output DIR
 
 Scenes are those of :mod:`scst.data.scenes.base_model`, which no split contains. First the vision tower and
-the projector learn to name a scene's facts from its image features; then the decoder learns the plain register
-of captions, and what annotators say of *another* scene of that kind. What is left for fine-tuning is to
-describe a picture in the annotators' words.
+the projector learn to name a scene's facts from its image features; then the decoder learns the plain
+register of captions, and what annotators say of *another* scene of that kind. What is left for fine-tuning is
+to describe a picture in the annotators' words.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from scst.data.scenes.base_model import (
     CAPTION_PROMPT,
     TEXT_PROMPT,
     Scenes,
-    half_precision,
     optimise,
 )
 from scst.data.scenes.dataset import PRETRAIN_SEEDS
@@ -40,12 +39,12 @@ from scst.models.prompts import PromptEncoder
 from scst.types import PromptBatch
 
 SHAPE = tiny_families.Shape(
-    width=128, layers=4, vision_layers=4, side=64, patch=8, vocabulary=1000, window=32
+    width=128, layers=4, vision_layers=3, side=64, patch=8, vocabulary=1000, window=32
 )
 PROMPTS = (CAPTION_PROMPT, TEXT_PROMPT)
 CAPTION_SHARE = 0.8
 """Of the captions that the decoder learns; the others answer :data:`TEXT_PROMPT`."""
-BATCH = 48
+BATCH = 32
 MAX_TOKENS = 40
 
 
@@ -92,8 +91,7 @@ def train_vision(policy: Policy, data: EncodedScenes, steps: int, lr: float = 1e
     def losses() -> Iterator[Tensor]:
         while True:
             rows = torch.randint(len(scenes.facts), (BATCH,))
-            with half_precision():
-                features = policy.image_features(data.prompts(rows.tolist(), [0] * BATCH))
+            features = policy.image_features(data.prompts(rows.tolist(), [0] * BATCH))
             pooled = torch.stack([levels[0].float().mean(0) for levels in features])
             logits = heads(pooled).split(scenes.fact_sizes, dim=-1)
             each = [functional.cross_entropy(one, scenes.facts[rows, i]) for i, one in enumerate(logits)]
@@ -113,8 +111,7 @@ def train_decoder(policy: Policy, data: EncodedScenes, steps: int, lr: float = 2
             rows = torch.randint(len(scenes.facts), (BATCH,)).tolist()
             which = [int(rng.random() >= CAPTION_SHARE) for _ in rows]
             captions = [_caption(scenes, row, task, rng) for row, task in zip(rows, which, strict=True)]
-            with half_precision():
-                yield _cross_entropy(policy, data, data.prompts(rows, which), captions)
+            yield _cross_entropy(policy, data, data.prompts(rows, which), captions)
 
     optimise([p for p in policy.inner.parameters() if p.requires_grad], losses(), steps, lr, "decoder")
 
@@ -144,7 +141,7 @@ def _cross_entropy(
 
 
 def build(
-    name: str, folder: Path, steps: int = 1200, decoder_steps: int = 900, scenes: int = 6000, seed: int = 0
+    name: str, folder: Path, steps: int = 800, decoder_steps: int = 800, scenes: int = 6000, seed: int = 0
 ) -> None:
     """Train a model of a family and save it.
 
@@ -175,8 +172,8 @@ def main() -> None:
     )
     parser.add_argument("--family", required=True, choices=tiny_families.FAMILIES)
     parser.add_argument("--output", type=Path, required=True, help="folder for model and processor")
-    parser.add_argument("--steps", type=int, default=1200, help="steps of the vision tower")
-    parser.add_argument("--decoder_steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=800, help="steps of the vision tower")
+    parser.add_argument("--decoder_steps", type=int, default=800)
     parser.add_argument("--scenes", type=int, default=6000, help="number of pretraining scenes")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

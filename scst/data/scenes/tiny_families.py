@@ -265,10 +265,14 @@ def build_config(name: str, processor: Any, shape: Shape) -> Any:
             classes,
             {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[name] + "Config",
         )
-        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": _axes(width // 8)}
+        rope: dict[str, Any] = {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": _axes(width // 8),
+        }
         if name == "qwen3_vl":
             rope |= {"mrope_interleaved": True}
-        vision = {
+        vision: dict[str, Any] = {
             "depth": shape.vision_layers + 1,
             "num_heads": 4,
             "patch_size": shape.patch // 2,
