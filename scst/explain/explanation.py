@@ -168,7 +168,11 @@ def explain_caption(
 
 
 def _check_methods(processor: Any, methods: Sequence[str]) -> None:
-    if "attention_rollout" in methods and not PromptEncoder.of(processor).family.tokens_are_patches:
+    family = PromptEncoder.of(processor).family
+    no_patches = (
+        family.tokens_are_grid and not family.tokens_are_patches
+    )  # without a grid nothing is explained
+    if "attention_rollout" in methods and no_patches:
         others = ", ".join(method for method in METHODS if method != "attention_rollout")
         raise RecipeError(
             "explain: attention_rollout follows attention from words to patches, but the image tokens of "
